@@ -1,0 +1,30 @@
+# tunediff: what fine-tuning changed inside a language model. Run: snakemake --cores 8 results/figures/fig4.pdf
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+if (
+    not workflow.overwrite_configfiles
+):  # a config given by --configfile replaces the demo, it is not merged into it
+
+    configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/models.smk"
+include: "rules/tokens.smk"
+include: "rules/activations.smk"
+include: "rules/crosscoders.smk"
+include: "rules/latents.smk"
+include: "rules/causal.smk"
+include: "rules/figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        FIGURES,
+        f"{R}/tables/table1.csv",
+        f"{R}/concepts/concepts.parquet",
+        f"{R}/summary.txt",

@@ -1,0 +1,27 @@
+# Residuals of both models on the same ids: one job per part.
+rule activations:
+    input:
+        models=store("models"),
+        hooks=f"{R}/hooks.json",
+        tokens=store("tokens/{split}.zarr"),
+        manifest=f"{R}/tokens/{{split}}.json",
+    output:
+        store=directory(f"{R}/activations/{{split}}/part-{{part}}.zarr"),
+        manifest=f"{R}/activations/{{split}}/part-{{part}}.json",
+    log:
+        f"{R}/logs/activations/{{split}}-{{part}}.log",
+    benchmark:
+        f"{R}/benchmarks/activations/{{split}}-{{part}}.tsv"
+    conda:
+        "../envs/tunediff.yaml"
+    threads: 8
+    resources:
+        mem_mb=MODEL_MB + SHARD_MB,
+        runtime=240,
+        gpu=GPU,
+    params:
+        key=key("activations/{split}/part-{part}"),
+        models_key=KEYS["models"],
+        tokens_key=key("tokens/{split}"),
+    script:
+        "../workflow/scripts/activations.py"

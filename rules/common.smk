@@ -1,0 +1,61 @@
+# Config check, content keys and the helpers of all rules. Nothing heavy: this is read at every start.
+import sys
+from pathlib import Path
+
+from tunediff.config import check, load_schema
+from tunediff.errors import TunediffError
+from tunediff.plan import Plan
+
+ROOT = Path(workflow.basedir)
+
+try:
+    config = check(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))
+    PLAN = Plan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    KEYS = PLAN.keys
+except TunediffError as error:
+    print(error, file=sys.stderr)
+    sys.exit(1)
+
+R = config["results"]
+GPU = 0 if config["models"]["device"] == "cpu" else 1
+# Memory asked for, in MB: the demo's models are tiny, others are taken as 2-8 B parameters (override in a profile).
+DEMO = config["models"]["base"] == "demo"
+MODEL_MB = 2000 if DEMO else 24000
+SHARD_MB = 500 if DEMO else 8000
+TRAIN_MB = 3000 if DEMO else 48000
+CROSSCODER_MB = 2000 if DEMO else 24000
+FIGURES = expand(
+    "{root}/figures/{name}.{suffix}",
+    root=R,
+    name=["fig2", "fig3", "fig4", "training"],
+    suffix=["pdf", "png", "csv"],
+)
+
+
+wildcard_constraints:
+    split="train|validation",
+    part="[0-9]+",
+    name="[a-z][a-z0-9_]*-seed[0-9]+",
+
+
+def store(path):
+    """A store as a rule's input: its manifest, compared by content, says whether it changed; its own time does not."""
+    return ancient(f"{R}/{path}")
+
+
+def key(pattern):
+    """The content key of an artifact as a rule's parameter."""
+    return lambda wildcards: KEYS[pattern.format(**wildcards)]
+
+
+def parts(split, suffix):
+    """All parts of a split's activations: stores (.zarr) or manifests (.json)."""
+    return [
+        f"{R}/activations/{split}/part-{i:03d}{suffix}"
+        for i in range(PLAN.n_parts(split))
+    ]
+
+
+def each_dictionary(pattern):
+    """The pattern for every crosscoder and seed."""
+    return [f"{R}/{pattern}".format(name=name) for name in PLAN.dictionaries]

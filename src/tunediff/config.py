@@ -1,0 +1,230 @@
+"""Reads and checks a config before anything else happens: one line per mistake, naming the key and the remedy.
+
+The JSON schema (`workflow/schemas/config.schema.yaml`) holds the keys, their types, ranges, defaults and descriptions;
+`check` adds what a schema cannot say (relations between keys, files that must exist).
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+
+from tunediff.errors import TunediffError
+
+TYPE_NAMES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "object": "a mapping",
+    "array": "a list",
+}
+
+
+def load_schema(path: Path) -> dict[str, Any]:
+    """Read the schema (YAML)."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def load(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a config file (YAML), check it and fill in defaults."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TunediffError(f"config: {path} does not exist; give --configfile the path of a config") from error
+    except yaml.YAMLError as error:
+        raise TunediffError(f"config: {path} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise TunediffError(f"config: {path} must hold a mapping of keys; see config/README.md")
+    return check(raw, schema)
+
+
+def check(raw: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with defaults filled in.
+
+    Raises
+    ------
+    TunediffError
+        The first mistake, in one line: the key, what is wrong, what to write instead.
+    """
+    config = json.loads(json.dumps(raw))  # a deep copy of plain values
+    concrete = _concrete(schema, config, schema)
+    errors = sorted(Draft202012Validator(concrete).iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
+    if errors:
+        raise TunediffError(_explain(errors[0]))
+    _check_relations(config)
+    return config
+
+
+def _concrete(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve references and `oneOf` for this value and fill in its defaults, so that errors name one place."""
+    node = dict(schema)
+    if "$ref" in node:
+        target: Any = root
+        for step in node.pop("$ref").removeprefix("#/").split("/"):
+            target = target[step]
+        node = {**target, **node}
+    if "oneOf" in node:
+        branches = [_concrete(branch, None, root) for branch in node["oneOf"]]
+        tag = next(name for name, sub in branches[0]["properties"].items() if "const" in sub)
+        names = [branch["properties"][tag]["const"] for branch in branches]
+        chosen = value.get(tag) if isinstance(value, dict) else None
+        node.pop("oneOf")
+        if chosen in names:
+            node = {**branches[names.index(chosen)], "description": node.get("description", "")}
+        else:
+            node["properties"] = {tag: {"enum": names}}
+    if isinstance(value, dict):
+        properties = dict(node.get("properties", {}))
+        for name, sub in properties.items():
+            if name not in value and "default" in sub:
+                value[name] = json.loads(json.dumps(sub["default"]))
+        node["properties"] = {
+            name: _concrete(sub, value[name], root) if name in value else sub for name, sub in properties.items()
+        }
+        extra = node.get("additionalProperties")
+        if isinstance(extra, dict):
+            node["properties"] |= {n: _concrete(extra, v, root) for n, v in value.items() if n not in properties}
+    return node
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(step) for step in error.absolute_path)
+    schema = error.schema
+    where = f"config: `{key}`" if key else "config:"
+    meaning = (
+        f" ({schema['description'].rstrip('.')})" if isinstance(schema, dict) and schema.get("description") else ""
+    )
+    kind, wanted, value = error.validator, error.validator_value, error.instance
+    if kind == "additionalProperties":
+        known = sorted(schema.get("properties", {}))
+        unknown = next(name for name in value if name not in known)
+        close = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
+        return f"config: unknown key `{key + '.' if key else ''}{unknown}`; {hint}"
+    if kind == "required":
+        missing = next(name for name in wanted if name not in value)
+        about = schema.get("properties", {}).get(missing, {}).get("description", "see config/README.md")
+        return f"config: `{key + '.' if key else ''}{missing}` is missing; add it: {about}"
+    if kind == "type":
+        names = [wanted] if isinstance(wanted, str) else wanted
+        return f"{where} must be {' or '.join(TYPE_NAMES.get(n, n) for n in names)}, not {value!r}{meaning}"
+    if kind in ("enum", "const"):
+        options = wanted if kind == "enum" else [wanted]
+        return f"{where} must be one of {', '.join(map(str, options))}, not {value!r}{meaning}"
+    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below"}
+    if kind in bounds:
+        return f"{where} must be {bounds[kind]} {wanted}, not {value!r}{meaning}"
+    if kind == "anyOf":
+        return f"{where} must not be {value!r}{meaning}"
+    return f"{where} {' '.join(error.message.split())}{meaning}"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise TunediffError(f"config: {message}")
+
+
+def is_local(model: str) -> bool:
+    """Whether a model name is a directory rather than a hub id (`org/name`) or `demo`."""
+    return model != "demo" and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
+
+
+def _check_relations(config: Mapping[str, Any]) -> None:
+    models, tokens, acts = config["models"], config["tokens"], config["activations"]
+    _require(
+        (models["base"] == "demo") == (models["chat"] == "demo"),
+        "`models.base` and `models.chat` must both be `demo`, or neither; write the other model's id or directory",
+    )
+    for side in ("base", "chat"):
+        if is_local(models[side]):
+            path = Path(models[side]).expanduser()
+            _require(
+                (path / "config.json").is_file(),
+                f"`models.{side}`: {path} is not a model directory (no config.json); give one made by save_pretrained",
+            )
+    _require(
+        models["base"] == "demo" or models["demo"] == {"retrain": False},
+        "`models.demo` is only read where `models.base` and `models.chat` are `demo`; remove it",
+    )
+    _require(
+        models["demo"].get("retrain", False) or len(models["demo"]) <= 1,
+        "`models.demo` settings have no effect without `retrain: true`; add it",
+    )
+    for name, source in {**tokens["sources"], "conversations": config["conversations"]["source"]}.items():
+        if source["from"] == "local":
+            where = "conversations.source" if name == "conversations" else f"tokens.sources.{name}"
+            for field in ("path", "validation_path"):
+                if source.get(field):
+                    _require(
+                        bool(_files(source[field])),
+                        f"`{where}.{field}`: no file {source[field]}; give .jsonl, .jsonl.gz or .parquet files",
+                    )
+    for split, budget in tokens["budgets"].items():
+        _require(
+            set(budget) == set(tokens["sources"]),
+            f"`tokens.budgets.{split}` names {sorted(budget)}, `tokens.sources` {sorted(tokens['sources'])}; "
+            "give every source a budget",
+        )
+        total, shard = sum(budget.values()), acts["shard_tokens"]
+        _require(
+            total % shard == 0,
+            f"`tokens.budgets.{split}` adds up to {total}, not a multiple of `activations.shard_tokens` ({shard}); "
+            f"write {max(1, round(total / shard)) * shard} in all, or another shard",
+        )
+    for small, large in (("chunk_tokens", "shard_tokens"), ("shard_tokens", "part_tokens")):
+        _require(
+            acts[large] % acts[small] == 0,
+            f"`activations.{large}` ({acts[large]}) must be a multiple of `activations.{small}` ({acts[small]}); "
+            f"write {max(1, round(acts[large] / acts[small])) * acts[small]}",
+        )
+    conversations, causal, crosscoders = config["conversations"], config["causal"], config["crosscoders"]
+    _require(
+        conversations["max_prompt_tokens"] < conversations["max_tokens"],
+        "`conversations.max_prompt_tokens` must be below `conversations.max_tokens`, to leave room for an answer",
+    )
+    _require(
+        causal["set_size"] is not None or causal["reference"] in crosscoders,
+        f"`causal.reference`: there is no crosscoder `{causal['reference']}`; "
+        f"write one of {', '.join(crosscoders)}, or a number for `causal.set_size`",
+    )
+    for name, settings in crosscoders.items():
+        where, size = f"crosscoders.{name}", settings["dict_size"]
+        if settings["kind"] == "l1":
+            _require(
+                (settings["mu"] == "auto") == (settings["target_l0"] is not None),
+                f"`{where}.target_l0` goes with `mu: auto`; give both, or a number for mu alone",
+            )
+            _require((settings["target_l0"] or 0) < size, f"`{where}.target_l0` must be below dict_size ({size})")
+        else:
+            _require(settings["k"] <= size, f"`{where}.k` ({settings['k']}) must be at most dict_size ({size})")
+            _require(settings["aux_k"] <= size, f"`{where}.aux_k` must be at most dict_size ({size})")
+            _require(
+                (settings["k_max"] is None) == (settings["k_anneal_steps"] == 0),
+                f"`{where}.k_max` goes with `k_anneal_steps`; give both or neither",
+            )
+
+
+def _files(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    anchor = Path(path.anchor or ".")
+    return sorted(p for p in anchor.glob(str(path.relative_to(path.anchor))) if p.is_file())
+
+
+def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Return the local files that stages read by content, per config key: model directories and text files."""
+    paths: dict[str, list[Path]] = {}
+    for side in ("base", "chat"):
+        if is_local(config["models"][side]):
+            directory = Path(config["models"][side]).expanduser()
+            paths[f"models.{side}"] = sorted(p for p in directory.iterdir() if p.is_file())
+    for name, source in {**config["tokens"]["sources"], "conversations": config["conversations"]["source"]}.items():
+        if source["from"] == "local":
+            fields = [source["path"], source["validation_path"]]
+            paths[f"source.{name}"] = [path for field in fields if field for path in _files(field)]
+    return paths

@@ -1,0 +1,151 @@
+"""Conversations: the requests of the causal experiment with the chat model's own (or given) answers."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tunediff.corpora import documents
+from tunediff.documents import Document, Message
+from tunediff.errors import TunediffError
+from tunediff.models import ResidualModel, load_pair
+from tunediff.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write_store
+
+
+@dataclass(frozen=True)
+class ConversationSettings:
+    """How the conversations of the causal experiment are made."""
+
+    n: int = 512  # conversations
+    max_prompt_tokens: int = 896  # longer requests are skipped
+    max_tokens: int = 1024  # of prompt and answer together
+    answers: str = "generate"  # "generate": the chat model's greedy answers; "given": the source's second message
+    batch_tokens: int = 32768  # prompts and answers of one generation batch, padding included
+    ignore_first_tokens: int = 0  # marked as ignored at the start of each conversation
+    split: str = "validation"  # split of the source the requests are taken from
+
+
+def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:
+    """Append generated ids to a prompt, up to and with the first stop token, cut to `length`."""
+    stops = [i for i, token in enumerate(answer) if token in stop_ids]
+    ids = np.array(answer[: stops[0] + 1] if stops else answer, dtype=np.int32)
+    mask = np.full(len(ids), Mask.ASSISTANT, dtype=np.uint8)
+    if stops:
+        mask[-1] |= Mask.TEMPLATE
+    return cut(
+        Encoding(
+            np.concatenate([encoding.token_id, ids]),
+            np.concatenate([encoding.mask, mask]),
+            np.concatenate([encoding.label, np.zeros(len(ids), dtype=np.uint64)]),
+        ),
+        length,
+    )
+
+
+def _generate(
+    model: ResidualModel, prompts: Sequence[Encoding], stop_ids: Sequence[int], settings: ConversationSettings
+) -> list[Encoding]:
+    """Answer every prompt greedily, in batches of prompts of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_id))
+    per_batch = max(1, settings.batch_tokens // settings.max_tokens)
+    answers: dict[int, Encoding] = {}
+    with tqdm(total=len(prompts), desc="answers", unit="conv", mininterval=5, file=sys.stderr) as bar:
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch]
+            width = len(prompts[chosen[-1]].token_id)
+            ids = torch.full((len(chosen), width), stop_ids[0], dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                length = len(prompts[i].token_id)
+                ids[row, width - length :] = torch.from_numpy(prompts[i].token_id.astype(np.int64))
+                mask[row, width - length :] = 1
+            shortest = len(prompts[chosen[0]].token_id)
+            new = model.generate(ids, mask, settings.max_tokens - shortest, stop_ids).cpu().tolist()
+            for i, answer in zip(chosen, new, strict=True):
+                answers[i] = _answered(prompts[i], answer, stop_ids, settings.max_tokens)
+            bar.update(len(chosen))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def build_conversations(
+    source: Mapping[str, Any],
+    models_dir: Path,
+    settings: ConversationSettings,
+    seed: int,
+    device: str,
+    out: Path,
+    *,
+    key: str,
+) -> TokenStore:
+    """Write `settings.n` conversations: the first user turn of each document of `source`, and one answer.
+
+    Raises
+    ------
+    TunediffError
+        The source holds too few usable requests, or (answers "given") no answers.
+    """
+    started = time.time()
+    if settings.answers not in ("generate", "given"):
+        raise TunediffError(f"answers '{settings.answers}': use 'generate' or 'given'")
+    if settings.max_prompt_tokens >= settings.max_tokens:
+        raise TunediffError(
+            f"max_prompt_tokens {settings.max_prompt_tokens} leaves no room for answers in {settings.max_tokens} tokens"
+        )
+    pair = load_pair(models_dir)
+    tokenizer = pair.load_tokenizer()
+    renderer = ChatRenderer(tokenizer, (), settings.ignore_first_tokens)
+    skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_long": 0, "skipped_unanswered": 0}
+    kept: list[Encoding] = []
+    for document in documents(source, settings.split, seed):
+        if len(kept) == settings.n:
+            break
+        turns = document.messages
+        if turns[0].role == "system":
+            skipped["skipped_system"] += 1
+            continue
+        user = Message("user", turns[0].content)  # a column of plain requests is fine too
+        prompt = renderer.chats([Document(document.id, (user,))], 1 << 20, prompt=True)[0]
+        if not isinstance(prompt, Encoding):
+            skipped["skipped_template"] += 1
+        elif len(prompt.token_id) > settings.max_prompt_tokens:
+            skipped["skipped_long"] += 1
+        elif settings.answers == "generate":
+            kept.append(prompt)
+        elif len(turns) < 2 or turns[1].role != "assistant":
+            skipped["skipped_unanswered"] += 1
+        else:
+            whole = renderer.chats([Document(document.id, (user, turns[1]))], settings.max_tokens)[0]
+            if isinstance(whole, Encoding):
+                kept.append(whole)
+            else:
+                skipped["skipped_template"] += 1
+    if len(kept) < settings.n:
+        counts = ", ".join(f"{n} {kind}" for kind, n in skipped.items())
+        raise TunediffError(
+            f"source of the causal experiment: {len(kept)} usable requests, {settings.n} are asked ({counts}); "
+            "lower `causal.conversations` or give a larger source"
+        )
+    if settings.answers == "generate":
+        stop_ids = [i for i in dict.fromkeys((renderer.end_of_turn, tokenizer.eos_token_id)) if i is not None]
+        if not stop_ids:
+            raise TunediffError(f"{pair.chat}: its tokenizer has no end-of-turn and no eos token; set eos_token")
+        kept = _generate(pair.load_chat(device, upper=True), kept, stop_ids, settings)
+    attributes = {
+        "sources": ["requests"],
+        "kinds": ["chat"],
+        "concepts": [],
+        "split": settings.split,
+        "seed": seed,
+        "answers": settings.answers,
+        "max_length": settings.max_tokens,
+        "ignore_first_tokens": settings.ignore_first_tokens,
+    }
+    ended = sum(bool(e.mask[-1] & Mask.TEMPLATE) for e in kept)
+    facts = {"requests": {"documents": len(kept), "ended_their_turn": ended, **skipped}}
+    return write_store(out, kept, [0] * len(kept), attributes, facts, key, started, device)

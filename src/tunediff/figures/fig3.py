@@ -1,0 +1,102 @@
+"""Figure 3: how Δnorm is distributed, and how many latents pass both ν thresholds."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from tunediff.figures import style as look
+from tunediff.figures.style import Drawing, Style
+
+BINS = 100
+THRESHOLDS = np.linspace(0.0, 1.0, 101)
+
+
+def below_thresholds(latents: pd.DataFrame, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
+    """Return, for each π, the number of latents with both ν^r < π and ν^ε < π; a latent without ν never counts."""
+    larger = np.maximum(latents["nu_reconstruction"].to_numpy(np.float64), latents["nu_error"].to_numpy(np.float64))
+    return np.searchsorted(np.sort(larger[np.isfinite(larger)]), thresholds, side="left")
+
+
+def draw(latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+    """Draw (a) the histogram of Δnorm per class and (b) the latents below a ν threshold (paper, figure 3)."""
+    shown = look.selected(latents, show)
+    rows = look.rows_of(len(shown))
+    with style.context():
+        figure = style.figure(2.5 * rows + 2.2)
+        upper, lower = look.stacked(figure, (2.5 * rows, 2.2))
+        numbers = [
+            _norm_difference(panel, label, table, style)
+            for panel, (label, table) in zip(look.panels(upper, len(shown)), shown.items(), strict=True)
+        ]
+        numbers.append(_thresholds(lower, shown, style))
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+
+
+def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+    look.require(table, ["class_name", "norm_difference", "chat_specific"], f"latents of {label}")
+    axes = panel.subplots()
+    axes.set_yscale("log")
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    pieces, handles, tallest = [], [], 1
+    for class_name in look.CLASSES[:-1]:
+        values = table.loc[table["class_name"] == class_name, "norm_difference"]
+        heights = look.counts(values, edges)
+        tallest = max(tallest, heights.max())
+        if heights.any():
+            axes.stairs(heights, edges, fill=True, color=look.CLASS_COLOURS[class_name], linewidth=0)
+        handles.append(Patch(color=look.CLASS_COLOURS[class_name], label=f"{class_name} ({len(values):,})"))
+        pieces.append(look.histogram_rows(heights, edges, item="norm_difference", class_name=class_name))
+    chat_only = table["class_name"] == "chat-only"
+    specific = table.loc[chat_only & table["chat_specific"].astype(bool), "norm_difference"]
+    heights = look.counts(specific, edges)
+    pieces.append(look.histogram_rows(heights, edges, item="norm_difference", class_name="chat-specific"))
+    if heights.any():
+        axes.stairs(heights, edges, fill=True, facecolor=look.BLACK, edgecolor="white", hatch="//////", linewidth=0)
+    handles.insert(
+        1, Patch(facecolor=look.BLACK, edgecolor="white", hatch="//////", label=f"chat-specific ({len(specific):,})")
+    )
+    dead = int((table["class_name"] == "dead").sum())
+    axes.set(xlim=(0, 1), ylim=(0.7, max(12, 2 * tallest)), xlabel=f"{look.NORM_DIFFERENCE} (0 base-only, 1 chat-only)")
+    axes.set_ylabel("latents per bin of 0.01")
+    axes.set_xticks([0, 0.1, 0.4, 0.6, 0.9, 1], labels=["0", ".1", ".4", ".6", ".9", "1"])
+    if dead == len(table):
+        axes.set_yticks([])
+        axes.minorticks_off()
+        look.statement(axes, f"no live latent (0 of {len(table):,})", style)
+    elif not chat_only.any():
+        look.statement(axes, "no chat-only latent (0)", style, height=0.92)
+    handles.append(Patch(facecolor="none", label=f"dead, not drawn ({dead:,})"))
+    look.legend(panel, handles, f"(a) {look.display_name(label)}")
+    numbers = pd.concat(pieces, ignore_index=True)
+    numbers.insert(0, "crosscoder", label)
+    return numbers
+
+
+def _thresholds(panel: SubFigure, shown: Mapping[str, pd.DataFrame], style: Style) -> pd.DataFrame:
+    axes = panel.subplots()
+    axes.set_yscale("log")
+    colours = look.crosscoder_colours(shown)
+    pieces, handles, tallest = [], [], 1
+    for label, table in shown.items():
+        look.require(table, ["nu_error", "nu_reconstruction"], f"latents of {label}")
+        for pool, line in zip(("all", "chat-only"), look.LINE_STYLES, strict=False):
+            part = table if pool == "all" else table[table["class_name"] == "chat-only"]
+            heights = below_thresholds(part)
+            tallest = max(tallest, int(heights.max()))
+            if heights.any():  # a logarithmic axis has no place for 0
+                axes.plot(THRESHOLDS, np.where(heights > 0, heights, np.nan), color=colours[label], linestyle=line)
+            with_nu = int((np.isfinite(part["nu_error"]) & np.isfinite(part["nu_reconstruction"])).sum())
+            name = f"{look.display_name(label)}: {pool if pool == 'chat-only' else 'all latents'} ({with_nu:,} with ν)"
+            handles.append(Line2D([], [], color=colours[label], linestyle=line, label=name))
+            piece = pd.DataFrame({"threshold": THRESHOLDS, "count": heights})
+            pieces.append(piece.assign(crosscoder=label, item="below_threshold", class_name=pool))
+    axes.set(xlim=(0, 1), ylim=(0.8, max(12, 1.6 * tallest)), xlabel="threshold π")
+    axes.set_ylabel(f"latents with {look.NU_RECONSTRUCTION} < π\nand {look.NU_ERROR} < π")
+    if tallest == 1 and not any(piece["count"].any() for piece in pieces):
+        look.statement(axes, "no latent has both ν below 1 (0)", style)
+    look.legend(panel, handles, "(b) Latents below both thresholds")
+    return pd.concat(pieces, ignore_index=True)

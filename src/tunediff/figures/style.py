@@ -1,0 +1,242 @@
+"""What all figures share: sizes, colour-blind safe colours, names, panels and the files a figure is saved as."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase, SubFigure
+
+from tunediff.artifacts import building
+from tunediff.errors import TunediffError
+
+T = TypeVar("T")
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/)
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, DARK_GREY = "#999999", "#555555"
+
+CLASSES = ("chat-only", "shared", "base-only", "other", "dead")
+CLASS_COLOURS = {"chat-only": BLUE, "shared": ORANGE, "base-only": GREEN, "other": GREY, "dead": BLACK}
+CROSSCODER_COLOURS = (VERMILLION, BLACK, PURPLE, SKY)
+LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+
+KIND_NAMES = {"l1": "L1", "batchtopk": "BatchTopK"}
+NU_ERROR = r"$\nu^{\epsilon}$"
+NU_RECONSTRUCTION = r"$\nu^{r}$"
+NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
+NU_NAMES = {"nu_error": NU_ERROR, "nu_reconstruction": NU_RECONSTRUCTION}
+
+NU_ERROR_THRESHOLD = 0.2  # chat-specific below this ν^ε (paper, section 4)
+NU_RECONSTRUCTION_THRESHOLD = 0.5  # and below this ν^r
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sizes of a printed figure."""
+
+    width: float = 5.5  # inches: the text width of a NeurIPS page
+    font_size: float = 8.0  # points: axis labels and titles
+    small_size: float = 7.0  # points: ticks, legends, notes and printed values
+    line_width: float = 1.1  # points
+    dpi: int = 300  # of the PNG, and of scatter points inside the PDF
+
+    def context(self) -> AbstractContextManager[None]:
+        """Return the matplotlib settings of these sizes; figures are drawn and saved inside it."""
+        return rc_context(
+            {
+                "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
+                "mathtext.fontset": "dejavusans",
+                "font.size": self.font_size,
+                "axes.titlesize": self.font_size,
+                "axes.labelsize": self.font_size,
+                "axes.labelpad": 2.0,
+                "figure.labelsize": self.small_size,
+                "figure.titlesize": self.font_size,
+                "legend.fontsize": self.small_size,
+                "legend.title_fontsize": self.font_size,
+                "legend.frameon": False,
+                "legend.handlelength": 1.4,
+                "legend.handletextpad": 0.5,
+                "legend.columnspacing": 1.2,
+                "legend.labelspacing": 0.3,
+                "legend.borderaxespad": 0.2,
+                "xtick.labelsize": self.small_size,
+                "ytick.labelsize": self.small_size,
+                "lines.linewidth": self.line_width,
+                "axes.linewidth": 0.6,
+                "xtick.major.width": 0.6,
+                "ytick.major.width": 0.6,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "hatch.linewidth": 0.6,
+                "pdf.fonttype": 42,
+                "pdf.compression": 6,
+                "savefig.dpi": self.dpi,
+                "figure.dpi": 100,
+            }
+        )
+
+    def figure(self, height: float, width: float | None = None) -> Figure:
+        """Return an empty figure of `height` inches and, by default, the text width."""
+        return Figure(figsize=(self.width if width is None else width, height), layout="constrained")
+
+
+class Drawing(NamedTuple):
+    """A figure and the numbers it shows."""
+
+    figure: Figure
+    numbers: pd.DataFrame
+
+
+def save(figure: Figure, numbers: pd.DataFrame, stem: Path, style: Style | None = None) -> list[Path]:
+    """Write `stem`.pdf, .png and .csv, each whole or not at all, and return the paths; the bytes are reproducible."""
+    style = style or Style()
+    targets = [stem.parent / f"{stem.name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+    with style.context():
+        with building(targets[0]) as partial:
+            figure.savefig(partial, format="pdf", dpi=style.dpi, metadata={"CreationDate": None})
+        with building(targets[1]) as partial:
+            figure.savefig(partial, format="png", dpi=style.dpi, metadata={"Software": None})
+    with building(targets[2]) as partial:
+        numbers.to_csv(partial, index=False, lineterminator="\n")
+    return targets
+
+
+def kind_of(label: str) -> str:
+    """Return a crosscoder's name without its seed: `l1-seed0` -> `l1`."""
+    return re.sub(r"-seed\d+$", "", label)
+
+
+def kind_name(label: str) -> str:
+    """Return how a crosscoder's kind is printed: `l1-seed0` -> `L1`; a name of another kind stays as it is."""
+    return KIND_NAMES.get(kind_of(label).split("-")[0], kind_of(label))
+
+
+def display_name(label: str) -> str:
+    """Return a crosscoder's printed name: `l1-seed0` -> `L1 (l1-seed0)`."""
+    return f"{kind_name(label)} ({label})"
+
+
+def selected(tables: Mapping[str, T], show: Sequence[str] | None = None) -> dict[str, T]:
+    """Return the crosscoders a figure shows: those of `show`, or else the first seed of each kind, in order.
+
+    Raises
+    ------
+    TunediffError
+        There is no crosscoder, or one of `show` is not among them.
+    """
+    if not tables:
+        raise TunediffError("figures: no crosscoder to draw; list at least one under `crosscoders` in the config")
+    if show is None:
+        first: dict[str, str] = {}
+        for label in tables:
+            first.setdefault(kind_of(label), label)
+        show = list(first.values())
+    missing = [label for label in show if label not in tables]
+    if missing:
+        raise TunediffError(f"figures: no crosscoder '{missing[0]}'; choose among {', '.join(tables)}")
+    return {label: tables[label] for label in show}
+
+
+def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Raise `TunediffError` if a column of a table is missing."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise TunediffError(f"{what}: no column '{missing[0]}'; delete the table and run snakemake again to remake it")
+
+
+def crosscoder_colours(labels: Iterable[str]) -> dict[str, str]:
+    """Return one colour per crosscoder, the same for all seeds of a kind."""
+    kinds: dict[str, str] = {}
+    colours = {}
+    for label in labels:
+        kind = kind_of(label)
+        kinds.setdefault(kind, CROSSCODER_COLOURS[len(kinds) % len(CROSSCODER_COLOURS)])
+        colours[label] = kinds[kind]
+    return colours
+
+
+def rows_of(count: int) -> int:
+    """Return how many rows `panels` lays `count` panels out in: two columns if they fill them, else one."""
+    return count // 2 if count % 2 == 0 else count
+
+
+def stacked(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
+    """Divide a figure into sub-figures below one another, of the given relative heights."""
+    return list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+
+
+def panels(parent: FigureBase, count: int) -> list[SubFigure]:
+    """Divide a figure into `count` sub-figures, row by row, none of them left empty."""
+    rows = rows_of(count)
+    return [panel for row in parent.subfigures(rows, count // rows, squeeze=False) for panel in row]
+
+
+def counts(values: Any, edges: np.ndarray) -> np.ndarray:
+    """Return the number of finite values in each bin; those outside the edges are left out."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.histogram(values[np.isfinite(values)], edges)[0]
+
+
+def histogram_rows(heights: np.ndarray, edges: np.ndarray, **columns: Any) -> pd.DataFrame:
+    """Return a histogram as rows `low`, `high`, `count`, with `columns` repeated on each row."""
+    return pd.DataFrame({**columns, "low": edges[:-1], "high": edges[1:], "count": heights})
+
+
+def steps(axes: Axes, heights: np.ndarray, edges: np.ndarray, colour: str, *, horizontal: bool = False) -> None:
+    """Draw a histogram as a filled outline; `horizontal` bars grow to the right."""
+    if not heights.any():
+        return
+    orientation: Literal["horizontal", "vertical"] = "horizontal" if horizontal else "vertical"
+    axes.stairs(heights, edges, color=colour, alpha=0.25, fill=True, linewidth=0, orientation=orientation)
+    axes.stairs(heights, edges, color=colour, linewidth=0.8, orientation=orientation)
+
+
+def legend(panel: FigureBase, handles: Sequence[Any], title: str | None = None, columns: int = 2) -> None:
+    """Put the legend, headed by a bold title, above a panel."""
+    entries = panel.legend(handles=list(handles), loc="outside upper left", ncols=columns, title=title)
+    entries.set_alignment("left")
+    entries.get_title().set_fontweight("bold")
+
+
+def wrapped(text: str, characters: int) -> str:
+    """Return a text broken into lines of at most `characters`, keeping its own line breaks."""
+    return "\n".join(
+        line for part in text.split("\n") for line in (textwrap.wrap(part, characters, break_on_hyphens=False) or [""])
+    )
+
+
+def note(panel: FigureBase, text: str, style: Style, width: float | None = None) -> None:
+    """Print a note below a panel, wrapped to `width` inches (by default the whole text width)."""
+    characters = int((style.width if width is None else width) * 72 / (0.54 * style.small_size))
+    panel.supxlabel(wrapped(text, characters), x=0.02, ha="left", fontsize=style.small_size, color=DARK_GREY)
+
+
+def statement(axes: Axes, text: str, style: Style, height: float = 0.5) -> None:
+    """Say in a panel, at `height` of it, why there is nothing (or less than expected) to see."""
+    box = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "boxstyle": "round,pad=0.4"}
+    axes.text(
+        0.5,
+        height,
+        text,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=style.small_size,
+        bbox=box,
+        zorder=9,
+    )
+
+
+def per_cent(share: float, decimals: int = 0) -> str:
+    """Return a share as a printed percentage, `–` where it is undefined."""
+    return "–" if not np.isfinite(share) else f"{100 * share:.{decimals}f} %"

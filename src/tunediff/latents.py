@@ -1,0 +1,344 @@
+"""The latent table: one row per latent with its norms, class, firing and Latent Scaling (method.md sections 3 and 4).
+
+Latent Scaling is fitted on train tokens and confirmed on validation tokens; firing is measured on validation tokens.
+BOS and ignored tokens are left out of both.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from tunediff.activations import ActivationStore
+from tunediff.artifacts import building, provenance, seal
+from tunediff.crosscoder import Crosscoder
+from tunediff.errors import TunediffError
+from tunediff.passes import counted_batches
+from tunediff.scaling import (
+    BASE_DIRECTION,
+    TARGETS,
+    ScalingSums,
+    betas,
+    bootstrap_nu,
+    direction_terms,
+    document_block,
+    nu,
+    nu_standard_error,
+    random_directions,
+    scaling_directions,
+    shuffled_index,
+)
+from tunediff.sparse import SparseCode
+
+CLASSES = ("chat-only", "shared", "base-only", "other", "dead")
+MODELS = ("base", "chat")
+BOUNDED_TARGETS = ("error", "reconstruction")  # the two ν that decide chat-specificity: they get bootstrap intervals
+CONTROLS = ("random", "shuffled")  # control directions, measured with the same f on validation tokens
+NU_RANGE = (-0.1, 2.0)  # outside, ν is noise over noise: not ranked, not chat-specific [P]
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """Settings of the latent table."""
+
+    fit_tokens: int | None = None  # counted train tokens that Latent Scaling is fitted on; None: all
+    batch_size: int = 2048  # tokens encoded at once
+    min_count: int = 100  # firings under which a latent has no ν
+    blocks: int = 64  # independent blocks of documents, the unit of standard errors and intervals
+    bootstrap_samples: int = 1000  # resamples of the blocks
+    seed: int = 0  # of the bootstrap and of the control directions
+    nu_reconstruction_below: float = 0.5  # chat-specific: ν^r under this (no Latent Decoupling)
+    nu_error_below: float = 0.2  # … and ν^ε under this (no Complete Shrinkage)
+
+
+def classify(norm_difference: NDArray[np.floating], dead: NDArray[np.bool_]) -> NDArray[np.str_]:
+    """Return the class of each latent by Δnorm: chat-only [0.9, 1], shared [0.4, 0.6], base-only [0, 0.1], other, dead.
+
+    Ends are inclusive; a dead latent is `dead` whatever its norms.
+    """
+    x = np.asarray(norm_difference)
+    within = [dead, x >= 0.9, (x >= 0.4) & (x <= 0.6), x <= 0.1]
+    return np.select(within, ["dead", "chat-only", "shared", "base-only"], "other")
+
+
+def _ranked(nu_reconstruction: NDArray, nu_error: NDArray) -> NDArray[np.bool_]:
+    low, high = NU_RANGE
+    return np.logical_and.reduce([(x >= low) & (x <= high) for x in (nu_reconstruction, nu_error)])
+
+
+def rank_sum(nu_reconstruction: NDArray, nu_error: NDArray) -> NDArray[np.float64]:
+    """Return rank(ν^r) + rank(ν^ε) (ties averaged) among latents with both in [−0.1, 2], NaN elsewhere."""
+    ranked = _ranked(nu_reconstruction, nu_error)
+    result = np.full(len(ranked), np.nan)
+    result[ranked] = rankdata(nu_reconstruction[ranked]) + rankdata(nu_error[ranked])
+    return result
+
+
+class LatentTable:
+    """One row per latent of one crosscoder; owns the columns and the file format."""
+
+    def __init__(self, frame: pd.DataFrame, sources: Sequence[str]) -> None:
+        self.frame = frame
+        self.sources = tuple(sources)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @staticmethod
+    def schema(sources: Sequence[str]) -> dict[str, str]:
+        """Return the columns in order, name → dtype, for the given corpora."""
+        columns = {"latent": "int32"}
+        columns |= dict.fromkeys(("norm_base", "norm_chat", "norm_difference", "cosine"), "float32")
+        columns |= {"class_name": "string", "dead": "bool"}
+        columns |= dict.fromkeys((*(f"frequency_{source}" for source in sources), "frequency"), "float32")
+        columns |= dict.fromkeys((*(f"max_{source}" for source in sources), "max_activation"), "float32")
+        columns |= dict.fromkeys(("template_share", "template_share_mass"), "float32")
+        columns |= dict.fromkeys(("count_train", "count_validation"), "int64")
+        for suffix in ("", "_validation"):
+            columns |= {f"beta_{target}_{model}{suffix}": "float32" for target in TARGETS for model in MODELS}
+            for target in TARGETS:
+                columns |= {f"nu_{target}{suffix}": "float32", f"nu_{target}_se{suffix}": "float32"}
+        for target in BOUNDED_TARGETS:
+            columns |= {f"nu_{target}_low": "float32", f"nu_{target}_high": "float32"}
+        columns |= {f"nu_{target}_mirrored": "float32" for target in TARGETS}
+        columns |= {f"nu_{target}_{control}": "float32" for control in CONTROLS for target in BOUNDED_TARGETS}
+        columns |= {"rank_sum": "float32", "chat_specific": "bool", "chat_specific_interval": "bool"}
+        return columns
+
+    @classmethod
+    def _check(cls, frame: pd.DataFrame, sources: Sequence[str], where: str) -> pd.DataFrame:
+        remedy = "delete it and run snakemake again"
+        schema = cls.schema(sources)
+        for name, dtype in schema.items():
+            if name not in frame:
+                raise TunediffError(
+                    f"{where}: not a latent table of {list(sources)}: column '{name}' missing; {remedy}"
+                )
+            found = "string" if pd.api.types.is_string_dtype(frame[name].dtype) else str(frame[name].dtype)
+            if found != dtype:
+                raise TunediffError(f"{where}: column '{name}' is {found} instead of {dtype}; {remedy}")
+        unknown = [name for name in frame if name not in schema]
+        if unknown:
+            raise TunediffError(f"{where}: column '{unknown[0]}' is not of a latent table; {remedy}")
+        if not np.array_equal(frame["latent"], np.arange(len(frame))):
+            raise TunediffError(f"{where}: rows are not the latents 0 to {len(frame) - 1} in order; {remedy}")
+        classes = set(frame["class_name"]) - set(CLASSES)
+        if classes:
+            raise TunediffError(f"{where}: class_name '{min(classes)}' is not one of {', '.join(CLASSES)}; {remedy}")
+        return frame[list(schema)]
+
+    def write(self, path: Path) -> None:
+        """Write the table as Parquet; equal tables give equal bytes."""
+        frame = self._check(self.frame, self.sources, str(path))
+        table = pa.Table.from_arrays(
+            [pa.array(frame[name].to_numpy(), pa.string() if dtype == "string" else None)
+             for name, dtype in self.schema(self.sources).items()],
+            names=list(frame),
+        )  # fmt: skip
+        pq.write_table(table.replace_schema_metadata({"sources": "\n".join(self.sources)}), path)
+
+    @classmethod
+    def read(cls, path: Path) -> "LatentTable":
+        """Read and check a table.
+
+        Raises
+        ------
+        TunediffError
+            The file is missing, is not Parquet, or has other columns, types, rows or classes than a latent table.
+        """
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError as error:
+            raise TunediffError(f"{path}: missing; run snakemake again to make it") from error
+        except pa.ArrowInvalid as error:
+            raise TunediffError(f"{path}: not a Parquet file; delete it and run snakemake again") from error
+        sources = (table.schema.metadata or {}).get(b"sources", b"").decode().split("\n")
+        return cls(cls._check(table.to_pandas(), sources, str(path)), sources)
+
+
+class Firing:
+    """How often, how strongly and where each latent fires on validation tokens."""
+
+    def __init__(self, n_latents: int, n_sources: int, device: str) -> None:
+        shape = (n_sources, n_latents)
+        self.count = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.maximum = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.template_count = torch.zeros(n_latents, dtype=torch.int64, device=device)
+        self.template_mass = torch.zeros(n_latents, dtype=torch.float64, device=device)
+        self.n_tokens = np.zeros(n_sources, dtype=np.int64)
+
+    def add(self, code: SparseCode, source: NDArray, template: NDArray) -> None:
+        """Add the nonzeros of one batch; `source` and `template` are per token of the batch."""
+        self.n_tokens += np.bincount(source, minlength=len(self.n_tokens))
+        token, latent, value, _ = code
+        device = latent.device
+        key = torch.from_numpy(source.astype(np.int64)).to(device)[token] * self.count.shape[1] + latent
+        self.count.view(-1).scatter_add_(0, key, torch.ones_like(key))
+        self.maximum.view(-1).scatter_reduce_(0, key, value.float(), "amax")
+        on_template = torch.from_numpy(template).to(device)[token]
+        self.template_count.scatter_add_(0, latent, on_template.long())
+        self.template_mass.scatter_add_(0, latent, torch.where(on_template, value, 0).double())
+
+
+def measure(
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    settings: LatentSettings,
+    device: str,
+    name: str,
+    directions: torch.Tensor,
+    limit: int | None = None,
+) -> tuple[ScalingSums, Firing]:
+    """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store."""
+    sums = ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device)
+    firing = Firing(directions.shape[0], len(store.sources), device)
+    for batch in counted_batches(store, settings.batch_size, device, name, limit):
+        code = crosscoder.encode(batch.activations)
+        block = torch.from_numpy(document_block(batch.doc, settings.blocks)).to(device)
+        sums.add(code, batch.activations, crosscoder.decode(code), directions, block)
+        firing.add(code, batch.source, batch.template)
+    return sums, firing
+
+
+def _fit_columns(sums: ScalingSums, crosscoder: Crosscoder, min_count: int, suffix: str) -> dict[str, NDArray]:
+    """Return β, ν and the standard error of ν for every target; ν is NaN under `min_count` firings."""
+    terms = direction_terms(crosscoder)
+    total = sums.total()
+    rare = total.count[0] < min_count
+    errors = nu_standard_error(sums, terms)
+    columns = {}
+    for target, beta in betas(total, terms).items():
+        for m, model in enumerate(MODELS):
+            columns[f"beta_{target}_{model}{suffix}"] = beta[0, :, m]
+        columns[f"nu_{target}{suffix}"] = nu(beta[0]).masked_fill(rare, torch.nan)
+        columns[f"nu_{target}_se{suffix}"] = errors[target].masked_fill(rare, torch.nan)
+    return {name: column.cpu().numpy().astype(np.float32) for name, column in columns.items()}
+
+
+def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+@torch.no_grad()
+def latent_table(
+    crosscoder: Crosscoder,
+    train_store: ActivationStore,
+    validation_store: ActivationStore,
+    settings: LatentSettings,
+    device: str = "cpu",
+) -> tuple[LatentTable, dict[str, Any]]:
+    """Return the table of a crosscoder and the facts of how it was measured."""
+    sources = list(validation_store.sources)
+    weight = crosscoder.decoder_weight.detach()
+    directions = scaling_directions(crosscoder)
+    train, fitted = measure(crosscoder, train_store, settings, device, "fit", directions, settings.fit_tokens)
+    fired = (train.count.sum(0) > 0).cpu().numpy()
+    control = torch.stack(
+        [
+            random_directions(weight[:, 1], settings.seed),
+            weight[torch.from_numpy(shuffled_index(fired, settings.seed)).to(weight.device), 1],
+        ],
+        dim=1,
+    )
+    controlled = torch.cat([directions, control], dim=1)
+    validation, firing = measure(crosscoder, validation_store, settings, device, "confirm", controlled)
+    if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
+        raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
+
+    columns: dict[str, Any] = {"latent": np.arange(len(weight), dtype=np.int32)}
+    norms = weight.double().norm(dim=-1).cpu().numpy()
+    columns["norm_base"], columns["norm_chat"] = norms.T
+    largest = norms.max(axis=1)
+    columns["norm_difference"] = 0.5 * (1 + np.nan_to_num(_share(norms[:, 1] - norms[:, 0], largest)))
+    product = (weight[:, 0].double() * weight[:, 1].double()).sum(-1).cpu().numpy()
+    columns["cosine"] = _share(product, norms.prod(axis=1))
+
+    count = firing.count.cpu().numpy()
+    columns["dead"] = count.sum(axis=0) == 0
+    columns["class_name"] = classify(columns["norm_difference"], columns["dead"])
+    maximum = firing.maximum.cpu().numpy()
+    for i, source in enumerate(sources):
+        columns[f"frequency_{source}"] = count[i] / max(1, firing.n_tokens[i])
+        columns[f"max_{source}"] = maximum[i]
+    columns["frequency"] = count.sum(axis=0) / firing.n_tokens.sum()
+    columns["max_activation"] = maximum.max(axis=0)
+    columns["template_share"] = _share(firing.template_count.cpu().numpy(), count.sum(axis=0))
+    mass = validation.activation_sum.sum(0).cpu().numpy()
+    columns["template_share_mass"] = _share(firing.template_mass.cpu().numpy(), mass)
+
+    columns["count_train"] = train.count.sum(0).long().cpu().numpy()
+    columns["count_validation"] = count.sum(axis=0)
+    columns |= _fit_columns(train, crosscoder, settings.min_count, "")
+    columns |= _fit_columns(validation, crosscoder, settings.min_count, "_validation")
+    rare = train.total().count[0] < settings.min_count
+    terms = direction_terms(crosscoder)
+    for target, interval in bootstrap_nu(
+        train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS
+    ).items():
+        for end, values in interval._asdict().items():
+            columns[f"nu_{target}_{end}"] = values.masked_fill(rare.cpu(), torch.nan).numpy()
+    for target, beta in betas(train.total(), terms, BASE_DIRECTION).items():
+        mirrored = nu(beta[0], mirrored=True).masked_fill(rare, torch.nan)
+        columns[f"nu_{target}_mirrored"] = mirrored.cpu().numpy()
+    controlled_terms, held_out = direction_terms(crosscoder, controlled), validation.total()
+    for i, name in enumerate(CONTROLS):
+        values = betas(held_out, controlled_terms, 2 + i)
+        for target in BOUNDED_TARGETS:
+            null = nu(values[target][0]).masked_fill(held_out.count[0] < settings.min_count, torch.nan)
+            columns[f"nu_{target}_{name}"] = null.cpu().numpy()
+
+    reconstruction, error = columns["nu_reconstruction"], columns["nu_error"]
+    columns["rank_sum"] = rank_sum(reconstruction, error)
+    ranked = _ranked(reconstruction, error)
+    below = {"reconstruction": settings.nu_reconstruction_below, "error": settings.nu_error_below}
+    columns["chat_specific"] = ranked & (reconstruction < below["reconstruction"]) & (error < below["error"])
+    columns["chat_specific_interval"] = columns["chat_specific"] & np.logical_and.reduce(
+        [columns[f"nu_{target}_high"] < below[target] for target in BOUNDED_TARGETS]
+    )
+    frame = pd.DataFrame(
+        {
+            name: pd.Series(columns[name], dtype="str" if dtype == "string" else dtype)
+            for name, dtype in LatentTable.schema(sources).items()
+        }
+    )
+    facts = {
+        "sources": sources,
+        "settings": asdict(settings),
+        "n_tokens_train": int(fitted.n_tokens.sum()),
+        "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
+        "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
+        "classes": {name: int((frame["class_name"] == name).sum()) for name in CLASSES},
+        "chat_specific": int(frame["chat_specific"].sum()),
+        "chat_specific_interval": int(frame["chat_specific_interval"].sum()),
+        "nu_range": list(NU_RANGE),
+    }
+    return LatentTable(frame, sources), facts
+
+
+def build_table(
+    crosscoder: Crosscoder,
+    train_store: ActivationStore,
+    validation_store: ActivationStore,
+    settings: LatentSettings,
+    out: Path,
+    *,
+    key: str,
+    device: str = "cpu",
+    extra_facts: Mapping[str, Any] | None = None,
+) -> LatentTable:
+    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
+    started = time.time()
+    table, facts = latent_table(crosscoder, train_store, validation_store, settings, device)
+    with building(out) as partial:
+        table.write(partial)
+    seal(out, "latents", key, {**facts, **(extra_facts or {})}, provenance(started, device))
+    return table

@@ -1,0 +1,509 @@
+"""The model pair: residual streams read and patched with nnsight, and the proof that the hooks do what they say.
+
+`layer` always means the OUTPUT of block `layer`, which is ``hidden_states[layer + 1]`` of transformers.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from nnsight.modeling.transformers import TransformersModel
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tunediff.artifacts import building, check, file_sha256, provenance, seal
+from tunediff.errors import TunediffError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Largest tolerated difference, relative to the largest value compared: kernels may sum in another order when the
+# number of rows changes, and bfloat16 keeps 8 bits of mantissa.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype called float32, bfloat16 or float16."""
+    if name not in DTYPES:
+        raise TunediffError(f"dtype '{name}': not supported; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def replace_tokens(ids: Int[Tensor, "*shape"], table: Mapping[int, int]) -> Int[Tensor, "*shape"]:
+    """Return the ids with every key of `table` replaced by its value; the input is left as it is."""
+    if not table:
+        return ids
+    replaced = ids.clone()
+    for old, new in table.items():
+        replaced[ids == old] = new
+    return replaced
+
+
+def _reading(what: str, path: str, error: Exception) -> TunediffError:
+    """Turn what transformers and the hub raise into one line with a remedy."""
+    cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if "gated" in str(error).lower() or "401" in cause or "403" in cause:
+        remedy = f"accept the terms at https://huggingface.co/{path} and set HF_TOKEN"
+    elif Path(path).exists():
+        remedy = "the directory needs config.json, *.safetensors and the tokenizer files of save_pretrained"
+    else:
+        remedy = "give a local directory, or an id of the hub that is cached or reachable (HF_HUB_OFFLINE unset)"
+    return TunediffError(f"{path}: cannot read the {what} ({cause}); {remedy}")
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer.
+
+    Raises
+    ------
+    TunediffError
+        It cannot be read, or it is not a fast one (only those map tokens to characters).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise _reading("tokenizer", str(path), error) from error
+    if not tokenizer.is_fast:
+        raise TunediffError(f"{path}: its tokenizer is not a fast one (no character offsets); save it with tokenizers")
+    return tokenizer
+
+
+def load_tokenizers(
+    base: str | Path,
+    chat: str | Path,
+    replacements: Mapping[int, int],
+    base_revision: str | None = None,
+    chat_revision: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """Load the chat tokenizer, having checked that the base model reads the same ids as the same tokens.
+
+    Raises
+    ------
+    TunediffError
+        No chat template, or ids that stand for different tokens and are not in `replacements`.
+    """
+    tokenizer = load_tokenizer(chat, chat_revision)
+    if not tokenizer.chat_template:
+        raise TunediffError(f"{chat}: the tokenizer has no chat template; add chat_template.jinja to its directory")
+    of_base = {index: token for token, index in load_tokenizer(base, base_revision).get_vocab().items()}
+    of_chat = {index: token for token, index in tokenizer.get_vocab().items()}
+    differing = sorted(i for i, token in of_chat.items() if of_base.get(i) != token and i not in replacements)
+    if differing:
+        shown = ", ".join(f"{i}: {of_base.get(i)!r} / {of_chat[i]!r}" for i in differing[:5])
+        raise TunediffError(
+            f"{base} and {chat}: {len(differing)} ids differ (base / chat {shown}{', …' * (len(differing) > 5)}); "
+            "use a pair with one tokenizer, or map these ids in `models.replace_base_tokens`"
+        )
+    return tokenizer
+
+
+def find_blocks(model: nn.Module, n_layers: int) -> str:
+    """Return the path of the ModuleList of transformer blocks ("model.layers" for Gemma 2, Llama and Qwen 2)."""
+    found = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    if not found:
+        raise TunediffError(
+            f"{type(model).__name__}: no list of {n_layers} blocks found; supported are decoders with one ModuleList "
+            "of num_hidden_layers blocks, as Gemma 2, Llama 3 and Qwen 2.5 have"
+        )
+    return min(found, key=lambda name: name.count("."))
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+class ResidualModel:
+    """A causal language model whose residual stream after block `layer` can be read and replaced."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layer: int, upper: bool = True, name: str = ""
+    ) -> None:
+        self.name = name or type(model).__name__
+        config = _text_config(model.config)
+        self.n_layers, self.d_model, self.vocab_size = config.num_hidden_layers, config.hidden_size, config.vocab_size
+        if not 0 <= layer < self.n_layers - 1:
+            raise TunediffError(
+                f"layer {layer}: {self.name} has {self.n_layers} blocks, so `layer` must be 0 to {self.n_layers - 2} "
+                "(the last block's output is never read by another block)"
+            )
+        self.layer = layer
+        self.upper = upper
+        self.model = model.eval().requires_grad_(False)
+        # Checkpoints come with sampling and penalties of their own; answers here are greedy.
+        self.model.generation_config = GenerationConfig()
+        path = find_blocks(model, self.n_layers)
+        if not upper:
+            parent, _, last = path.rpartition(".")
+            blocks: Any = model.get_submodule(path)
+            setattr(model.get_submodule(parent) if parent else model, last, blocks[: layer + 1])
+            if hasattr(model, "lm_head"):
+                model.lm_head = nn.Identity()
+        self._traced = TransformersModel(self.model, tokenizer=tokenizer, task="text-generation")
+        envoy: Any = self._traced
+        for part in path.split("."):
+            envoy = getattr(envoy, part)
+        self._blocks = [envoy[i] for i in range(layer + 1)]
+        self._returns_tuple: bool | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        layer: int,
+        dtype: str = "float32",
+        device: str = "cpu",
+        upper: bool = True,
+        revision: str | None = None,
+    ) -> "ResidualModel":
+        """Load a checkpoint; with `upper` False only blocks 0..layer are kept in memory and no logits can be asked.
+
+        Raises
+        ------
+        TunediffError
+            The checkpoint cannot be read, or `layer` is not one whose output another block reads.
+        """
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype), revision=revision)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise _reading("model", str(path), error) from error
+        residual_model = cls(model, load_tokenizer(path, revision), layer, upper, name=str(path))
+        residual_model.model.to(device)
+        return residual_model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights and of the residuals."""
+        return self.model.dtype
+
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        ids = input_ids.to(self.device)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(self.device)
+        # Right padding: real tokens come first, so positions count from 0 in every row.
+        positions = torch.arange(ids.shape[1], device=self.device)[None].expand_as(ids)
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+
+    def residual(
+        self, input_ids: Int[Tensor, "batch position"], attention_mask: Int[Tensor, "batch position"] | None = None
+    ) -> Float[Tensor, "batch position d_model"]:
+        """Return the output of block `layer`, the forward pass stopped there; rows are padded on the right."""
+        inputs = self._inputs(input_ids, attention_mask)
+        block = self._blocks[-1]
+        with torch.no_grad(), self._traced.trace(**inputs) as tracer:
+            output = block.output.save()
+            tracer.stop()
+        self._returns_tuple = isinstance(output, tuple)
+        return output[0] if self._returns_tuple else output
+
+    def logits_from(
+        self,
+        residual: Float[Tensor, "batch position d_model"],
+        input_ids: Int[Tensor, "batch position"],
+        attention_mask: Int[Tensor, "batch position"] | None,
+        positions: Int[Tensor, "kept"],
+    ) -> Float[Tensor, "batch kept vocab"]:
+        """Continue the forward pass from `residual` (blocks 0..layer are not run); logits only at `positions`."""
+        if not self.upper:
+            raise TunediffError(f"{self.name}: loaded without its upper half; load it with upper=True for logits")
+        if self._returns_tuple is None:
+            self.residual(input_ids[:1, :1])
+        inputs = self._inputs(input_ids, attention_mask)
+        kept = positions.to(self.device)
+        patch = residual.to(self.device, self.dtype)
+        replacement = (patch,) if self._returns_tuple else patch
+        blocks = self._blocks
+        traced = self._traced
+        with torch.no_grad(), traced.trace(**inputs, logits_to_keep=kept) as tracer:  # noqa: F841
+            for block in blocks:
+                block.skip(replacement)
+            # The model's output, not lm_head's: Gemma 2 caps its logits after lm_head.
+            logits = traced.output.logits.save()
+        return logits
+
+    def generate(
+        self,
+        input_ids: Int[Tensor, "batch prompt"],
+        attention_mask: Int[Tensor, "batch prompt"],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+    ) -> Int[Tensor, "batch new"]:
+        """Answer greedily; prompts are padded on the LEFT, rows that have stopped are filled with the stop id."""
+        if not self.upper:
+            raise TunediffError(f"{self.name}: loaded without its upper half; load it with upper=True to generate")
+        with torch.no_grad():
+            ids = self.model.generate(
+                input_ids=input_ids.to(self.device),
+                attention_mask=attention_mask.to(self.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(stop_ids),
+                pad_token_id=stop_ids[0],
+            )
+        return ids[:, input_ids.shape[1] :]
+
+
+def _relative(left: Tensor, right: Tensor) -> float:
+    """Return the largest absolute difference over the largest absolute value."""
+    left, right = left.double(), right.double()
+    return float((left - right).abs().max() / right.abs().max().clamp_min(1e-12))
+
+
+def verify_hooks(model: ResidualModel) -> dict[str, Any]:
+    """Prove on a small random batch that the residual is read and replaced as stated.
+
+    Checked, relative to the largest value: shapes; residual = ``hidden_states[layer + 1]``; logits continued from the
+    model's own residual = its logits; padding on the right changes no real position; and that a changed residual does
+    change the logits.
+
+    Raises
+    ------
+    TunediffError
+        One of them does not hold.
+    """
+    ids = torch.randint(0, model.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0)).to(model.device)
+    mask = torch.ones_like(ids)
+    mask[1, 15:] = 0
+    real = mask.bool()
+    residual = model.residual(ids, mask)
+    if residual.shape != (2, 24, model.d_model):
+        raise TunediffError(f"{model.name}: block {model.layer} gives {tuple(residual.shape)}, not a residual stream")
+    with torch.no_grad():
+        whole = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    positions = torch.tensor([0, 7, 14])
+    continued = model.logits_from(residual, ids, mask, positions)
+    changed = model.logits_from(1.5 * residual, ids, mask, positions)
+    differences = {
+        "residual_against_hidden_states": _relative(residual[real], whole.hidden_states[model.layer + 1][real]),
+        "logits_from_own_residual": _relative(continued, whole.logits[:, positions.to(model.device)]),
+        "right_padding": _relative(residual[1, :15], model.residual(ids[1:, :15])[0]),
+    }
+    tolerance = TOLERANCE[str(model.dtype).removeprefix("torch.")]
+    for name, difference in differences.items():
+        if not difference <= tolerance:
+            raise TunediffError(
+                f"{model.name}: hook check '{name}' failed at layer {model.layer} (relative difference "
+                f"{difference:.2g}, tolerated {tolerance:g}); this architecture is not supported by this version"
+            )
+    effect = _relative(changed, continued)
+    if not effect > 0:
+        raise TunediffError(f"{model.name}: replacing the residual of block {model.layer} changes no logit")
+    return {
+        "layer": model.layer,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tolerance": tolerance,
+        **differences,
+        "effect_of_scaled_residual": effect,
+    }
+
+
+@dataclass(frozen=True)
+class PairInfo:
+    """What pair.json says of a prepared pair."""
+
+    base: str  # directory, or id of the hub
+    chat: str
+    base_revision: str | None  # commit of the hub, None for directories
+    chat_revision: str | None
+    layer: int  # residuals are the output of this block
+    dtype: str  # of the weights when they are run
+    d_model: int
+    n_layers: int
+    vocab_size: int  # of the chat model
+    replacements: dict[int, int]  # token ids replaced in what the base model reads
+    tokenizer: dict[str, Any]  # facts: class, size, bos, end_of_turn…
+    verification: dict[str, Any]  # what `verify_hooks` measured, per model
+
+    def load_base(self, device: str, upper: bool = False) -> ResidualModel:
+        """Load the base model."""
+        return ResidualModel.load(self.base, self.layer, self.dtype, device, upper, self.base_revision)
+
+    def load_chat(self, device: str, upper: bool = False) -> ResidualModel:
+        """Load the chat model."""
+        return ResidualModel.load(self.chat, self.layer, self.dtype, device, upper, self.chat_revision)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the pair: the chat model's."""
+        return load_tokenizer(self.chat, self.chat_revision)
+
+
+def load_pair(models_dir: Path) -> PairInfo:
+    """Read results/models.
+
+    Raises
+    ------
+    TunediffError
+        It is missing, incomplete or damaged.
+    """
+    check(models_dir, "models")
+    values = json.loads((models_dir / "pair.json").read_text(encoding="utf-8"))
+    for name in ("base", "chat"):
+        if values[f"{name}_inside"]:
+            values[name] = str(models_dir / values[name])
+        del values[f"{name}_inside"], values[f"{name}_digest"]
+    values["replacements"] = {int(old): new for old, new in values["replacements"].items()}
+    return PairInfo(**values)
+
+
+def directory_digest(directory: Path) -> str:
+    """Return one sha256 over the weights, configuration and tokenizer files of a model directory."""
+    files = sorted({path for pattern in WEIGHT_FILES for path in directory.glob(pattern)})
+    return hashlib.sha256(json.dumps([[path.name, file_sha256(path)] for path in files]).encode()).hexdigest()
+
+
+def _resolve(model: str, revision: str | None) -> tuple[str, str | None, str]:
+    """Return (directory or hub id, commit of the hub, digest) of a model named in the config."""
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise TunediffError(f"{directory}: has no config.json; give a directory written by save_pretrained")
+        return str(directory.resolve()), None, directory_digest(directory)
+    if directory.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise TunediffError(f"{model}: no such directory, and not an id of the hub (`organisation/model`)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = snapshot_download(model, revision=revision, allow_patterns=list(WEIGHT_FILES))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise _reading("model", model, error) from error
+    commit = Path(snapshot).name
+    return model, commit, commit
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """Where the demo pair comes from: the shipped copy, or trained anew."""
+
+    shipped: Path  # directory with base/ and chat/
+    retrain: bool = False  # train the pair again instead of copying it
+    settings: Mapping[str, Any] | None = None  # fields of demo.pair.PairConfig when retrained
+
+
+def _place_demo(demo: DemoModels, target: Path) -> None:
+    if demo.retrain:
+        from tunediff.demo.pair import PairConfig, train_pair
+
+        train_pair(target, PairConfig(**dict(demo.settings or {})))
+        return
+    for name in ("base", "chat"):
+        if not (demo.shipped / name / "config.json").is_file():
+            raise TunediffError(
+                f"{demo.shipped / name}: the shipped demo pair is missing; restore it with git, or set "
+                "`models.retrain_demo: true` to train it again"
+            )
+        shutil.copytree(demo.shipped / name, target / name)
+
+
+def _agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replacements: Mapping[int, int]) -> None:
+    for name, attribute in (("width (d_model)", "hidden_size"), ("number of blocks", "num_hidden_layers")):
+        left, right = getattr(base, attribute), getattr(chat, attribute)
+        if left != right:
+            raise TunediffError(f"models: the {name} differs, base {left}, chat {right}; give a base and its own tune")
+    read_by_base = {replacements.get(i, i) for i in tokenizer.get_vocab().values()}
+    if max(read_by_base) >= base.vocab_size:
+        raise TunediffError(
+            f"models: the chat tokenizer gives ids up to {max(read_by_base)}, the base model embeds only "
+            f"{base.vocab_size} (chat {chat.vocab_size}); map the new ids in `models.replace_base_tokens`"
+        )
+
+
+def prepare_pair(
+    base: str,
+    chat: str,
+    layer: int,
+    dtype: str,
+    device: str,
+    replacements: Mapping[int, int],
+    demo: DemoModels | None,
+    out_dir: Path,
+    *,
+    key: str,
+    base_revision: str | None = None,
+    chat_revision: str | None = None,
+) -> PairInfo:
+    """Resolve, check and prove a pair of models; write `out_dir` (pair.json; the demo's weights too) and its manifest.
+
+    `base` and `chat` are directories, ids of the hub, or both "demo".
+
+    Raises
+    ------
+    TunediffError
+        A model cannot be read, the two do not fit together, or a hook check fails.
+    """
+    started = time.time()
+    torch_dtype(dtype)
+    replacements = {int(old): int(new) for old, new in replacements.items()}
+    inside = base == "demo" or chat == "demo"
+    if inside and (base != chat or demo is None):
+        raise TunediffError("models: `base` and `chat` must both be 'demo', or neither")
+    with building(out_dir) as partial:
+        partial.mkdir(parents=True)
+        resolved: dict[str, tuple[str, str | None, str]] = {}
+        if inside and demo is not None:
+            _place_demo(demo, partial)
+            resolved = {
+                name: (str(partial / name), None, directory_digest(partial / name)) for name in ("base", "chat")
+            }
+        else:
+            resolved = {"base": _resolve(base, base_revision), "chat": _resolve(chat, chat_revision)}
+        configs = {}
+        for name, (path, revision, _) in resolved.items():
+            try:
+                configs[name] = _text_config(AutoConfig.from_pretrained(path, revision=revision))
+            except (OSError, ValueError, KeyError) as error:
+                raise _reading("model", path, error) from error
+        tokenizer = load_tokenizers(
+            resolved["base"][0], resolved["chat"][0], replacements, resolved["base"][1], resolved["chat"][1]
+        )
+        _agreement(configs["base"], configs["chat"], tokenizer, replacements)
+        verification = {}
+        for name, (path, revision, _) in resolved.items():
+            model = ResidualModel.load(path, layer, dtype, device, True, revision)
+            model.name = f"{name} model"
+            verification[name] = verify_hooks(model)
+            del model
+        facts: dict[str, Any] = {
+            "layer": layer,
+            "dtype": dtype,
+            "d_model": configs["chat"].hidden_size,
+            "n_layers": configs["chat"].num_hidden_layers,
+            "vocab_size": configs["chat"].vocab_size,
+            "replacements": {str(old): new for old, new in replacements.items()},
+            "tokenizer": {
+                "class": type(tokenizer).__name__,
+                "size": len(tokenizer),
+                "bos": tokenizer.bos_token,
+                "eos": tokenizer.eos_token,
+                "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+            },
+            "verification": verification,
+        }
+        for name, (path, revision, digest) in resolved.items():
+            facts[name] = name if inside else path
+            facts[f"{name}_inside"] = inside
+            facts[f"{name}_revision"] = revision
+            facts[f"{name}_digest"] = digest
+        (partial / "pair.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    seal(out_dir, "models", key, {k: v for k, v in facts.items() if k != "verification"}, provenance(started, device))
+    return load_pair(out_dir)

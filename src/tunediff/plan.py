@@ -1,0 +1,120 @@
+"""What a config asks for: the dictionaries, the parts of each store, and the content key of every stage.
+
+Read by the Snakefile at every start, so nothing heavy is imported. A stage's key holds exactly the config values that
+change its result; batch sizes of forward passes, devices and intervals between checkpoints are not among them.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tunediff.config import fingerprinted_paths
+from tunediff.keys import fingerprint, stage_key
+
+
+def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in names}
+
+
+class Plan:
+    """Names and content keys of all artifacts of one (checked) config.
+
+    `scripts` is the folder of the rules' scripts, `shipped_pair` that of the demo's models.
+    """
+
+    splits = ("train", "validation")
+
+    def __init__(self, config: Mapping[str, Any], scripts: Path, shipped_pair: Path) -> None:
+        self.config, self.scripts, self.shipped_pair = config, scripts, shipped_pair
+
+    @cached_property
+    def dictionaries(self) -> dict[str, tuple[dict[str, Any], int]]:
+        """Settings and seed per trained dictionary, by its name NAME-seedN."""
+        seeds = self.config["training"]["seeds"]
+        return {
+            f"{name}-seed{seed}": (dict(settings), seed)
+            for seed in seeds
+            for name, settings in self.config["crosscoders"].items()
+        }
+
+    def n_parts(self, split: str) -> int:
+        """Return the number of parts of a split's activation store."""
+        total = sum(self.config["tokens"]["budgets"][split].values())
+        return -(-total // self.config["activations"]["part_tokens"])
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the local files the config names, and of the shipped pair where it is used."""
+        found = {name: fingerprint(paths) for name, paths in fingerprinted_paths(self.config).items()}
+        if self.config["models"]["base"] == "demo" and not self.config["models"]["demo"].get("retrain", False):
+            found["shipped"] = fingerprint(sorted(p for p in self.shipped_pair.rglob("*") if p.is_file()))
+        return found
+
+    def _key(self, script: str, settings: Any, *upstream: str) -> str:
+        return stage_key(self.scripts / script, settings, {name: self.keys[name] for name in upstream})
+
+    def _source(self, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+        return {**source, "fingerprint": self.fingerprints.get(f"source.{name}")}
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Content key per artifact, by its path under `results` without suffix."""
+        self.keys = keys = {}  # filled in pipeline order: later stages look earlier ones up
+        c, seed = self.config, self.config["seed"]
+        models, tokens = c["models"], c["tokens"]
+
+        pair = _without(models, "layer", "dtype", "device", "ignore_first_tokens")
+        prints = {name: value for name, value in self.fingerprints.items() if not name.startswith("source.")}
+        keys["models"] = self._key("models.py", [pair, prints, seed])
+        keys["hooks"] = self._key("hooks.py", [models["layer"], models["dtype"]], "models")
+
+        sources = {name: self._source(name, source) for name, source in tokens["sources"].items()}
+        for split in self.splits:
+            budget = tokens["budgets"][split]
+            shares = tokens["budgets"]  # a document's split may depend on both budgets
+            sampled = [sources, budget, shares, tokens["max_length"], models["ignore_first_tokens"], split, seed]
+            keys[f"tokens/{split}"] = self._key("tokens.py", sampled, "models")
+        asked = [
+            _without(c["conversations"], "batch_size", "source"),
+            self._source("conversations", c["conversations"]["source"]),
+        ]
+        generated = [*asked, models["dtype"], models["ignore_first_tokens"], seed]
+        keys["tokens/conversations"] = self._key("conversations.py", generated, "models")
+
+        stored = [_without(c["activations"], "batch_tokens"), seed]
+        for split in self.splits:
+            key = self._key("activations.py", stored, f"tokens/{split}", "hooks")
+            keys |= {f"activations/{split}/part-{i:03d}": key for i in range(self.n_parts(split))}
+
+        shared = _without(c["training"], "checkpoint_every", "log_every", "log_to", "seeds")
+        parts = {split: f"activations/{split}/part-000" for split in self.splits}
+        for name, (settings, own_seed) in self.dictionaries.items():
+            keys[f"crosscoders/{name}"] = self._key("train.py", [settings, own_seed, shared, seed], parts["train"])
+        for name in self.dictionaries:
+            trained = f"crosscoders/{name}"
+            keys[f"latents/{name}"] = self._key("latents.py", [c["latents"], seed], trained, *parts.values())
+            metrics = [_without(c["evaluation"], "batch_size")]
+            keys[f"evaluation/{name}"] = self._key("evaluation.py", metrics, trained, parts["validation"], "hooks")
+        tables = [f"latents/{name}" for name in self.dictionaries]
+        trained_all = [f"crosscoders/{name}" for name in self.dictionaries]
+        keys["concepts/concepts"] = self._key("concepts.py", None, *tables, *trained_all, parts["validation"])
+        edits = _without(c["causal"], "batch_size", "bootstrap_samples")
+        keys["causal/kl"] = self._key(
+            "causal.py", [edits, seed], *tables, *trained_all, "tokens/conversations", "hooks"
+        )
+        keys["causal/summary"] = self._key("causal_summary.py", [c["causal"]["bootstrap_samples"], seed], "causal/kl")
+
+        metrics_all = [f"evaluation/{name}" for name in self.dictionaries]
+        style = c["figures"]
+        for figure, upstream in {
+            "fig2": tables,
+            "fig3": tables,
+            "fig4": ["causal/summary"],
+            "training": trained_all,
+        }.items():
+            keys[f"figures/{figure}"] = self._key(f"{figure}.py", [style, seed], *upstream)
+        keys["tables/table1"] = self._key("table1.py", style, *tables, *metrics_all)
+        shown = ["causal/summary", "concepts/concepts", "figures/fig4", *tables, *metrics_all]
+        keys["summary"] = self._key("summary.py", None, *shown)
+        return keys

@@ -1,0 +1,276 @@
+"""Table 1 (counts per class, FVE, L0, dead latents) and the published numbers beside ours."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tunediff.errors import TunediffError
+from tunediff.figures import style as look
+from tunediff.figures.fig2 import shared_interval
+from tunediff.figures.style import Drawing, Style
+
+NORMAL_95 = 1.959964  # standard errors to the ends of a 95 % interval
+TWIN_COSINE = 0.9
+
+
+def metric(evaluation: Mapping[str, Any], name: str, model: str | None = None, subset: str = "all") -> float:
+    """Return one value of an evaluation (results/evaluation/NAME.json); NaN where it was not measured."""
+    for row in evaluation.get("metrics", []):
+        same_model = model is None or row.get("model") == model
+        if row["metric"] == name and same_model and row.get("subset", "all") in (subset, None):
+            return math.nan if row["value"] is None else float(row["value"])
+    value = evaluation.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def chat_specific_by_interval(latents: pd.DataFrame) -> pd.Series:
+    """Return the latents whose 95 % intervals of ν^r and ν^ε lie wholly under the thresholds 0.5 and 0.2."""
+    below = pd.Series(True, index=latents.index)
+    for name, threshold in (
+        ("nu_reconstruction", look.NU_RECONSTRUCTION_THRESHOLD),
+        ("nu_error", look.NU_ERROR_THRESHOLD),
+    ):
+        high = latents[name].astype(np.float64) + NORMAL_95 * latents[f"{name}_se"].astype(np.float64)
+        below &= high < threshold
+    return below
+
+
+def table1(latents: Mapping[str, pd.DataFrame], evaluations: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return table 1, one row per crosscoder: counts per class, chat-specific latents, held-out FVE, L0, dead.
+
+    `chat_specific` counts ν^r < 0.5 and ν^ε < 0.2 among chat-only latents, `chat_specific_interval` those of them
+    whose 95 % intervals stay under both thresholds; `chat_specific_any_class` counts over all classes.
+    """
+    rows = []
+    for label, table in look.selected(latents, list(latents)).items():
+        needed = ["class_name", "chat_specific", "nu_error", "nu_error_se", "nu_reconstruction", "nu_reconstruction_se"]
+        look.require(table, needed, f"latents of {label}")
+        if label not in evaluations:
+            raise TunediffError(f"table 1: no evaluation of '{label}'; run snakemake again to make it")
+        evaluation = evaluations[label]
+        chat_only = table["class_name"] == "chat-only"
+        specific = table["chat_specific"].astype(bool)
+        rows.append(
+            {
+                "crosscoder": label,
+                "kind": look.kind_name(label),
+                "latents": len(table),
+                **{name.replace("-", "_"): int((table["class_name"] == name).sum()) for name in look.CLASSES},
+                "chat_specific": int((chat_only & specific).sum()),
+                "chat_specific_interval": int((chat_only & specific & chat_specific_by_interval(table)).sum()),
+                "chat_specific_any_class": int(specific.sum()),
+                "fve_base": metric(evaluation, "fve", "base"),
+                "fve_chat": metric(evaluation, "fve", "chat"),
+                "fve_difference": metric(evaluation, "fve", "difference"),
+                "l0": metric(evaluation, "l0"),
+                "dead_fraction": metric(evaluation, "dead_fraction"),
+                "n_tokens": int(evaluation["n_tokens"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# (quantity, kind) -> value printed by the paper at Gemma 2 2B scale (method.md, section 7)
+PUBLISHED = {
+    ("chat-only latents", "L1"): 3176,
+    ("chat-only latents", "BatchTopK"): 134,
+    ("shared latents", "L1"): 53569,
+    ("shared latents", "BatchTopK"): 62373,
+    ("base-only latents", "L1"): 1437,
+    ("base-only latents", "BatchTopK"): 5,
+    ("FVE", "L1"): 0.846,
+    ("FVE", "BatchTopK"): 0.876,
+    ("L0", "L1"): 100,
+    ("L0", "BatchTopK"): 100,
+    ("dead fraction", "BatchTopK"): 0.12,
+    ("chat-only inside the shared 95 % interval of ν^r", "L1"): 0.18,
+    ("chat-only inside the shared 95 % interval of ν^r", "BatchTopK"): 0.0,
+    ("twins with cosine > 0.9", "L1"): 109,
+    ("twins with cosine > 0.9", "BatchTopK"): 0,
+    ("chat-only firing mainly on template tokens", "BatchTopK"): 0.40,
+    ("chat-only with ≥ 1/3 of activations on template tokens", "BatchTopK"): 0.67,
+    ("KL, None, all", ""): 0.482,
+    ("KL, None, first 9", ""): 1.69,
+    ("KL, Template, all", ""): 0.239,
+    ("KL, Template, first 9", ""): 0.507,
+    ("KL change, All, all", "L1"): -0.59,
+    ("KL change, All, first 9", "L1"): -0.78,
+    ("KL change, All, all", "BatchTopK"): -0.59,
+    ("KL change, All, first 9", "BatchTopK"): -0.78,
+    ("KL, Δnorm best, all", "L1"): 0.241,
+    ("KL, Δnorm best, first 9", "L1"): 0.619,
+    ("KL, Δnorm worst, all", "L1"): 0.242,
+    ("KL, Δnorm worst, first 9", "L1"): 0.740,
+    ("KL, Δnorm best, all", "BatchTopK"): 0.230,
+    ("KL change, Δnorm best, first 9", "BatchTopK"): -0.50,
+    ("KL, Δnorm worst, all", "BatchTopK"): 0.267,
+    ("KL change, Δnorm worst, first 9", "BatchTopK"): -0.06,
+}
+SHARES = ("FVE", "dead fraction", "chat-only inside", "chat-only firing", "chat-only with", "KL change")
+INTERVENTIONS = {"None": "none", "Template": "template", "All": "all"}
+INTERVENTIONS |= {"Δnorm best": "norm_difference_best", "Δnorm worst": "norm_difference_worst"}
+POSITIONS = {"all": "all", "first 9": "first"}
+
+
+def published(
+    latents: Mapping[str, pd.DataFrame],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    twins: Mapping[str, pd.DataFrame] | None = None,
+    summary: pd.DataFrame | None = None,
+    *,
+    show: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Return the paper's numbers at Gemma 2 2B scale beside ours: quantity, kind, published, crosscoder, ours.
+
+    Ours is NaN where the crosscoder or the table it comes from is not there. FVE is the mean over the two models.
+    """
+    shown = look.selected(latents, show)
+    by_kind: dict[str, str] = {}
+    for label in shown:
+        by_kind.setdefault(look.kind_name(label), label)
+    counted = {row["crosscoder"]: row for row in table1(shown, evaluations).to_dict("records")}
+    rows = []
+    for (quantity, kind), value in PUBLISHED.items():
+        label = by_kind.get(kind, "")
+        ours = math.nan
+        if quantity.startswith("KL"):
+            if summary is not None and (label or not kind):
+                ours = _kl(quantity, label, summary)
+        elif quantity.startswith("twins"):
+            if label and twins is not None and label in twins:
+                ours = float((twins[label]["cosine"] > TWIN_COSINE).sum())
+        elif label:
+            ours = _of_latents(quantity, counted[label], shown[label])
+        rows.append({"quantity": quantity, "kind": kind, "published": float(value), "crosscoder": label, "ours": ours})
+    return pd.DataFrame(rows)
+
+
+def _of_latents(quantity: str, row: Mapping[Any, Any], table: pd.DataFrame) -> float:
+    if quantity.endswith(" latents"):
+        return float(row[quantity.removesuffix(" latents").replace("-", "_")])
+    if quantity == "FVE":
+        return float((row["fve_base"] + row["fve_chat"]) / 2)
+    if quantity == "L0":
+        return float(row["l0"])
+    if quantity == "dead fraction":
+        return float(row["dead_fraction"])
+    if quantity.startswith("chat-only inside"):
+        return shared_interval(table).share
+    share = table.loc[table["class_name"] == "chat-only", "template_share"].dropna()
+    if share.empty:
+        return math.nan
+    return float((share > 0.5).mean() if "mainly" in quantity else (share >= 1 / 3).mean())
+
+
+def _kl(quantity: str, label: str, summary: pd.DataFrame) -> float:
+    what, intervention, positions = quantity.split(", ")
+    rows = summary[
+        (summary["crosscoder"].fillna("") == label)
+        & (summary["intervention"] == INTERVENTIONS[intervention])
+        & (summary["positions"] == POSITIONS[positions])
+    ]
+    if rows.empty:
+        return math.nan
+    return float(-rows["reduction"].iloc[0] if what == "KL change" else rows["mean"].iloc[0])
+
+
+def draw_table1(table: pd.DataFrame, style: Style) -> Drawing:
+    """Typeset table 1 with one column per crosscoder; the numbers are `table` itself."""
+    tokens = " / ".join(f"{count:,}" for count in dict.fromkeys(table["n_tokens"]))
+    lines: list[tuple[str, str, str]] = [
+        ("Latents", "latents", "count"),
+        ("chat-only", "chat_only", "count"),
+        (f"   chat-specific ({look.NU_RECONSTRUCTION} < 0.5, {look.NU_ERROR} < 0.2)", "chat_specific", "count"),
+        ("   chat-specific, 95 % intervals below", "chat_specific_interval", "count"),
+        ("shared", "shared", "count"),
+        ("base-only", "base_only", "count"),
+        ("other", "other", "count"),
+        ("dead", "dead", "count"),
+        ("dead fraction", "dead_fraction", "share"),
+        ("FVE, base model", "fve_base", "share"),
+        ("FVE, chat model", "fve_chat", "share"),
+        ("FVE, difference", "fve_difference", "share"),
+        ("L0", "l0", "number"),
+    ]
+    cells = [[name, *(_cell(value, form) for value in table[column])] for name, column, form in lines]
+    heads = ["", *(f"{look.kind_name(label)}\n{label}" for label in table["crosscoder"])]
+    note = f"FVE, L0 and dead fraction on {tokens} held-out tokens (web and chat), at the inference threshold."
+    return Drawing(_typeset(heads, cells, {1, 8}, "Table 1. Crosscoders and their latents", note, style), table)
+
+
+def draw_published(table: pd.DataFrame, style: Style) -> Drawing:
+    """Typeset `published` with the paper's number and ours side by side per kind; the numbers are `table` itself."""
+    quantities = list(dict.fromkeys(table["quantity"]))
+    kinds = [kind for kind in dict.fromkeys(table["kind"]) if kind]
+    labels = {kind: next(iter(table.loc[table["kind"] == kind, "crosscoder"])) for kind in kinds}
+    heads = [""]
+    for kind in kinds:
+        heads += [f"{kind}\npaper", f"{kind}\n{labels[kind] or 'not run'}"]
+    values = {(row["quantity"], row["kind"]): row for row in table.to_dict("records")}
+    cells = []
+    for quantity in quantities:
+        form = "share" if quantity.startswith(SHARES) else "nats" if quantity.startswith("KL") else "number"
+        line = [quantity.replace("ν^r", look.NU_RECONSTRUCTION).replace("Δnorm", look.NORM_DIFFERENCE)]
+        for position, kind in enumerate(kinds):
+            row = values.get((quantity, kind)) or (values.get((quantity, "")) if position == 0 else None)
+            line += ["", ""] if row is None else [_cell(row["published"], form), _cell(row["ours"], form)]
+        cells.append(line)
+    first_kl = next((n for n, quantity in enumerate(quantities) if quantity.startswith("KL")), 0)
+    note = (
+        "Paper: Gemma 2 2B, arXiv 2504.02922. KL in nats; a change is against None. None and Template do not depend on "
+        "the crosscoder; the paper gives the change of All once, and it stands in both columns. Other models and sizes "
+        "are not expected to agree. A dash: not measured here; blank: not published."
+    )
+    return Drawing(_typeset(heads, cells, {first_kl}, "Published numbers beside ours", note, style), table)
+
+
+def _cell(value: float, form: str) -> str:
+    if not np.isfinite(value):
+        return "–"
+    if form == "share":
+        return f"{100 * value:.1f} %".replace("-", "−")
+    if form == "nats":
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if form == "count" or float(value).is_integer() else f"{value:,.1f}"
+
+
+def _typeset(
+    heads: Sequence[str], cells: Sequence[Sequence[str]], rules: set[int], title: str, note: str, style: Style
+) -> Any:
+    """Set a table with rules above, below the head, before the rows of `rules`, and at the end."""
+    line_height, first_width = 0.175, 2.95  # inches
+    columns = len(heads) - 1
+    longest = max(len(part) for head in heads for part in head.split("\n"))
+    column_width = max((style.width - first_width) / columns, 0.0092 * style.small_size * longest + 0.12)
+    width = first_width + column_width * columns
+    note = look.wrapped(note, int(width * 72 / (0.54 * style.small_size)))
+    height = 0.27 + line_height * (len(cells) + 2) + 0.12 + (note.count("\n") + 1) * style.small_size * 1.25 / 72
+    with style.context():
+        figure = style.figure(height, width)
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        axes.text(0.05, 0.14, title, fontweight="bold", va="center")
+        y = 0.27
+        axes.plot([0.05, width - 0.05], [y, y], color="black", linewidth=1.0)
+        right = [first_width + column_width * (n + 1) - 0.06 for n in range(columns)]
+        for x, head in zip(right, heads[1:], strict=True):
+            for row, part in enumerate(head.split("\n")):
+                baseline = y + line_height * (0.8 + 0.85 * row)
+                axes.text(x, baseline, part, ha="right", va="baseline", fontsize=style.small_size)
+        y += 2 * line_height
+        axes.plot([0.05, width - 0.05], [y, y], color="black", linewidth=0.6)
+        for n, line in enumerate(cells):
+            if n in rules:
+                axes.plot([0.05, width - 0.05], [y, y], color="black", linewidth=0.4)
+            axes.text(0.05, y + line_height / 2, line[0], va="center")
+            for x, text in zip(right, line[1:], strict=True):
+                axes.text(x, y + line_height / 2, text, ha="right", va="center")
+            y += line_height
+        axes.plot([0.05, width - 0.05], [y, y], color="black", linewidth=1.0)
+        axes.text(0.05, y + 0.06, note, va="top", fontsize=style.small_size, color=look.DARK_GREY)
+    return figure

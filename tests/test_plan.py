@@ -1,0 +1,78 @@
+"""Which keys each config value moves."""
+
+import copy
+from pathlib import Path
+
+import yaml
+
+from tunediff.config import check, load_schema
+from tunediff.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
+DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def keys_with(*changes: tuple[str, object]) -> dict[str, str]:
+    config = copy.deepcopy(DEMO)
+    for path, value in changes:
+        *parents, last = path.split(".")
+        node = config
+        for step in parents:
+            node = node.setdefault(step, {})
+        node[last] = value
+    return Plan(check(config, SCHEMA), ROOT / "workflow/scripts", ROOT / "resources/demo-pair").keys
+
+
+def moved(*changes: tuple[str, object]) -> set[str]:
+    """Top-level folders (and files) whose keys the changes move."""
+    before, after = keys_with(), keys_with(*changes)
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def test_style_moves_figures_only() -> None:
+    names = moved(("figures.font_size", 9))
+    assert names >= {"figures/fig4", "tables/table1"}
+    assert all(name.startswith(("figures/", "tables/")) or name == "summary" for name in names)
+
+
+def test_k_moves_one_crosscoder_and_what_reads_it() -> None:
+    names = moved(("crosscoders.batchtopk.k", 21))
+    assert {"crosscoders/batchtopk-seed0", "latents/batchtopk-seed0", "causal/kl", "figures/fig4"} <= names
+    assert not any(name.startswith(("models", "tokens", "activations")) for name in names)
+    assert "crosscoders/l1-seed0" not in names and "latents/l1-seed0" not in names
+
+
+def test_seed_moves_all_but_nothing_before_it() -> None:
+    names = moved(("seed", 1))
+    assert {"tokens/train", "activations/train/part-000", "crosscoders/l1-seed0", "figures/fig2"} <= names
+    assert "hooks" in names or "models" not in names
+
+
+def test_layer_spares_models_and_tokens() -> None:
+    names = moved(("models.layer", 2))
+    assert "activations/train/part-000" in names
+    assert not any(name.startswith(("models", "tokens")) for name in names)
+
+
+def test_machine_settings_move_nothing() -> None:
+    assert not moved(
+        ("models.device", "cpu"),
+        ("training.checkpoint_every", 7),
+        ("activations.batch_tokens", 4096),
+        ("causal.batch_size", 3),
+        ("results", "elsewhere"),
+    )
+
+
+def test_more_conversations_spare_training() -> None:
+    names = moved(("conversations.count", 100))
+    assert names >= {"tokens/conversations", "causal/kl", "figures/fig4"}
+    assert not any(name.startswith(("activations", "crosscoders", "latents")) for name in names)
+
+
+def test_parts_cover_the_budget_and_seeds_multiply_dictionaries() -> None:
+    config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}}, SCHEMA)
+    plan = Plan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    assert plan.n_parts("train") == 524288 // 131072
+    assert list(plan.dictionaries) == ["l1-seed0", "batchtopk-seed0", "l1-seed1", "batchtopk-seed1"]

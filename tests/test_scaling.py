@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+from analysis_fixtures import random_crosscoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunediff.scaling import (
+    BASE_DIRECTION,
+    TARGETS,
+    ScalingSums,
+    betas,
+    bootstrap_nu,
+    direction_terms,
+    document_block,
+    nu,
+    nu_standard_error,
+    projections,
+    random_directions,
+    scaling_directions,
+    shuffled_index,
+)
+from tunediff.sparse import SparseCode
+from tunediff.statistics import jackknife_standard_error, resample_weights
+
+BLOCKS = 5
+
+
+def data(n=300, seed=0, d_model=6, dict_size=20):
+    """Return activations, a crosscoder, its code, float64 reconstruction and the block of each token."""
+    crosscoder = random_crosscoder(d_model, dict_size, seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    h = torch.randn(n, 2, d_model, generator=g, dtype=torch.float64)
+    h[:, 1] += 0.5 * h[:, 0]
+    code = crosscoder.encode(h)
+    dense = code.to_dense(dict_size).double()
+    hat = torch.einsum("nf,fmd->nmd", dense, crosscoder.decoder_weight.double()) + crosscoder.decoder_bias.double()
+    block = torch.from_numpy(document_block(np.arange(n) // 3, BLOCKS))
+    return h, crosscoder, code, hat, block
+
+
+def sums_of(h, crosscoder, code, hat, block, directions=None):
+    directions = scaling_directions(crosscoder).double() if directions is None else directions
+    sums = ScalingSums.zeros(BLOCKS, crosscoder.dict_size, directions.shape[1])
+    sums.add(code, h, hat, directions, block)
+    return sums
+
+
+def least_squares(h, crosscoder, code, target, m, j, u, tokens=slice(None)):
+    """β of y ~ f_j u by numpy's lstsq on the targets as section 4 writes them."""
+    f = code.to_dense(crosscoder.dict_size).double().numpy()[tokens]
+    decoder, bias = crosscoder.decoder_weight.double().numpy(), crosscoder.decoder_bias.double().numpy()
+    y = h[tokens, m].numpy()
+    others = np.delete(np.arange(crosscoder.dict_size), j)
+    if target == "activation_no_bias":
+        y = y - bias[m]
+    elif target == "reconstruction":
+        y = f @ decoder[:, m] + bias[m]
+    elif target == "error":  # the leave-one-out residual
+        y = y - f[:, others] @ decoder[others, m] - bias[m]
+    design = np.outer(f[:, j], u).reshape(-1, 1)
+    return np.linalg.lstsq(design, y.reshape(-1), rcond=None)[0][0]
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+@pytest.mark.parametrize("target", TARGETS)
+def test_betas_are_the_least_squares_scales(target, direction):
+    h, crosscoder, code, hat, block = data()
+    sums = sums_of(h, crosscoder, code, hat, block)
+    ours = betas(sums.total(), direction_terms(crosscoder), direction)[target][0]
+    u = crosscoder.decoder_weight.double().numpy()[:, 1 - direction]
+    expected = [
+        [least_squares(h, crosscoder, code, target, m, j, u[j]) for m in range(2)] for j in range(crosscoder.dict_size)
+    ]
+    np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_float32_data_stays_within_a_millionth():
+    h, crosscoder, code, hat, block = data(2000)
+    exact = betas(sums_of(h, crosscoder, code, hat, block).total(), direction_terms(crosscoder))
+    rows = h.float()
+    single = sums_of(rows, crosscoder, code, crosscoder.decode(code), block, scaling_directions(crosscoder))
+    for target, beta in betas(single.total(), direction_terms(crosscoder)).items():
+        torch.testing.assert_close(beta, exact[target], rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 2**31))
+def test_projections_for_any_number_of_nonzeros_per_token(counts, seed):
+    g = torch.Generator().manual_seed(seed)
+    counts = torch.tensor(counts)
+    token = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    latent = torch.randint(0, 11, (len(token),), generator=g)
+    code = SparseCode(token, latent, torch.ones(len(token)), len(counts))
+    rows = torch.randn(len(counts), 4, 3, generator=g, dtype=torch.float64)
+    directions = torch.randn(11, 2, 3, generator=g, dtype=torch.float64)
+    expected = torch.einsum("ztd,zud->zut", rows[token], directions[latent])
+    torch.testing.assert_close(projections(code, rows, directions), expected)
+
+
+def test_many_groups_give_the_same_projections(monkeypatch):
+    h, crosscoder, code, hat, block = data()
+    whole = sums_of(h, crosscoder, code, hat, block).table
+    monkeypatch.setattr("tunediff.scaling._GATHERED_ELEMENTS", 200)
+    torch.testing.assert_close(sums_of(h, crosscoder, code, hat, block).table, whole)
+
+
+def test_blocks_add_up_and_batches_add():
+    h, crosscoder, code, hat, block = data()
+    whole = sums_of(h, crosscoder, code, hat, block)
+    one = sums_of(h, crosscoder, code, hat, torch.zeros_like(block))
+    torch.testing.assert_close(whole.total().table[0], one.table[0])
+    parts = []
+    for part in (slice(0, 100), slice(100, 300)):
+        piece = crosscoder.encode(h[part])
+        parts.append(sums_of(h[part], crosscoder, piece, hat[part], block[part]))
+    torch.testing.assert_close((parts[0] + parts[1]).table, whole.table)
+    for b in range(BLOCKS):
+        assert torch.equal(whole.count[b], (code.to_dense(20)[block == b] > 0).sum(0).double())
+
+
+def test_jackknife_is_the_spread_of_fits_without_each_block():
+    h, crosscoder, code, hat, block = data()
+    errors = nu_standard_error(sums_of(h, crosscoder, code, hat, block), direction_terms(crosscoder))
+    u = crosscoder.decoder_weight.double().numpy()[:, 1]
+    for target, j in (("error", 3), ("reconstruction", 7)):
+        fits = []
+        for b in range(BLOCKS):
+            rest = (block != b).numpy()
+            base, chat = (least_squares(h, crosscoder, code, target, m, j, u[j], rest) for m in range(2))
+            fits.append(base / chat)
+        assert errors[target][j].item() == pytest.approx(jackknife_standard_error(np.array(fits)), rel=1e-8)
+
+
+def test_bootstrap_refits_resampled_blocks():
+    h, crosscoder, code, hat, block = data()
+    sums, terms = sums_of(h, crosscoder, code, hat, block), direction_terms(crosscoder)
+    interval = bootstrap_nu(sums, terms, 200, seed=4)["error"]
+    j, u = 3, crosscoder.decoder_weight.double().numpy()[3, 1]
+    samples = []
+    for counts in resample_weights(BLOCKS, 200, 4).astype(int):
+        tokens = np.concatenate([np.tile(np.flatnonzero(block == b), c) for b, c in enumerate(counts)])
+        base, chat = (least_squares(h, crosscoder, code, "error", m, j, u, tokens) for m in range(2))
+        samples.append(base / chat)
+    np.testing.assert_allclose([interval.low[j], interval.high[j]], np.quantile(samples, [0.025, 0.975]), rtol=1e-8)
+
+
+def test_bootstrap_slices_of_latents_agree(monkeypatch):
+    h, crosscoder, code, hat, block = data()
+    sums, terms = sums_of(h, crosscoder, code, hat, block), direction_terms(crosscoder)
+    whole = bootstrap_nu(sums, terms, 50, seed=0)
+    monkeypatch.setattr("tunediff.scaling._RESAMPLED_ELEMENTS", 50 * 11 * 3)
+    for target, interval in bootstrap_nu(sums, terms, 50, seed=0).items():
+        torch.testing.assert_close(interval.low, whole[target].low)
+        torch.testing.assert_close(interval.high, whole[target].high)
+
+
+def test_a_latent_that_never_fires_has_no_nu():
+    h, crosscoder, _, _, block = data()
+    crosscoder.threshold[4] = 1e9
+    code = crosscoder.encode(h)
+    sums, terms = sums_of(h, crosscoder, code, crosscoder.decode(code).double(), block), direction_terms(crosscoder)
+    assert torch.isnan(nu(betas(sums.total(), terms)["error"][0])[4])
+    assert torch.isnan(nu_standard_error(sums, terms)["error"][4])
+    assert torch.isnan(bootstrap_nu(sums, terms, 20, 0)["error"].low[4])
+
+
+def test_planted_latents_have_the_nu_of_their_construction():
+    """A chat-only direction has ν^ε = 0; one that the base model carries at 0.7 of the strength has ν_activation 0.7."""
+    d_model, n = 8, 400
+    g = torch.Generator().manual_seed(0)
+    f = torch.rand(n, 2, generator=g, dtype=torch.float64) * (torch.rand(n, 2, generator=g) < 0.3)
+    eye = torch.eye(d_model, dtype=torch.float64)
+    h = torch.zeros(n, 2, d_model, dtype=torch.float64)
+    h[:, 1] = f[:, :1] * eye[0] + f[:, 1:] * eye[1]
+    h[:, 0] = 0.7 * f[:, 1:] * eye[1]
+    crosscoder = random_crosscoder(d_model, 2)
+    crosscoder.decoder_weight.zero_()
+    crosscoder.decoder_weight[0, 1, 0] = 1
+    crosscoder.decoder_weight[1, 1, 1] = 1  # shrunk: the base decoder is 0 although the base model has the direction
+    crosscoder.decoder_bias.zero_()
+    token, latent = f.nonzero(as_tuple=True)
+    code = SparseCode(token, latent, f[token, latent], n)
+    hat = torch.einsum("nf,fmd->nmd", f, crosscoder.decoder_weight.double())
+    sums = sums_of(h, crosscoder, code, hat, torch.zeros(n, dtype=torch.int64))
+    scales = betas(sums.total(), direction_terms(crosscoder))
+    assert nu(scales["error"][0]).tolist() == pytest.approx([0, 0.7], abs=1e-6)
+    assert nu(scales["activation"][0]).tolist() == pytest.approx([0, 0.7], abs=1e-6)
+    assert nu(scales["reconstruction"][0]).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_mirrored_nu_swaps_the_models():
+    h, crosscoder, code, hat, block = data()
+    swapped = random_crosscoder()
+    for name in ("decoder_weight", "encoder_weight"):
+        getattr(swapped, name).copy_(getattr(crosscoder, name).flip(1))
+    swapped.decoder_bias.copy_(crosscoder.decoder_bias.flip(0))
+    mirrored = betas(sums_of(h, crosscoder, code, hat, block).total(), direction_terms(crosscoder), BASE_DIRECTION)
+    plain = betas(sums_of(h.flip(1), swapped, code, hat.flip(1), block).total(), direction_terms(swapped))
+    for target in TARGETS:
+        torch.testing.assert_close(nu(mirrored[target], mirrored=True), nu(plain[target]))
+
+
+def test_controls_keep_norms_and_move_every_live_latent():
+    directions = torch.randn(50, 6)
+    drawn = random_directions(directions, seed=0)
+    torch.testing.assert_close(drawn.norm(dim=1), directions.norm(dim=1))
+    assert torch.cosine_similarity(drawn, directions).abs().mean() < 0.6
+    alive = np.arange(50) % 3 > 0
+    index = shuffled_index(alive, seed=0)
+    assert (index[alive] != np.flatnonzero(alive)).all()
+    assert sorted(index[alive]) == np.flatnonzero(alive).tolist()
+    assert (index[~alive] == np.flatnonzero(~alive)).all()
+
+
+def test_document_blocks_are_stable_and_even():
+    assert document_block(np.arange(5, dtype=np.int32), 64).tolist() == [47, 1, 54, 30, 10]  # splitmix64, as first written
+    counts = np.bincount(document_block(np.arange(64_000), 64))
+    assert len(counts) == 64 and counts.min() > 850 and counts.max() < 1150

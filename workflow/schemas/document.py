@@ -1,0 +1,71 @@
+"""Writes the key tables of config/README.md from the schema: python workflow/schemas/document.py > config/README.md"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+INTRO = """# Configuration
+
+A config is one YAML file: `config.yaml` is the embedded demo and the default; another is given with
+`--configfile config/gemma2-2b.yaml` and *replaces* it. Several files after `--configfile` are merged, later ones
+winning: `--configfile config/config.yaml my-changes.yaml`. A config holds science; threads, memory and partitions
+belong to `profiles/`. It is checked before anything runs: an unknown key, a wrong type or a value out of range is one
+line that names the key and the remedy.
+
+| file | run |
+|---|---|
+| `config.yaml` | the embedded demo |
+| `ci.yaml` | the demo in small, for tests of the pipeline |
+| `gemma2-2b.yaml` | the paper's main run: Gemma 2 2B, layer 13 |
+| `llama32-1b.yaml` | Llama 3.2 1B, layer 8 |
+
+This page is written from `workflow/schemas/config.schema.yaml` by `workflow/schemas/document.py`.
+"""
+
+
+def type_name(node: dict[str, Any]) -> str:
+    """Return how a key's values are written."""
+    if "anyOf" in node:
+        return " or ".join(type_name(option) for option in node["anyOf"])
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "enum" in node:
+        return ", ".join(f"`{option}`" for option in node["enum"])
+    if "$ref" in node:
+        return node["$ref"].rsplit("/", 1)[-1]
+    kind = node.get("type", "mapping")
+    names = {"object": "mapping", "array": "list", "null": "null", "integer": "integer", "string": "text"}
+    return " or ".join(names.get(k, k) for k in ([kind] if isinstance(kind, str) else kind))
+
+
+def rows(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield one table row per key, nested keys with dots."""
+    for name, sub in node.get("properties", {}).items():
+        default = yaml.safe_dump(sub["default"], default_flow_style=True).split("\n")[0] if "default" in sub else ""
+        default = "required" if name in node.get("required", []) else f"`{default}`" if default else ""
+        description = sub.get("description", "").replace("|", "\\|")
+        yield f"| `{prefix}{name}` | {type_name(sub)} | {default} | {description} |"
+        yield from rows(sub, f"{prefix}{name}.")
+
+
+def table(title: str, node: dict[str, Any]) -> str:
+    """Return a headed Markdown table of a block's keys."""
+    return "\n".join([f"## {title}\n", "| key | value | default | meaning |", "|---|---|---|---|", *rows(node)]) + "\n"
+
+
+def document(schema: dict[str, Any]) -> str:
+    """Return config/README.md."""
+    blocks = [INTRO, table("Keys", schema)]
+    for branch in schema["$defs"]["source"]["oneOf"]:
+        blocks.append(table(f"A source with `from: {branch['properties']['from']['const']}`", branch))
+    for kind in (
+        ref["$ref"].rsplit("/", 1)[-1] for ref in schema["properties"]["crosscoders"]["additionalProperties"]["oneOf"]
+    ):
+        blocks.append(table(f"A crosscoder with `kind: {kind}`", schema["$defs"][kind]))
+    return "\n".join(blocks)
+
+
+if __name__ == "__main__":
+    print(document(yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text(encoding="utf-8"))), end="")

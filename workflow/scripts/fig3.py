@@ -1,0 +1,18 @@
+"""Draw figure 3: Δnorm and the number of latents under ν thresholds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.fig3 import draw
+from tunediff.figures.style import Style, save
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    tables = {Path(p).stem: pd.read_parquet(p) for p in snakemake.input.tables}
+    save(*draw(tables, style), Path(snakemake.output.pdf).with_suffix(""), style)
