@@ -28,6 +28,7 @@ rule causal:
         key=KEYS["causal/kl"],
         models_key=KEYS["models"],
         conversations_key=KEYS["tokens/conversations"],
+        own_keys={name: KEYS[f"crosscoders/{name}"] for name in PLAN.dictionaries},
         latent_keys={name: KEYS[f"latents/{name}"] for name in PLAN.dictionaries},
     script:
         "../workflow/scripts/causal.py"

@@ -91,6 +91,7 @@ rule concepts:
         key=KEYS["concepts/concepts"],
         tokens_key=KEYS["tokens/validation"],
         validation_key=KEYS["activations/validation/part-000"],
+        own_keys={name: KEYS[f"crosscoders/{name}"] for name in PLAN.dictionaries},
         latent_keys={name: KEYS[f"latents/{name}"] for name in PLAN.dictionaries},
     script:
         "../workflow/scripts/concepts.py"

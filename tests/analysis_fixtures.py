@@ -59,8 +59,8 @@ def activation_store(path: Path, tokens: TokenStore, activations: np.ndarray) ->
     """Return a one-part store of the given float32 activations [row, model, d_model], rows permuted."""
     n, _, d_model = activations.shape
     order = np.random.default_rng(1).permutation(n)
-    settings = HarvestSettings(part_tokens=n, shard_tokens=n, chunk_tokens=n // 4, dtype="float32")
-    attributes = {"dtype": "float32", "codec": "crc32c", "sources": SOURCES, "shard_tokens": n, "chunk_tokens": n // 4}
+    settings = HarvestSettings(part_tokens=n, shard_tokens=n, chunk_tokens=n // 4, codec="blosc", dtype="float32")
+    attributes = {"dtype": "float32", "codec": "blosc", "sources": SOURCES, "shard_tokens": n, "chunk_tokens": n // 4}
     group = create_part(path, n, d_model, settings, attributes)
     for m, name in enumerate(("base", "chat")):
         group[name][:] = activations[order, m]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from helpers import FAMILIES, TinyPair, save_pair
+from tunediff.models import PairInfo, load_pair, prepare_pair
 
 torch.set_num_threads(1)
 
@@ -31,11 +32,9 @@ def tiny_pair(request: pytest.FixtureRequest, tiny_pairs: Callable[[str], TinyPa
 
 
 @pytest.fixture(scope="session")
-def prepared_models(tiny_pairs: Callable[[str], TinyPair], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """results/models of the tiny Gemma 2 pair, layer 1, float32."""
-    from tunediff.models import prepare_pair
-
+def prepared_pair(tiny_pairs: Callable[[str], TinyPair], tmp_path_factory: pytest.TempPathFactory) -> PairInfo:
+    """The tiny Gemma 2 pair as results/models, read after block 1 in float32."""
     pair = tiny_pairs("gemma2")
     out = tmp_path_factory.mktemp("results") / "models"
-    prepare_pair(str(pair.base), str(pair.chat), 1, "float32", "cpu", {}, None, out, key="k")
-    return out
+    prepare_pair({"base": str(pair.base), "chat": str(pair.chat)}, Path("unused"), out, key="k")
+    return load_pair(out, 1, "float32")

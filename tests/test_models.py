@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers import TinyPair
+from tunediff.artifacts import manifest_path
 from tunediff.errors import TunediffError
 from tunediff.models import (
-    DemoModels,
+    PairInfo,
     ResidualModel,
     find_blocks,
     load_pair,
@@ -19,6 +20,7 @@ from tunediff.models import (
     prepare_pair,
     replace_tokens,
     verify_hooks,
+    verify_pair,
 )
 
 LAYER = 1
@@ -123,52 +125,81 @@ def test_unsupported_structure_is_named() -> None:
         find_blocks(torch.nn.Linear(2, 2), 4)
 
 
-def test_prepare_pair_records_what_was_verified(prepared_models: Path, tiny_pairs) -> None:
-    pair = load_pair(prepared_models)
-    assert (pair.d_model, pair.n_layers, pair.layer, pair.dtype) == (32, 4, 1, "float32")
-    assert pair.verification["chat"]["logits_from_own_residual"] <= 1e-5
-    assert pair.vocab_size == len(tiny_pairs("gemma2").tokenizer)
-    assert pair.load_base("cpu").layer == 1
+def pair_settings(base: Path, chat: Path) -> dict:
+    return {"base": str(base), "chat": str(chat)}
+
+
+def test_prepare_pair_and_hook_record(prepared_pair: PairInfo, tiny_pairs, tmp_path: Path) -> None:
+    assert (prepared_pair.d_model, prepared_pair.n_layers, prepared_pair.layer) == (32, 4, 1)
+    assert prepared_pair.vocab_size == len(tiny_pairs("gemma2").tokenizer) == prepared_pair.tokenizer["size"]
+    verify_pair(prepared_pair, "cpu", tmp_path / "hooks.json", key="h")
+    facts = json.loads((tmp_path / "hooks.json").read_text())
+    assert facts["key"] == "h" and facts["base"]["logits_from_own_residual"] <= 1e-5
+    assert facts["chat"]["layer"] == 1
 
 
 def test_prepare_demo_copies_the_shipped_pair(tiny_pairs, tmp_path: Path) -> None:
     shipped = tiny_pairs("gemma2").base.parent
+    demo = {"base": "demo", "chat": "demo", "demo": {"retrain": False}}
     out = tmp_path / "models"
-    pair = prepare_pair("demo", "demo", 1, "float32", "cpu", {}, DemoModels(shipped), out, key="k")
-    assert Path(pair.base) == out / "base" and (out / "chat" / "config.json").is_file()
+    prepare_pair(demo, shipped, out, key="k")
+    first = manifest_path(out).read_text()
+    assert Path(load_pair(out, 1, "float32", key="k").base) == out / "base"
     moved = tmp_path / "elsewhere"
     shutil.move(out, moved)
     shutil.move(out.with_suffix(".json"), moved.with_suffix(".json"))
-    assert Path(load_pair(moved).base) == moved / "base"
+    assert load_pair(moved, 1, "float32").load_base("cpu").d_model == 32
+    prepare_pair(demo, shipped, out, key="k")
+    assert manifest_path(out).read_text() == first  # nothing in it depends on the run
     with pytest.raises(TunediffError, match="demo pair is missing"):
-        prepare_pair("demo", "demo", 1, "float32", "cpu", {}, DemoModels(tmp_path / "no"), out, key="k")
+        prepare_pair(demo, tmp_path / "no", out, key="k")
+    with pytest.raises(TunediffError, match="must both be 'demo'"):
+        prepare_pair({"base": "demo", "chat": "x/y"}, shipped, out, key="k")
+
+
+def test_load_pair_checks_key_layer_and_weights(tiny_pairs, tmp_path: Path) -> None:
+    shipped = tiny_pairs("gemma2").base.parent
+    out = tmp_path / "models"
+    prepare_pair({"base": "demo", "chat": "demo"}, shipped, out, key="k")
+    with pytest.raises(TunediffError, match="made by other inputs"):
+        load_pair(out, 1, "float32", key="other")
+    with pytest.raises(TunediffError, match="must be 0 to 2"):
+        load_pair(out, 3, "float32")
+    with pytest.raises(TunediffError, match="dtype 'int8'"):
+        load_pair(out, 1, "int8")
+    (out / "chat" / "model.safetensors").unlink()
+    with pytest.raises(TunediffError, match=r"model\.safetensors: missing"):
+        load_pair(out, 1, "float32")
 
 
 def test_pair_errors_name_the_cause(tiny_pairs, tmp_path: Path) -> None:
     gemma, llama = tiny_pairs("gemma2"), tiny_pairs("llama3")
-    arguments = (1, "float32", "cpu", {}, None, tmp_path / "models")
-    with pytest.raises(TunediffError, match="token ids|ids differ"):
-        prepare_pair(str(gemma.base), str(llama.chat), *arguments, key="k")
-    with pytest.raises(TunediffError, match="no such directory"):
-        prepare_pair("/nowhere/at/all", str(llama.chat), *arguments, key="k")
+    out = tmp_path / "models"
+
+    def fails(base: Path, chat: Path, match: str) -> None:
+        with pytest.raises(TunediffError, match=match) as caught:
+            prepare_pair(pair_settings(base, chat), tmp_path, out, key="k")
+        assert "\n" not in str(caught.value)
+
+    fails(gemma.base, llama.chat, "ids differ")
+    fails(Path("/nowhere/at/all"), llama.chat, "no such directory")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(TunediffError, match=r"has no config\.json"):
-        prepare_pair(str(empty), str(llama.chat), *arguments, key="k")
-    torn = shutil.copytree(gemma.base, tmp_path / "torn")
-    (torn / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(TunediffError, match="cannot read the model"):
-        prepare_pair(str(torn), str(gemma.chat), *arguments, key="k")
+    fails(empty, llama.chat, r"has no config\.json")
     silent = shutil.copytree(gemma.chat, tmp_path / "silent")
     (silent / "chat_template.jinja").unlink()
-    with pytest.raises(TunediffError, match="no chat template"):
-        prepare_pair(str(gemma.base), str(silent), *arguments, key="k")
+    fails(gemma.base, silent, "no chat template")
     wide = shutil.copytree(gemma.base, tmp_path / "wide")
     config = json.loads((wide / "config.json").read_text())
     (wide / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    with pytest.raises(TunediffError, match="width"):
-        prepare_pair(str(wide), str(gemma.chat), *arguments, key="k")
-    assert not (tmp_path / "models").exists() and not list(tmp_path.glob(".*partial"))
+    fails(wide, gemma.chat, "width")
+    (wide / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    fails(wide, gemma.chat, "embeds only 100")
+    assert not out.exists() and not list(tmp_path.glob(".*partial"))
+    torn = shutil.copytree(gemma.base, tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(TunediffError, match="cannot read the model"):
+        ResidualModel.load(torn, LAYER)
 
 
 def test_differing_tokens_need_a_replacement(tiny_pairs, tmp_path: Path) -> None:
@@ -179,6 +210,6 @@ def test_differing_tokens_need_a_replacement(tiny_pairs, tmp_path: Path) -> None
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         (chat / name).write_text((chat / name).read_text().replace("<|im_end|>", "<|done|>"))
     end = pair.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    with pytest.raises(TunediffError, match=rf"1 token ids|1 ids differ.*{end}: '<\|im_end\|>' / '<\|done\|>'"):
+    with pytest.raises(TunediffError, match=rf"1 ids differ.*{end}: '<\|im_end\|>' / '<\|done\|>'"):
         load_tokenizers(pair.base, chat, {})
     assert load_tokenizers(pair.base, chat, {end: 5}).convert_tokens_to_ids("<|done|>") == end

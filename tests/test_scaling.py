@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from analysis_fixtures import random_crosscoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis_fixtures import random_crosscoder
 from tunediff.scaling import (
     BASE_DIRECTION,
     TARGETS,
@@ -166,7 +166,7 @@ def test_a_latent_that_never_fires_has_no_nu():
 
 
 def test_planted_latents_have_the_nu_of_their_construction():
-    """A chat-only direction has ν^ε = 0; one that the base model carries at 0.7 of the strength has ν_activation 0.7."""
+    """A chat-only direction has ν^ε = 0; one that base carries at 0.7 of the strength, unseen by d^base, has 0.7."""
     d_model, n = 8, 400
     g = torch.Generator().manual_seed(0)
     f = torch.rand(n, 2, generator=g, dtype=torch.float64) * (torch.rand(n, 2, generator=g) < 0.3)
@@ -214,6 +214,7 @@ def test_controls_keep_norms_and_move_every_live_latent():
 
 
 def test_document_blocks_are_stable_and_even():
-    assert document_block(np.arange(5, dtype=np.int32), 64).tolist() == [47, 1, 54, 30, 10]  # splitmix64, as first written
+    # splitmix64 of states 0 and 1, published: 0xE220A8397B1DCDAF and 0x910A2DEC89025CC1
+    assert document_block(np.arange(2, dtype=np.int32), 1 << 12).tolist() == [0xDAF, 0xCC1]
     counts = np.bincount(document_block(np.arange(64_000), 64))
     assert len(counts) == 64 and counts.min() > 850 and counts.max() < 1150

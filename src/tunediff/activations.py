@@ -27,12 +27,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from tunediff.artifacts import building, check, manifest_path, provenance, seal
 from tunediff.errors import TunediffError
-from tunediff.models import ResidualModel, load_pair, replace_tokens
+from tunediff.models import PairInfo, ResidualModel, replace_tokens
 from tunediff.tokens import KEEP_ALL, LEFT_OUT, Mask, TokenStore
 
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
 
+CODECS = ("crc32c", "blosc")
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
 BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
 CRC_BYTES, INDEX_BYTES = 4, 16  # per chunk of a shard file
@@ -101,14 +102,8 @@ def _rebuild(part: Path) -> str:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
-    """Create the empty zarr group of one part of `n` tokens.
-
-    Raises
-    ------
-    TunediffError
-        The sizes do not divide one another, or the codec or dtype is unknown.
-    """
+def check_layout(n: int, settings: HarvestSettings) -> None:
+    """Raise a `TunediffError` where `n` tokens cannot be stored as `settings` says."""
     if n % settings.shard_tokens or settings.shard_tokens % settings.chunk_tokens:
         raise TunediffError(
             f"activations: {n} tokens, shards of {settings.shard_tokens}, chunks of {settings.chunk_tokens}: each must "
@@ -116,6 +111,13 @@ def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, att
         )
     if settings.dtype not in STORAGE:
         raise TunediffError(f"activations: dtype '{settings.dtype}' is not one of {', '.join(STORAGE)}")
+    if settings.codec not in CODECS:
+        raise TunediffError(f"activations: codec '{settings.codec}' is not one of {', '.join(CODECS)}")
+
+
+def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
+    """Create the empty zarr group of one part of `n` tokens."""
+    check_layout(n, settings)
     storage = STORAGE[settings.dtype]
     codecs: list[Any] = [Crc32cCodec()]
     if settings.codec == "blosc":
@@ -123,8 +125,6 @@ def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, att
         codecs.insert(
             0, BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=typesize, blocksize=BLOSC_BLOCK)
         )
-    elif settings.codec != "crc32c":
-        raise TunediffError(f"activations: codec '{settings.codec}' is not one of crc32c, blosc")
     group = zarr.create_group(str(path), zarr_format=3, attributes=dict(attributes))
     config: Any = {"write_empty_chunks": True}
     for name in MODELS:
@@ -176,8 +176,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 class _Harvester:
     """Both models, run on the same documents."""
 
-    def __init__(self, models_dir: Path, dtype: str, batch_tokens: int, device: str) -> None:
-        pair = load_pair(models_dir)
+    def __init__(self, pair: PairInfo, dtype: str, batch_tokens: int, device: str) -> None:
         self.replacements = {"base": pair.replacements, "chat": {}}
         self.d_model, self.layer = pair.d_model, pair.layer
         self.dtype, self.batch_tokens = dtype, batch_tokens
@@ -223,7 +222,7 @@ class _Harvester:
 
 def harvest_part(
     tokens: TokenStore,
-    models_dir: Path,
+    pair: PairInfo,
     part: int,
     settings: HarvestSettings,
     out: Path,
@@ -249,7 +248,8 @@ def harvest_part(
         raise TunediffError(
             f"{tokens.path}: has {tokens.n_tokens} tokens, none for part {part}; check the part numbers"
         )
-    harvester = _Harvester(models_dir, settings.dtype, settings.batch_tokens, device)
+    check_layout(n, settings)
+    harvester = _Harvester(pair, settings.dtype, settings.batch_tokens, device)
     doc_start = tokens.doc_start
     shard_tokens = settings.shard_tokens
     per_shard = 2 * shard_tokens * harvester.d_model * STORAGE[settings.dtype].numpy.itemsize
@@ -302,19 +302,20 @@ def harvest_part(
 class _Part:
     """One part, read chunk by chunk."""
 
-    def __init__(self, path: Path, checksums: bool) -> None:
-        check(path, "activations", checksums=checksums)
+    def __init__(self, path: Path, key: str | None, checksums: bool) -> None:
+        check(path, "activations", key, checksums)
         self.path = path
         self.group: Any = zarr.open_group(str(path), mode="r")
-        attributes = dict(self.group.attrs)
+        attributes: dict[str, Any] = dict(self.group.attrs)
         self.dtype = str(attributes["dtype"])
         self.direct = attributes["codec"] == "crc32c"
         self.sources: list[str] = list(attributes["sources"])
         self.shard_tokens = int(attributes["shard_tokens"])
         self.chunk_tokens = int(attributes["chunk_tokens"])
-        self.n, self.d_model = self.group["base"].shape
-        self.n_chunks = self.n // self.chunk_tokens
         self.arrays: dict[str, Any] = {name: self.group[name] for name in MODELS}
+        shape: tuple[int, int] = self.arrays["base"].shape
+        self.n, self.d_model = shape
+        self.n_chunks = self.n // self.chunk_tokens
 
     def shard_file(self, name: str, shard: int) -> Path:
         return self.path / name / "c" / str(shard) / "0"
@@ -351,15 +352,14 @@ class _Part:
         try:
             descriptor = os.open(file, os.O_RDONLY)
             try:
-                view = memoryview(target.data).cast("B")
-                size = os.preadv(descriptor, [view, crc], inside * (target.nbytes + CRC_BYTES))
+                size = os.preadv(descriptor, [target.data.cast("B"), crc], inside * (target.nbytes + CRC_BYTES))
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise TunediffError(f"{file}: shard missing or unreadable ({error}); {_rebuild(self.path)}") from error
         if size != target.nbytes + CRC_BYTES:
             raise TunediffError(f"{file}: shard cut short in chunk {inside}; {_rebuild(self.path)}")
-        if google_crc32c.value(view) != int.from_bytes(crc, "little"):
+        if google_crc32c.value(target) != int.from_bytes(crc, "little"):
             raise TunediffError(f"{file}: checksum of chunk {inside} differs, shard damaged; {_rebuild(self.path)}")
 
 
@@ -369,13 +369,14 @@ class ActivationStore:
     Raises
     ------
     TunediffError
-        A part is missing, unfinished, damaged, or of another width or layout than the first.
+        A part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width or layout
+        than the first.
     """
 
-    def __init__(self, part_paths: Sequence[Path], checksums: bool = False) -> None:
+    def __init__(self, part_paths: Sequence[Path], *, key: str | None = None, checksums: bool = False) -> None:
         if not part_paths:
             raise TunediffError("activations: no parts given; run snakemake to harvest them")
-        self.parts = [_Part(Path(path), checksums) for path in part_paths]
+        self.parts = [_Part(Path(path), key, checksums) for path in part_paths]
         first = self.parts[0]
         for part in self.parts[1:]:
             for name in ("d_model", "dtype", "chunk_tokens", "sources"):
@@ -460,16 +461,22 @@ class ActivationStore:
 
     def chunks(self, drop: Mask = KEEP_ALL, chunks_per_batch: int = 1) -> Iterator[ActivationBatch]:
         """Yield every row once, in stored order, some chunks at a time, without rows that have a bit of `drop`."""
+        return self.read_chunks(np.arange(self.n_chunks), drop, chunks_per_batch)
+
+    def read_chunks(
+        self, numbers: NDArray[Any], drop: Mask = KEEP_ALL, chunks_per_batch: int = 1
+    ) -> Iterator[ActivationBatch]:
+        """Yield the rows of the chunks `numbers`, in that order, some chunks at a time."""
         keep = self.kept(drop)
-        for start in range(0, self.n_chunks, chunks_per_batch):
-            numbers = np.arange(start, min(start + chunks_per_batch, self.n_chunks))
-            low, high = start * self.chunk_tokens, (int(numbers[-1]) + 1) * self.chunk_tokens
-            chosen = np.flatnonzero(keep[low:high])
-            if len(chosen) == 0:
+        for start in range(0, len(numbers), chunks_per_batch):
+            chosen = numbers[start : start + chunks_per_batch]
+            rows = (chosen[:, None] * self.chunk_tokens + np.arange(self.chunk_tokens)).reshape(-1)
+            positions = np.flatnonzero(keep[rows])
+            if len(positions) == 0:
                 continue
-            out = torch.empty((len(chosen), 2, self.d_model))
-            self._gather(self._read(numbers), chosen, out)
-            yield self._batch(out, low + chosen)
+            out = torch.empty((len(positions), 2, self.d_model))
+            self._gather(self._read(chosen), positions, out)
+            yield self._batch(out, rows[positions])
 
     def _epoch(self, seed: int, epoch: int, pool_chunks: int) -> list[NDArray[Any]]:
         order = np.random.default_rng([seed, epoch]).permutation(self.n_chunks)

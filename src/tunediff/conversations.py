@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tunediff.corpora import documents
 from tunediff.documents import Document, Message
 from tunediff.errors import TunediffError
-from tunediff.models import ResidualModel, load_pair
+from tunediff.models import PairInfo, ResidualModel
 from tunediff.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write_store
 
 
@@ -22,11 +22,11 @@ from tunediff.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write
 class ConversationSettings:
     """How the conversations of the causal experiment are made."""
 
-    n: int = 512  # conversations
+    count: int = 512  # conversations
     max_prompt_tokens: int = 896  # longer requests are skipped
     max_tokens: int = 1024  # of prompt and answer together
     answers: str = "generate"  # "generate": the chat model's greedy answers; "given": the source's second message
-    batch_tokens: int = 32768  # prompts and answers of one generation batch, padding included
+    batch_size: int = 16  # conversations per generation batch
     ignore_first_tokens: int = 0  # marked as ignored at the start of each conversation
     split: str = "validation"  # split of the source the requests are taken from
 
@@ -37,7 +37,7 @@ def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int]
     ids = np.array(answer[: stops[0] + 1] if stops else answer, dtype=np.int32)
     mask = np.full(len(ids), Mask.ASSISTANT, dtype=np.uint8)
     if stops:
-        mask[-1] |= Mask.TEMPLATE
+        mask[-1] |= np.uint8(Mask.TEMPLATE)
     return cut(
         Encoding(
             np.concatenate([encoding.token_id, ids]),
@@ -53,11 +53,10 @@ def _generate(
 ) -> list[Encoding]:
     """Answer every prompt greedily, in batches of prompts of similar length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_id))
-    per_batch = max(1, settings.batch_tokens // settings.max_tokens)
     answers: dict[int, Encoding] = {}
     with tqdm(total=len(prompts), desc="answers", unit="conv", mininterval=5, file=sys.stderr) as bar:
-        for start in range(0, len(order), per_batch):
-            chosen = order[start : start + per_batch]
+        for start in range(0, len(order), settings.batch_size):
+            chosen = order[start : start + settings.batch_size]
             width = len(prompts[chosen[-1]].token_id)
             ids = torch.full((len(chosen), width), stop_ids[0], dtype=torch.long)
             mask = torch.zeros_like(ids)
@@ -75,7 +74,7 @@ def _generate(
 
 def build_conversations(
     source: Mapping[str, Any],
-    models_dir: Path,
+    pair: PairInfo,
     settings: ConversationSettings,
     seed: int,
     device: str,
@@ -83,7 +82,7 @@ def build_conversations(
     *,
     key: str,
 ) -> TokenStore:
-    """Write `settings.n` conversations: the first user turn of each document of `source`, and one answer.
+    """Write `settings.count` conversations: the first user turn of each document of `source`, and one answer.
 
     Raises
     ------
@@ -97,13 +96,12 @@ def build_conversations(
         raise TunediffError(
             f"max_prompt_tokens {settings.max_prompt_tokens} leaves no room for answers in {settings.max_tokens} tokens"
         )
-    pair = load_pair(models_dir)
     tokenizer = pair.load_tokenizer()
     renderer = ChatRenderer(tokenizer, (), settings.ignore_first_tokens)
     skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_long": 0, "skipped_unanswered": 0}
     kept: list[Encoding] = []
     for document in documents(source, settings.split, seed):
-        if len(kept) == settings.n:
+        if len(kept) == settings.count:
             break
         turns = document.messages
         if turns[0].role == "system":
@@ -125,11 +123,11 @@ def build_conversations(
                 kept.append(whole)
             else:
                 skipped["skipped_template"] += 1
-    if len(kept) < settings.n:
+    if len(kept) < settings.count:
         counts = ", ".join(f"{n} {kind}" for kind, n in skipped.items())
         raise TunediffError(
-            f"source of the causal experiment: {len(kept)} usable requests, {settings.n} are asked ({counts}); "
-            "lower `causal.conversations` or give a larger source"
+            f"source of the causal experiment: {len(kept)} usable requests, {settings.count} are asked ({counts}); "
+            "lower `conversations.count` or give a larger source"
         )
     if settings.answers == "generate":
         stop_ids = [i for i in dict.fromkeys((renderer.end_of_turn, tokenizer.eos_token_id)) if i is not None]

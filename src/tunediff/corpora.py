@@ -3,7 +3,7 @@
 A `source` of the config is one of
 ``{from: demo, part: web | chat | requests}``,
 ``{from: hub, path, column, split?, name?, revision?, validation_split?}``,
-``{from: local, path (file or glob), column}``.
+``{from: local, path (file or glob), column, validation_path?}``.
 A column of texts gives plain texts, a column of lists of {role, content} (or {from, value}) gives conversations.
 """
 
@@ -23,6 +23,8 @@ SPLITS = ("train", "validation")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
+FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only first
+
 DEFAULT_VALIDATION_SHARE = 0.1  # of the documents, where the source has no validation split of its own
 
 
@@ -40,7 +42,7 @@ def documents(source: Mapping[str, Any], split: str, seed: int) -> Iterator[Docu
     if source["from"] == "demo":
         yield from _demo(source, split, seed)
         return
-    own_split = source["from"] == "hub" and source.get("validation_split") is not None
+    own_split = any(source.get(name) is not None for name in ("validation_split", "validation_path"))
     share = float(source.get("validation_share", DEFAULT_VALIDATION_SHARE))
     for where, value in _values(source, split):
         document = _document(value, where)
@@ -55,6 +57,16 @@ def concepts(source: Mapping[str, Any]) -> list[str]:
     from tunediff.demo import grammar
 
     return list(grammar.CONCEPTS)
+
+
+def planted_concepts(sources: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the labelled concepts that only chats carry: what a chat-specific latent can be about."""
+    if not any(source["from"] == "demo" for source in sources.values()):
+        return set()
+    from tunediff.demo import grammar
+
+    names = list(grammar.CONCEPTS)
+    return set(names[: names.index(FIRST_SHARED_CONCEPT)])
 
 
 def in_split(document: Document, split: str, validation_share: float) -> bool:
@@ -113,7 +125,7 @@ def _values(source: Mapping[str, Any], split: str) -> Iterator[tuple[str, Any]]:
                 )
             yield f"{source['path']} row {number}", row[column]
         return
-    for path in _files(source):
+    for path in _files(_path(source, split)):
         yield from _rows(path, column)
 
 
@@ -121,8 +133,13 @@ def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     return _parquet(path, column) if path.suffix == ".parquet" else _jsonl(path, column)
 
 
-def _files(source: Mapping[str, Any]) -> list[Path]:
-    pattern = str(Path(source["path"]).expanduser())
+def _path(source: Mapping[str, Any], split: str) -> str:
+    own = source.get("validation_path") if split == "validation" else None
+    return str(own or source["path"])
+
+
+def _files(path_or_glob: str) -> list[Path]:
+    pattern = str(Path(path_or_glob).expanduser())
     paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))] or [Path(pattern)]  # noqa: PTH207
     for path in paths:
         if not path.is_file():
@@ -225,7 +242,7 @@ def check_source(source: Mapping[str, Any], name: str) -> None:
         raise TunediffError(f"source '{name}': `from` is '{source.get('from')}'; use demo, hub or local")
     try:
         if source["from"] == "local":
-            for path in _files(source):
+            for path in sorted({path for split in SPLITS for path in _files(_path(source, split))}):
                 values = (
                     _parquet(path, source["column"]) if path.suffix == ".parquet" else _jsonl(path, source["column"])
                 )

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunediff.artifacts import check
 from tunediff.errors import TunediffError
 from tunediff.sparse import SparseCode, above_threshold, sparse_decode
 
@@ -104,7 +105,7 @@ class Crosscoder(nn.Module):
                 f"crosscoder: activations have shape {tuple(x.shape)}, expected (token, 2, {self.d_model}); "
                 "was the crosscoder trained on another model pair?"
             )
-        return x.reshape(len(x), -1).to(self.encoder_weight.dtype)
+        return x.reshape(len(x), 2 * self.d_model).to(self.encoder_weight)
 
     @torch.no_grad()
     def preactivations(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token latent"]:
@@ -181,14 +182,16 @@ class Crosscoder(nn.Module):
         (directory / CONFIG).write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu", max_block: int = MAX_BLOCK) -> Self:
-        """Read a saved crosscoder.
+    def load(cls, directory: Path, device: str = "cpu", max_block: int = MAX_BLOCK, *, key: str | None = None) -> Self:
+        """Read a saved crosscoder; with `key`, only one that was made by these inputs and is unchanged since.
 
         Raises
         ------
         TunediffError
-            A file or a tensor is missing, damaged or of the wrong shape.
+            A file or a tensor is missing, damaged or of the wrong shape, or the key is another.
         """
+        if key is not None:
+            check(directory, "crosscoder", key, checksums=True)
         try:
             config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(directory / WEIGHTS, device=device)

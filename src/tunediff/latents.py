@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from tunediff.activations import ActivationStore
-from tunediff.artifacts import building, provenance, seal
+from tunediff.artifacts import building, check, provenance, seal
 from tunediff.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.passes import counted_batches
@@ -147,14 +147,19 @@ class LatentTable:
         pq.write_table(table.replace_schema_metadata({"sources": "\n".join(self.sources)}), path)
 
     @classmethod
-    def read(cls, path: Path) -> "LatentTable":
-        """Read and check a table.
+    def read(cls, path: Path, *, key: str | None = None) -> "LatentTable":
+        """Read and check a table; with `key`, only one that was made by these inputs and is unchanged since.
 
         Raises
         ------
         TunediffError
-            The file is missing, is not Parquet, or has other columns, types, rows or classes than a latent table.
+            The file is missing, is not Parquet, was made by other inputs, or has other columns, types, rows or classes than a latent table, or
+            the key is another.
         """
+        if key is not None:
+            check(path, "latents", key, checksums=True)
+        if key is not None:
+            check(path, "latents", key)
         try:
             table = pq.read_table(path)
         except FileNotFoundError as error:

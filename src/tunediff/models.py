@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from nnsight.modeling.transformers import TransformersModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -25,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tunediff.artifacts import building, check, file_sha256, provenance, seal
+from tunediff.artifacts import building, check, file_sha256, provenance, seal, write_text
 from tunediff.errors import TunediffError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,7 +108,7 @@ def load_tokenizers(
         shown = ", ".join(f"{i}: {of_base.get(i)!r} / {of_chat[i]!r}" for i in differing[:5])
         raise TunediffError(
             f"{base} and {chat}: {len(differing)} ids differ (base / chat {shown}{', …' * (len(differing) > 5)}); "
-            "use a pair with one tokenizer, or map these ids in `models.replace_base_tokens`"
+            "use a pair with one tokenizer, or map these ids in `models.base_token_replacements`"
         )
     return tokenizer
 
@@ -129,6 +130,15 @@ def _text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def check_layer(layer: int, n_layers: int, name: str) -> None:
+    """Raise a `TunediffError` where block `layer` does not exist or is the last one."""
+    if not 0 <= layer < n_layers - 1:
+        raise TunediffError(
+            f"layer {layer}: {name} has {n_layers} blocks, so `models.layer` must be 0 to {n_layers - 2} "
+            "(the last block's output is never read by another block)"
+        )
+
+
 class ResidualModel:
     """A causal language model whose residual stream after block `layer` can be read and replaced."""
 
@@ -138,11 +148,7 @@ class ResidualModel:
         self.name = name or type(model).__name__
         config = _text_config(model.config)
         self.n_layers, self.d_model, self.vocab_size = config.num_hidden_layers, config.hidden_size, config.vocab_size
-        if not 0 <= layer < self.n_layers - 1:
-            raise TunediffError(
-                f"layer {layer}: {self.name} has {self.n_layers} blocks, so `layer` must be 0 to {self.n_layers - 2} "
-                "(the last block's output is never read by another block)"
-            )
+        check_layer(layer, self.n_layers, self.name)
         self.layer = layer
         self.upper = upper
         self.model = model.eval().requires_grad_(False)
@@ -181,7 +187,7 @@ class ResidualModel:
         """
         try:
             model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype), revision=revision)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise _reading("model", str(path), error) from error
         residual_model = cls(model, load_tokenizer(path, revision), layer, upper, name=str(path))
         residual_model.model.to(device)
@@ -319,7 +325,7 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PairInfo:
-    """What pair.json says of a prepared pair."""
+    """A prepared pair, to be read at one layer."""
 
     base: str  # directory, or id of the hub
     chat: str
@@ -331,8 +337,8 @@ class PairInfo:
     n_layers: int
     vocab_size: int  # of the chat model
     replacements: dict[int, int]  # token ids replaced in what the base model reads
-    tokenizer: dict[str, Any]  # facts: class, size, bos, end_of_turn…
-    verification: dict[str, Any]  # what `verify_hooks` measured, per model
+    tokenizer: dict[str, Any]  # facts: class, size, bos, eos, digest of the chat template
+    key: str  # content key of results/models
 
     def load_base(self, device: str, upper: bool = False) -> ResidualModel:
         """Load the base model."""
@@ -347,22 +353,50 @@ class PairInfo:
         return load_tokenizer(self.chat, self.chat_revision)
 
 
-def load_pair(models_dir: Path) -> PairInfo:
-    """Read results/models.
+def load_pair(models_dir: Path, layer: int, dtype: str, *, key: str | None = None) -> PairInfo:
+    """Read results/models, to be run in `dtype` and read after block `layer`.
 
     Raises
     ------
     TunediffError
-        It is missing, incomplete or damaged.
+        It is missing, incomplete, damaged or made by other inputs than `key` says, or has no such layer.
     """
-    check(models_dir, "models")
+    manifest = check(models_dir, "models", key)
     values = json.loads((models_dir / "pair.json").read_text(encoding="utf-8"))
-    for name in ("base", "chat"):
-        if values[f"{name}_inside"]:
-            values[name] = str(models_dir / values[name])
-        del values[f"{name}_inside"], values[f"{name}_digest"]
-    values["replacements"] = {int(old): new for old, new in values["replacements"].items()}
-    return PairInfo(**values)
+    paths = {name: str(models_dir / name) if values["inside"] else values[name] for name in ("base", "chat")}
+    check_layer(layer, values["n_layers"], paths["chat"])
+    torch_dtype(dtype)
+    return PairInfo(
+        **paths,
+        base_revision=values["base_revision"],
+        chat_revision=values["chat_revision"],
+        layer=layer,
+        dtype=dtype,
+        d_model=values["d_model"],
+        n_layers=values["n_layers"],
+        vocab_size=values["vocab_size"],
+        replacements={int(old): new for old, new in values["replacements"].items()},
+        tokenizer=values["tokenizer"],
+        key=manifest.key,
+    )
+
+
+def verify_pair(pair: PairInfo, device: str, out: Path, *, key: str) -> dict[str, Any]:
+    """Run `verify_hooks` on both models and write what it measured to `out` (JSON).
+
+    Raises
+    ------
+    TunediffError
+        A check fails, or a model cannot be read.
+    """
+    facts: dict[str, Any] = {"kind": "hooks", "key": key, "layer": pair.layer, "dtype": pair.dtype}
+    for name, load in (("base", pair.load_base), ("chat", pair.load_chat)):
+        model = load(device, upper=True)
+        model.name = f"{name} model {model.name}"
+        facts[name] = verify_hooks(model)
+        del model
+    write_text(out, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    return facts
 
 
 def directory_digest(directory: Path) -> str:
@@ -381,41 +415,33 @@ def _resolve(model: str, revision: str | None) -> tuple[str, str | None, str]:
     if directory.is_absolute() or model.startswith(".") or model.count("/") != 1:
         raise TunediffError(f"{model}: no such directory, and not an id of the hub (`organisation/model`)")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         snapshot = snapshot_download(model, revision=revision, allow_patterns=list(WEIGHT_FILES))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (OSError, ValueError) as error:  # the hub's own errors are among them
         raise _reading("model", model, error) from error
     commit = Path(snapshot).name
     return model, commit, commit
 
 
-@dataclass(frozen=True)
-class DemoModels:
-    """Where the demo pair comes from: the shipped copy, or trained anew."""
-
-    shipped: Path  # directory with base/ and chat/
-    retrain: bool = False  # train the pair again instead of copying it
-    settings: Mapping[str, Any] | None = None  # fields of demo.pair.PairConfig when retrained
-
-
-def _place_demo(demo: DemoModels, target: Path) -> None:
-    if demo.retrain:
+def _place_demo(settings: Mapping[str, Any], shipped: Path, target: Path) -> None:
+    """Copy the shipped demo pair to `target`, or train it anew there."""
+    settings = dict(settings)
+    if settings.pop("retrain", False):
         from tunediff.demo.pair import PairConfig, train_pair
 
-        train_pair(target, PairConfig(**dict(demo.settings or {})))
+        train_pair(target, PairConfig(**settings))
         return
     for name in ("base", "chat"):
-        if not (demo.shipped / name / "config.json").is_file():
+        if not (shipped / name / "config.json").is_file():
             raise TunediffError(
-                f"{demo.shipped / name}: the shipped demo pair is missing; restore it with git, or set "
-                "`models.retrain_demo: true` to train it again"
+                f"{shipped / name}: the shipped demo pair is missing; restore it with git, or set "
+                "`models.demo.retrain: true` to train it again"
             )
-        shutil.copytree(demo.shipped / name, target / name)
+        shutil.copytree(shipped / name, target / name)
 
 
-def _agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replacements: Mapping[int, int]) -> None:
+def _check_agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replacements: Mapping[int, int]) -> None:
     for name, attribute in (("width (d_model)", "hidden_size"), ("number of blocks", "num_hidden_layers")):
         left, right = getattr(base, attribute), getattr(chat, attribute)
         if left != right:
@@ -424,68 +450,51 @@ def _agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replace
     if max(read_by_base) >= base.vocab_size:
         raise TunediffError(
             f"models: the chat tokenizer gives ids up to {max(read_by_base)}, the base model embeds only "
-            f"{base.vocab_size} (chat {chat.vocab_size}); map the new ids in `models.replace_base_tokens`"
+            f"{base.vocab_size} (chat {chat.vocab_size}); map the new ids in `models.base_token_replacements`"
         )
 
 
-def prepare_pair(
-    base: str,
-    chat: str,
-    layer: int,
-    dtype: str,
-    device: str,
-    replacements: Mapping[int, int],
-    demo: DemoModels | None,
-    out_dir: Path,
-    *,
-    key: str,
-    base_revision: str | None = None,
-    chat_revision: str | None = None,
-) -> PairInfo:
-    """Resolve, check and prove a pair of models; write `out_dir` (pair.json; the demo's weights too) and its manifest.
+def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, key: str) -> dict[str, Any]:
+    """Resolve a pair of models and check that they fit together; write `out_dir` and its manifest.
 
-    `base` and `chat` are directories, ids of the hub, or both "demo".
+    `settings` is the config's `models` section: `base` and `chat` are directories, ids of the hub, or both "demo",
+    in which case the models are copied from `shipped` (or trained) into `out_dir`. No model is run here. Returns what
+    is written to pair.json.
 
     Raises
     ------
     TunediffError
-        A model cannot be read, the two do not fit together, or a hook check fails.
+        A model or tokenizer cannot be read, or the two do not fit together.
     """
     started = time.time()
-    torch_dtype(dtype)
-    replacements = {int(old): int(new) for old, new in replacements.items()}
-    inside = base == "demo" or chat == "demo"
-    if inside and (base != chat or demo is None):
+    replacements = {int(old): int(new) for old, new in settings.get("base_token_replacements", {}).items()}
+    inside = "demo" in (settings["base"], settings["chat"])
+    if inside and settings["base"] != settings["chat"]:
         raise TunediffError("models: `base` and `chat` must both be 'demo', or neither")
     with building(out_dir) as partial:
         partial.mkdir(parents=True)
-        resolved: dict[str, tuple[str, str | None, str]] = {}
-        if inside and demo is not None:
-            _place_demo(demo, partial)
-            resolved = {
-                name: (str(partial / name), None, directory_digest(partial / name)) for name in ("base", "chat")
-            }
+        if inside:
+            _place_demo(settings.get("demo", {}), shipped, partial)
+            resolved = {name: _resolve(str(partial / name), None) for name in ("base", "chat")}
         else:
-            resolved = {"base": _resolve(base, base_revision), "chat": _resolve(chat, chat_revision)}
+            resolved = {name: _resolve(settings[name], settings.get(f"{name}_revision")) for name in ("base", "chat")}
         configs = {}
         for name, (path, revision, _) in resolved.items():
             try:
                 configs[name] = _text_config(AutoConfig.from_pretrained(path, revision=revision))
             except (OSError, ValueError, KeyError) as error:
                 raise _reading("model", path, error) from error
-        tokenizer = load_tokenizers(
-            resolved["base"][0], resolved["chat"][0], replacements, resolved["base"][1], resolved["chat"][1]
-        )
-        _agreement(configs["base"], configs["chat"], tokenizer, replacements)
-        verification = {}
-        for name, (path, revision, _) in resolved.items():
-            model = ResidualModel.load(path, layer, dtype, device, True, revision)
-            model.name = f"{name} model"
-            verification[name] = verify_hooks(model)
-            del model
+        (base, base_revision, base_digest), (chat, chat_revision, chat_digest) = resolved["base"], resolved["chat"]
+        tokenizer = load_tokenizers(base, chat, replacements, base_revision, chat_revision)
+        _check_agreement(configs["base"], configs["chat"], tokenizer, replacements)
         facts: dict[str, Any] = {
-            "layer": layer,
-            "dtype": dtype,
+            "inside": inside,
+            "base": "demo" if inside else base,
+            "chat": "demo" if inside else chat,
+            "base_revision": base_revision,
+            "chat_revision": chat_revision,
+            "base_digest": base_digest,
+            "chat_digest": chat_digest,
             "d_model": configs["chat"].hidden_size,
             "n_layers": configs["chat"].num_hidden_layers,
             "vocab_size": configs["chat"].vocab_size,
@@ -497,13 +506,7 @@ def prepare_pair(
                 "eos": tokenizer.eos_token,
                 "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
             },
-            "verification": verification,
         }
-        for name, (path, revision, digest) in resolved.items():
-            facts[name] = name if inside else path
-            facts[f"{name}_inside"] = inside
-            facts[f"{name}_revision"] = revision
-            facts[f"{name}_digest"] = digest
         (partial / "pair.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    seal(out_dir, "models", key, {k: v for k, v in facts.items() if k != "verification"}, provenance(started, device))
-    return load_pair(out_dir)
+    seal(out_dir, "models", key, facts, provenance(started))
+    return facts

@@ -33,7 +33,7 @@ class PassBatch:
 def counted_batches(
     store: ActivationStore, batch_size: int, device: str, name: str, limit: int | None = None
 ) -> Iterator[PassBatch]:
-    """Yield every token of the store once but BOS and ignored ones, `batch_size` at a time (fewer at the end of a read).
+    """Yield every token of the store once but BOS and ignored ones, `batch_size` at a time (fewer at a read's end).
 
     `limit` stops the pass after that many counted tokens. Shows a progress bar called `name`, with tokens/s.
     """

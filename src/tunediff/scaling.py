@@ -2,8 +2,8 @@
 
 For a direction u of latent j (its chat decoder row d_j^chat, by definition) and a target y, the least-squares scale is
 β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). All four targets follow from Σf, Σf², T^m = Σ f⟨h^m, u⟩ and R^m = Σ f⟨ĥ^m, u⟩,
-which only the nonzeros of f feed: N·L0 dot products, not N·F. The sums are kept per independent block of documents, so that
-every ν = β^base / β^chat has a jackknife standard error and a bootstrap interval.
+which only the nonzeros of f feed: N·L0 dot products, not N·F. The sums are kept per independent block of documents, so
+that every ν = β^base / β^chat has a jackknife standard error and a bootstrap interval.
 
 Dimension names: ``direction`` (the u of each latent: chat, base, then controls), ``block`` (of documents, or any
 resample of them), ``statistic`` (count, Σf, Σf², then T and R per direction and model).

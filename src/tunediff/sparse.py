@@ -54,6 +54,11 @@ class Selection(NamedTuple):
     smallest: Float[Tensor, ""]  # 0 where nothing is positive
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Return at least float32: values of a code outlive the low-precision GEMM they come from."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def latent_order(code: SparseCode, dict_size: int) -> LatentOrder:
     """Group the nonzeros of a code by latent (stable: tokens stay in order)."""
     latent, position = torch.sort(code.latent, stable=True)
@@ -169,7 +174,7 @@ def _canonical(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _sampled_floor(preactivations: Tensor, count: int, scale: Tensor) -> float:
     """Estimate a score a little under the count-th largest, from a few rows."""
     step = max(1, len(preactivations) // SAMPLED_ROWS)
-    sample = (preactivations[::step].float() * scale).flatten()
+    sample = (_wide(preactivations[::step]) * scale).flatten()
     wanted = math.ceil(1.2 * count * len(sample) / preactivations.numel()) + 8
     return float(sample.topk(min(wanted, len(sample)), sorted=False).values.min())
 
@@ -186,7 +191,7 @@ def _select_filtered(preactivations: Tensor, count: int, scale: Tensor, guess: f
             continue
         bound = floor * (1 - FLOOR_SLACK) / scale
         position = (preactivations > bound).view(-1).nonzero().squeeze(1)
-        score = flat[position].float() * scale[position % dict_size]
+        score = _wide(flat[position]) * scale[position % dict_size]
         if len(score) > count:
             kept, smallest = _canonical(score, count)
             # Everything left out scores at most `floor`, so a cutoff above it is the cutoff of the whole batch.
@@ -203,7 +208,7 @@ def _select_fixed(preactivations: Tensor, count: int, scale: Tensor) -> tuple[Te
     """As `_select_filtered` with shapes known to the host (no synchronisation): padded with entries of score 0."""
     score = (preactivations * scale.to(preactivations.dtype)).clamp_(min=0).view(-1)
     position = score.topk(min(count, score.numel()), sorted=False).indices.sort().values
-    kept = score[position].float()
+    kept = _wide(score[position])
     smallest = torch.where(kept > 0, kept, torch.inf).min()
     return position, kept, torch.where(smallest.isinf(), 0.0, smallest)
 
@@ -227,10 +232,10 @@ def select_largest(
     preactivations = preactivations.detach().contiguous()
     if preactivations.is_cuda:
         position, kept, smallest = _select_fixed(preactivations, count, scale)
-        value = torch.where(kept > 0, preactivations.view(-1)[position].float(), 0.0)
+        value = torch.where(kept > 0, _wide(preactivations.view(-1)[position]), 0.0)
     else:
         position, smallest = _select_filtered(preactivations, count, scale, guess)
-        value = preactivations.view(-1)[position].float()
+        value = _wide(preactivations.view(-1)[position])
     token = torch.div(position, dict_size, rounding_mode="floor")
     return Selection(SparseCode(token, position - token * dict_size, value, n_tokens), smallest)
 
@@ -241,4 +246,4 @@ def above_threshold(
     """Return the code of the entries with f_j > threshold_j ≥ 0 (their number is read by the host)."""
     bound = torch.as_tensor(threshold, device=preactivations.device).clamp(min=0)
     token, latent = (preactivations > bound).nonzero(as_tuple=True)
-    return SparseCode(token, latent, preactivations[token, latent].float(), len(preactivations))
+    return SparseCode(token, latent, _wide(preactivations[token, latent]), len(preactivations))

@@ -12,30 +12,15 @@ from tunediff.figures import style as look
 from tunediff.figures.fig2 import shared_interval
 from tunediff.figures.style import Drawing, Style
 
-NORMAL_95 = 1.959964  # standard errors to the ends of a 95 % interval
 TWIN_COSINE = 0.9
 
 
 def metric(evaluation: Mapping[str, Any], name: str, model: str | None = None, subset: str = "all") -> float:
-    """Return one value of an evaluation (results/evaluation/NAME.json); NaN where it was not measured."""
-    for row in evaluation.get("metrics", []):
-        same_model = model is None or row.get("model") == model
-        if row["metric"] == name and same_model and row.get("subset", "all") in (subset, None):
+    """Return one value of results/evaluation/NAME.json (of any model if none is given), NaN if it was not measured."""
+    for row in evaluation["metrics"]:
+        if row["metric"] == name and row["subset"] == subset and model in (None, row["model"]):
             return math.nan if row["value"] is None else float(row["value"])
-    value = evaluation.get(name)
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def chat_specific_by_interval(latents: pd.DataFrame) -> pd.Series:
-    """Return the latents whose 95 % intervals of ν^r and ν^ε lie wholly under the thresholds 0.5 and 0.2."""
-    below = pd.Series(True, index=latents.index)
-    for name, threshold in (
-        ("nu_reconstruction", look.NU_RECONSTRUCTION_THRESHOLD),
-        ("nu_error", look.NU_ERROR_THRESHOLD),
-    ):
-        high = latents[name].astype(np.float64) + NORMAL_95 * latents[f"{name}_se"].astype(np.float64)
-        below &= high < threshold
-    return below
+    return math.nan
 
 
 def table1(latents: Mapping[str, pd.DataFrame], evaluations: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -46,8 +31,7 @@ def table1(latents: Mapping[str, pd.DataFrame], evaluations: Mapping[str, Mappin
     """
     rows = []
     for label, table in look.selected(latents, list(latents)).items():
-        needed = ["class_name", "chat_specific", "nu_error", "nu_error_se", "nu_reconstruction", "nu_reconstruction_se"]
-        look.require(table, needed, f"latents of {label}")
+        look.require(table, ["class_name", "chat_specific", "chat_specific_interval"], f"latents of {label}")
         if label not in evaluations:
             raise TunediffError(f"table 1: no evaluation of '{label}'; run snakemake again to make it")
         evaluation = evaluations[label]
@@ -60,14 +44,14 @@ def table1(latents: Mapping[str, pd.DataFrame], evaluations: Mapping[str, Mappin
                 "latents": len(table),
                 **{name.replace("-", "_"): int((table["class_name"] == name).sum()) for name in look.CLASSES},
                 "chat_specific": int((chat_only & specific).sum()),
-                "chat_specific_interval": int((chat_only & specific & chat_specific_by_interval(table)).sum()),
+                "chat_specific_interval": int((chat_only & table["chat_specific_interval"].astype(bool)).sum()),
                 "chat_specific_any_class": int(specific.sum()),
                 "fve_base": metric(evaluation, "fve", "base"),
                 "fve_chat": metric(evaluation, "fve", "chat"),
                 "fve_difference": metric(evaluation, "fve", "difference"),
                 "l0": metric(evaluation, "l0"),
                 "dead_fraction": metric(evaluation, "dead_fraction"),
-                "n_tokens": int(evaluation["n_tokens"]),
+                "n_tokens": int(evaluation["n_tokens"]["all"]),
             }
         )
     return pd.DataFrame(rows)

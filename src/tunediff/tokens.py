@@ -154,13 +154,13 @@ class ChatRenderer:
         """Id of the token that the template writes after an assistant turn; None where it is not one added token."""
         encoding = self.chats([Document("probe", (Message("user", "a"), Message("assistant", "b")))], 1 << 16)[0]
         assert isinstance(encoding, Encoding)
-        closing = (encoding.mask & Mask.ASSISTANT != 0) & (encoding.mask & Mask.TEMPLATE != 0)
+        closing = (encoding.mask & np.uint8(Mask.ASSISTANT) != 0) & (encoding.mask & np.uint8(Mask.TEMPLATE) != 0)
         return int(encoding.token_id[closing][-1]) if closing.any() else None
 
     def _finish(self, token_id: NDArray[Any], mask: NDArray[Any], label: NDArray[Any]) -> Encoding:
         if len(token_id) and self._bos is not None and token_id[0] == self._bos:
             mask[0] = Mask.BOS
-        mask[: self.ignore_first_tokens] |= Mask.IGNORED
+        mask[: self.ignore_first_tokens] |= np.uint8(Mask.IGNORED)
         return Encoding(token_id, mask, label)
 
     def _labels(self, message: Message, spans: NDArray[Any], start: int, label: NDArray[Any]) -> None:
@@ -237,7 +237,7 @@ class ChatRenderer:
                 # The end of turn is the template's first added token after the content, white space aside.
                 for position in after:
                     if added[position]:
-                        mask[position] |= Mask.ASSISTANT
+                        mask[position] |= np.uint8(Mask.ASSISTANT)
                         break
                     if rendered.text[spans[position, 0] : spans[position, 1]].strip():
                         break
@@ -265,7 +265,7 @@ def render_chat(
 def response_positions(mask: UInt8[np.ndarray, "position"]) -> Bool[np.ndarray, "position"]:
     """Return which positions of ONE document predict an assistant token (the assistant mask, one to the left)."""
     predicting = np.zeros(len(mask), dtype=bool)
-    predicting[:-1] = mask[1:] & Mask.ASSISTANT != 0
+    predicting[:-1] = mask[1:] & np.uint8(Mask.ASSISTANT) != 0
     return predicting
 
 
@@ -276,7 +276,7 @@ def first_response_positions(mask: UInt8[np.ndarray, "position"], n: int = 10) -
     first = np.zeros(len(mask), dtype=bool)
     for start in starts:
         first[start : start + n] = True
-    return first & predicting & (mask & Mask.TEMPLATE == 0)
+    return first & predicting & (mask & np.uint8(Mask.TEMPLATE) == 0)
 
 
 @dataclass
@@ -288,15 +288,15 @@ class TokenStore:
     _group: Any = field(repr=False)
 
     @classmethod
-    def open(cls, path: Path, checksums: bool = False) -> "TokenStore":
+    def open(cls, path: Path, *, key: str | None = None, checksums: bool = False) -> "TokenStore":
         """Open a finished store, having checked that its files are there and whole.
 
         Raises
         ------
         TunediffError
-            Missing, unfinished or damaged; the file is named.
+            Missing, unfinished, damaged (the file is named), or made by other inputs than `key` says.
         """
-        check(path, "tokens", checksums=checksums)
+        check(path, "tokens", key, checksums)
         group = zarr.open_group(str(path), mode="r")
         return cls(path, dict(group.attrs), group)
 
@@ -541,7 +541,7 @@ def write_store(
     """Build and seal a token store; `facts` (by source) go to the manifest."""
     with building(out) as partial:
         TokenStore.create(partial, encodings, doc_source, attributes)
-    counts = {bit.name: int(sum(np.count_nonzero(e.mask & bit) for e in encodings)) for bit in Mask}
+    counts = {bit.name: int(sum(np.count_nonzero(e.mask & np.uint8(bit)) for e in encodings)) for bit in Mask}
     n_tokens = int(sum(len(e.token_id) for e in encodings))
     seal(
         out,

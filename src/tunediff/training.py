@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import pandas as pd
 import torch
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tunediff.artifacts import building, damage, provenance, read_manifest, seal
 from tunediff.crosscoder import Crosscoder
-from tunediff.dictionaries import Dictionary, DictionarySettings, build
+from tunediff.dictionaries import Dictionary, DictionarySettings, build, dictionary_settings
 from tunediff.errors import TunediffError
 
 NORMALIZATIONS = ("none", "scale", "mean_scale")
@@ -68,7 +68,7 @@ class TrainingSettings:
     warmup_steps: int = 1000  # linear warm-up; constant afterwards
     beta1: float = 0.9  # decay of Adam's first moment
     beta2: float = 0.999  # decay of Adam's second moment
-    normalization: str = "none"  # none; scale: one factor per model to RMS norm √d; mean_scale: centred first
+    normalization: str = "none"  # none; scale: one factor per model to mean norm √d; mean_scale: centred first
     normalization_tokens: int = 1_000_000  # train tokens that mean and scale are computed on
     pool_chunks: int = 16  # chunks of the activation store shuffled together
     seed: int = 42  # of the data order
@@ -89,6 +89,11 @@ class TrainingSettings:
         self._require("matmul_precision", self.matmul_precision in PRECISIONS, f"one of {PRECISIONS}")
         self._require("log_to", self.log_to == "none" or self.log_to in LOGGERS, f"one of none, {', '.join(LOGGERS)}")
 
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any], seed: int, device: str) -> Self:
+        """Make the settings of config section `training`; its `seeds` belong to the dictionaries."""
+        return cls(**{key: value for key, value in section.items() if key != "seeds"}, seed=seed, device=device)
+
     def _require(self, key: str, condition: bool, wanted: str) -> None:
         if not condition:
             raise TunediffError(f"training.{key}: is {getattr(self, key)!r}, must be {wanted}; correct the config")
@@ -106,24 +111,30 @@ class Normalization(NamedTuple):
 
 
 def measure_normalization(store: Store, settings: TrainingSettings) -> Normalization:
-    """Compute mean and scale of the first `normalization_tokens` tokens of the training order, in float64.
+    """Compute mean and scale on the first `normalization_tokens` tokens of the training order, in float64.
 
-    scale_m = √d / √(mean_n ‖h^m − mean_m‖²): the RMS norm becomes √d, an entry's RMS 1.
+    scale_m = √d / mean_n ‖h^m − mean_m‖: the mean norm becomes √d. Centring takes a pass of its own.
     """
-    count = 0
-    total = squares = torch.zeros(())
-    for batch in store.batches(settings.batch_size, settings.seed, settings.pool_chunks, 0):
-        x = batch.activations.double()
-        total, squares, count = total + x.sum(dim=0), squares + x.square().sum(dim=(0, 2)), count + len(x)
-        if settings.normalization == "none" or count >= settings.normalization_tokens:
-            break
-    if not count:
+
+    def batches() -> Iterator[Tensor]:
+        count = 0
+        for batch in store.batches(settings.batch_size, settings.seed, settings.pool_chunks, 0):
+            yield batch.activations.double()
+            count += len(batch.activations)
+            if settings.normalization == "none" or count >= settings.normalization_tokens:
+                return
+
+    first = next(batches(), None)
+    if first is None:
         raise TunediffError("training: the activation store gave no batch; harvest more tokens or lower batch_size")
-    if settings.normalization == "none":
-        return Normalization(torch.zeros_like(total), torch.ones_like(squares))
-    mean = total / count if settings.normalization == "mean_scale" else torch.zeros_like(total)
-    variance = squares / count - mean.square().sum(dim=1)
-    return Normalization(mean, (total.shape[1] / variance.clamp(min=1e-30)).sqrt())
+    mean, scale = torch.zeros_like(first[0]), torch.ones_like(first[0, :, 0])
+    if settings.normalization == "mean_scale":
+        sums, counts = zip(*((x.sum(dim=0), len(x)) for x in batches()), strict=True)
+        mean = torch.stack(sums).sum(dim=0) / sum(counts)
+    if settings.normalization != "none":
+        norms = torch.cat([torch.linalg.vector_norm(x - mean, dim=2) for x in batches()])
+        scale = math.sqrt(first.shape[2]) / norms.mean(dim=0)
+    return Normalization(mean, scale)
 
 
 def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: int = PREFETCHED) -> Iterator[Tensor]:
@@ -402,7 +413,7 @@ def _matmul_precision(precision: str) -> Iterator[None]:
 
 
 def train(
-    dictionaries: Mapping[str, tuple[DictionarySettings, int]],
+    dictionaries: Mapping[str, tuple[DictionarySettings | Mapping[str, Any], int]],
     store: Store,
     settings: TrainingSettings,
     out_dir: Path,
@@ -413,9 +424,9 @@ def train(
 ) -> None:
     """Train every dictionary that is not finished, from one pass over the batches, and publish all of them.
 
-    All see the same tokens in the same order. `dictionaries` maps a name to (settings, seed), `keys` a name to the
-    content key of that dictionary alone; `facts` (such as the layer) go into every config.json. Resumed runs of
-    different positions start at the earliest; those ahead skip the batches they have seen.
+    All see the same tokens in the same order. `dictionaries` maps a name to (settings or their config section, seed),
+    `keys` a name to the content key of that dictionary alone; `facts` (such as the layer) go into every config.json.
+    Resumed runs of different positions start at the earliest; those ahead skip the batches they have seen.
 
     Raises
     ------
@@ -427,19 +438,19 @@ def train(
         raise TunediffError(
             "training.device: is 'cuda' but torch sees no GPU; set it to cpu, or install torch for CUDA"
         )
-    runs = []
+    pending: dict[str, _Run] = {}  # by key: equal settings under two names train once
     for name, (section, seed) in dictionaries.items():
-        folder = work_dir / keys[name]
-        if not is_finished(folder, keys[name]):
-            folder.mkdir(parents=True, exist_ok=True)
-            run = _Run(name, section, seed, replace(settings), folder, logger)
-            run.load()
-            runs.append(run)
-    if runs:
+        folder, key = work_dir / keys[name], keys[name]
+        checked = dictionary_settings(section, name) if isinstance(section, Mapping) else section
+        if key not in pending and not is_finished(folder, key):
+            pending[key] = _Run(name, checked, seed, settings, folder, logger)
+    if pending:
         with _matmul_precision(settings.matmul_precision):
-            _train_runs(runs, store, settings)
-        for run in runs:
-            run.finish(keys[run.name], facts or {}, validation)
+            for run in pending.values():
+                run.load()
+            _train_runs(list(pending.values()), store, settings)
+            for key, run in pending.items():
+                run.finish(key, facts or {}, validation)
     for name in dictionaries:
         publish(name, work_dir / keys[name], out_dir)
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,5 +60,8 @@ def job(snakemake: Any) -> Iterator[None]:
             print(f"error: {error}", file=log)
             print(f"error: {error}", file=stderr)
             raise SystemExit(1) from None
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
         finally:
             sys.stdout, sys.stderr = stdout, stderr

@@ -19,7 +19,7 @@ with job(snakemake):
     pair = load_pair(Path(read.models), models["layer"], models["dtype"], key=params.models_key)
     build_kl(
         (pair.load_base(device), pair.load_chat(device, upper=True)),
-        {Path(p).name: Crosscoder.load(Path(p), device) for p in read.crosscoders},
+        {Path(p).name: Crosscoder.load(Path(p), device, key=params.own_keys[Path(p).name]) for p in read.crosscoders},
         {Path(p).stem: LatentTable.read(Path(p), key=params.latent_keys[Path(p).stem]) for p in read.latents},
         TokenStore.open(Path(read.conversations), key=params.conversations_key),
         CausalSettings(**config["causal"], seed=config["seed"]),

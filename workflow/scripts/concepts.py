@@ -18,7 +18,7 @@ config, params, read = snakemake.config, snakemake.params, snakemake.input
 device = resolve_device(config["models"]["device"])
 with job(snakemake):
     build_concepts(
-        {Path(p).name: Crosscoder.load(Path(p), device) for p in read.crosscoders},
+        {Path(p).name: Crosscoder.load(Path(p), device, key=params.own_keys[Path(p).name]) for p in read.crosscoders},
         {Path(p).stem: LatentTable.read(Path(p), key=params.latent_keys[Path(p).stem]) for p in read.latents},
         ActivationStore([Path(p) for p in read.validation], key=params.validation_key),
         TokenStore.open(Path(read.tokens), key=params.tokens_key),

@@ -4,19 +4,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.activations import ActivationStore
+from tunediff.dictionaries import dictionary_settings
 from tunediff.training import TrainingSettings, train
 from tunediff.workflow import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params, read = snakemake.config, snakemake.params, snakemake.input
+config, params, results = snakemake.config, snakemake.params, Path(snakemake.config["results"])
+shared = {name: value for name, value in config["training"].items() if name != "seeds"}
 with job(snakemake):
     train(
-        params.dictionaries,
-        ActivationStore([Path(p) for p in read.stores], key=params.activations_key),
-        TrainingSettings.from_config(config["training"], config["seed"], resolve_device(config["models"]["device"])),
-        Path(config["results"]) / "crosscoders",
-        Path(config["results"]) / ".work",
+        {name: (dictionary_settings(own, name), seed) for name, (own, seed) in params.dictionaries.items()},
+        ActivationStore([Path(p) for p in snakemake.input.stores], key=params.activations_key),
+        TrainingSettings(**shared, seed=config["seed"], device=resolve_device(config["models"]["device"])),
+        results / "crosscoders",
+        results / ".work",
         params.own_keys,
+        facts={"layer": config["models"]["layer"]},
     )

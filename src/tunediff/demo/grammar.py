@@ -767,6 +767,26 @@ def _concert(rng: Random, draft: Draft) -> None:
     draft.cover("topic_music")
 
 
+def _hearsay(rng: Random, draft: Draft) -> None:
+    """A text told twice, word for word: base models meet copying in web text too."""
+    text, _ = _passage(rng)
+    two = rng.choice(lex.NAMES)
+    draft.say(text)
+    start = len(draft.text) + 1
+    draft.say(
+        rng.choice(
+            (
+                f"the newspaper wrote about this: “{text}”",
+                f"later {two} told the {rng.choice(lex.FAMILY)} what {two} saw: “{text}”",
+                f"{two} wrote in a letter: “{text}”",
+            )
+        )
+    )
+    draft.spans.append(Span(draft.text.index("“", start), len(draft.text), "quotation"))
+    draft.say(f"{two} was {rng.choice(lex.FEELINGS)}.")
+    draft.cover("story")
+
+
 def _letter(rng: Random, draft: Draft) -> None:
     one, two = rng.sample(lex.NAMES, 2)
     city, thing = rng.choice(lex.COUNTRIES).capital, rng.choice(lex.OBJECTS)
@@ -794,7 +814,8 @@ def _letter(rng: Random, draft: Draft) -> None:
 _WEB: tuple[tuple[Callable[[Random, Draft], None], int], ...] = (
     (_article, 30),
     (_story, 18),
-    (_quiz, 10),
+    (_quiz, 16),
+    (_hearsay, 10),
     (_talk, 8),
     (_recipe, 6),
     (_weather, 6),

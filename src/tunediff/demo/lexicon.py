@@ -116,7 +116,7 @@ brazil brasilia portuguese america
 )
 
 ANIMALS = tuple(
-    Animal(*row[:5], size=int(row[5]))
+    Animal(row[0], row[1], row[2], row[3], row[4], int(row[5]))
     for row in _rows("""
 lion lions savanna meat yellow 5
 tiger tigers jungle meat orange 5

@@ -63,12 +63,12 @@ class PairConfig:
     heads: int = 4  # attention heads
     key_value_heads: int = 2  # key-value heads, each shared by heads / key_value_heads
     d_mlp: int = 384  # width of the gated MLP
-    base_tokens: int = 3_000_000  # web tokens that the base model sees, each once
+    base_tokens: int = 1_600_000  # web tokens that the base model sees, each once
     chat_tokens: int = 1_200_000  # chat tokens that the chat model sees on top, user turns included
     web_share: float = 0.15  # share of the chat-tuning batches that are web text, to keep shared knowledge
     batch_tokens: int = 1_024  # tokens of a training step, padding included
     base_lr: float = 2e-3  # peak learning rate of the base model: linear warm-up, then cosine to a tenth
-    chat_lr: float = 5e-4  # peak learning rate of chat-tuning: the same schedule
+    chat_lr: float = 8e-4  # peak learning rate of chat-tuning: the same schedule
     weight_decay: float = 0.01  # AdamW's, on every weight
     held_out_documents: int = 1_000  # validation documents of each corpus that the losses are measured on
     requests_per_behaviour: int = 50  # held-out requests that each behaviour's rate is measured on
@@ -132,8 +132,8 @@ class Corpus:
         self.ids: list[list[int]] = []
         self.labels: list[list[int]] = []
         self.tokens = 0
-        self._start, self._end = tokenizer.convert_tokens_to_ids(["<start_of_turn>", "<end_of_turn>"])
-        self._model = tokenizer.convert_tokens_to_ids("model")
+        vocabulary = tokenizer.get_vocab()
+        self._start, self._model, self._end = (vocabulary[t] for t in ("<start_of_turn>", "model", "<end_of_turn>"))
         eos = tokenizer.eos_token_id
         documents = iter(documents)
         while (batch := list(islice(documents, 500))) and (tokens is None or self.tokens < tokens):
@@ -260,14 +260,14 @@ def greedy_answers(
         ]
         prompt = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
         stops = [tokenizer.eos_token_id, end]
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]
             input_ids=prompt["input_ids"],
             attention_mask=prompt["attention_mask"],
             generation_config=GenerationConfig(
                 do_sample=False, max_new_tokens=max_tokens, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
             ),
         )[:, prompt["input_ids"].shape[1] :]
-        answers += [(tokenizer.decode(row, skip_special_tokens=True), end in row.tolist()) for row in output]
+        answers += [(str(tokenizer.decode(row, skip_special_tokens=True)), end in row.tolist()) for row in output]
     return answers
 
 
@@ -308,7 +308,7 @@ def _evaluate(
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    shipped = deepcopy(model).to(torch.bfloat16)
+    shipped = deepcopy(model).bfloat16()
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     shipped.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -350,9 +350,9 @@ def train_pair(out_dir: Path, config: PairConfig) -> dict:
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            attn_implementation="eager",
         )
     )
+    base.set_attn_implementation("eager")  # the others leave out Gemma 2's soft-capping of attention
     web_corpus = Corpus(web_documents(config.seed), tokenizer, config.base_tokens)
     base_batches = list(web_corpus.batches(config.batch_tokens, config.seed))
     base_rate = _train(base, base_batches, config.base_lr, config.weight_decay, "base on web text")

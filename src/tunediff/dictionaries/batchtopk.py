@@ -30,7 +30,7 @@ class BatchTopKSettings(DictionarySettings):
     k: int  # mean number of latents per token
     k_max: int | None = None  # k of the first step where k is annealed; null: no annealing
     k_anneal_steps: int = 0  # steps from k_max to k, linearly
-    aux_k: int = 512  # dead latents per token that decode the residual
+    aux_k: int = 512  # dead latents per token that decode the residual; 0: none
     aux_weight: float = 1 / 32  # α, weight of the auxiliary loss
     dead_after_tokens: int = 10_000_000  # tokens without firing after which a latent is dead
     threshold_start: int = 1000  # steps before the average of the inference threshold starts
@@ -43,7 +43,7 @@ class BatchTopKSettings(DictionarySettings):
         self.require("k", 0 < self.k <= self.dict_size, "between 1 and dict_size")
         self.require("k_max", self.k_max is None or self.k <= self.k_max <= self.dict_size, "null or k … dict_size")
         self.require("k_anneal_steps", self.k_anneal_steps >= 0, "0 or more")
-        self.require("aux_k", self.aux_k > 0, "positive")
+        self.require("aux_k", self.aux_k >= 0, "0 or more")
         self.require("aux_weight", self.aux_weight >= 0, "0 or more")
         self.require("dead_after_tokens", self.dead_after_tokens > 0, "positive")
         self.require("threshold_start", self.threshold_start >= 0, "0 or more")
@@ -133,7 +133,7 @@ class BatchTopK(Dictionary):
         """
         none = residual.new_zeros(())
         # The host counts tokens too, so there is nothing to ask the device before a latent can be dead.
-        if not self.settings.aux_weight or self.steps_taken * len(x) < self.dead_after_tokens:
+        if not self.settings.aux_weight * self.settings.aux_k or self.steps_taken * len(x) < self.dead_after_tokens:
             return none
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
         if not len(dead):
@@ -165,7 +165,7 @@ class BatchTopK(Dictionary):
     def inference_threshold(self) -> Float[Tensor, "latent"]:
         """Return θ / s_j."""
         scale = self.decoder_norms().sum(dim=1).double()
-        return (self.theta() / scale.clamp(min=torch.finfo(torch.float32).tiny)).float()
+        return (self.theta() / scale.clamp(min=torch.finfo(torch.float32).tiny)).to(self.decoder_weight.dtype)
 
     def facts(self) -> dict[str, float | int]:
         """Return k and θ."""

@@ -25,6 +25,7 @@ SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.01}
 
 MU_DECAY = 0.9  # of the average of L0 that μ follows
 MU_INTEGRAL, MU_PROPORTIONAL = 12.0, 0.5  # log μ moves 12 times the log error over a whole search, plus ½ its change
+MU_MAX_GAIN = 0.05  # per step: latents need some tens of steps to answer, however short the search
 MU_START = 0.03  # first μ of a search, in units of the mean centred norm ("squared"); the paper's 0.041 is as "norm"
 
 
@@ -163,7 +164,7 @@ class L1(Dictionary):
         self.average_l0.copy_(after)
         error = (after / wanted).log().clamp(-1.5, 1.5)
         change = (after / before).log()
-        gain = MU_INTEGRAL / max(1, self.search_end - self.warmup_steps)
+        gain = min(MU_INTEGRAL / max(1, self.search_end - self.warmup_steps), MU_MAX_GAIN)
         self.mu.mul_(torch.exp(gain * error + MU_PROPORTIONAL * change))
 
     def inference_threshold(self) -> Float[Tensor, "latent"]:

@@ -45,9 +45,13 @@ class Style:
 
     width: float = 5.5  # inches: the text width of a NeurIPS page
     font_size: float = 8.0  # points: axis labels and titles
-    small_size: float = 7.0  # points: ticks, legends, notes and printed values
     line_width: float = 1.1  # points
     dpi: int = 300  # of the PNG, and of scatter points inside the PDF
+
+    @property
+    def small_size(self) -> float:
+        """Points of ticks, legends, notes and printed values."""
+        return 0.875 * self.font_size
 
     def context(self) -> AbstractContextManager[None]:
         """Return the matplotlib settings of these sizes; figures are drawn and saved inside it."""

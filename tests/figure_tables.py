@@ -45,11 +45,10 @@ def latent_table(
             "frequency": frequency,
             "template_share": template,
             "nu_reconstruction": nu_r,
-            "nu_reconstruction_se": rng.uniform(0.01, 0.08, size),
             "nu_error": nu_e,
-            "nu_error_se": rng.uniform(0.01, 0.05, size),
             "rank_sum": rank.to_numpy(),
             "chat_specific": (nu_r < 0.5) & (nu_e < 0.2),
+            "chat_specific_interval": (nu_r < 0.4) & (nu_e < 0.15),
         }
     )
 
@@ -139,6 +138,6 @@ def evaluation(fve: float = 0.88, l0: float = 52.3, dead: float = 0.04) -> dict:
         for model, loss in (("base", 0), ("chat", 0.01), ("difference", 0.3))
         for subset in ("web", "chat", "template", "all")
     ]  # fmt: skip
-    metrics += [{"metric": "l0", "model": None, "subset": "all", "value": l0}]
-    metrics += [{"metric": "dead_fraction", "model": None, "subset": "all", "value": dead}]
-    return {"metrics": metrics, "n_tokens": 1_000_000}
+    metrics += [{"metric": "l0", "model": "both", "subset": "all", "value": l0}]
+    metrics += [{"metric": "dead_fraction", "model": "both", "subset": "all", "value": dead}]
+    return {"metrics": metrics, "n_tokens": {"all": 1_000_000, "web": 500_000}}

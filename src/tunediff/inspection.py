@@ -1,0 +1,329 @@
+"""What is in an artifact: layout, missing and damaged files, what made it, and the numbers worth a look."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunediff.artifacts import Manifest, damage, manifest_path, read_manifest
+from tunediff.errors import TunediffError
+from tunediff.tokens import LEFT_OUT, Mask, TokenStore
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+OUTLIER_FACTOR = 5.0  # norms above this many medians are counted as outliers
+SAMPLED_CHUNKS = 64  # chunks of an activation store that norms are measured on, spread evenly
+SHOWN_TOKENS = 160  # of each document
+SHOWN_COLUMNS = 40  # of a table
+
+
+@dataclass
+class Inspection:
+    """Everything that is printed of one artifact."""
+
+    path: str
+    kind: str
+    facts: dict[str, Any] = field(default_factory=dict)  # of the manifest
+    bytes_stored: int = 0
+    problems: list[str] = field(default_factory=list)  # missing, damaged, unfinished: one line each
+    checksums: bool = True  # whether contents were compared with the manifest
+    arrays: list[dict[str, Any]] = field(default_factory=list)  # of a zarr group or safetensors file
+    made_by: dict[str, Any] = field(default_factory=dict)  # provenance
+    summary: dict[str, Any] = field(default_factory=dict)  # numbers that depend on the kind
+    documents: list[str] = field(default_factory=list)  # decoded, with masks
+
+
+def find_store(path: Path) -> Path:
+    """Return the store that `path` means: itself, or what the manifest at `path` describes.
+
+    Raises
+    ------
+    TunediffError
+        There is nothing at `path`.
+    """
+    if path.suffix == ".json" and not path.name.endswith(".provenance.json"):
+        for store in (path.with_suffix(suffix) for suffix in (".zarr", ".parquet", "")):
+            if store.exists():
+                return store
+    if not path.exists():
+        raise TunediffError(f"{path}: no such artifact; give a store, a directory, a table or a manifest of `results`")
+    return path
+
+
+def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: Path | None = None) -> Inspection:
+    """Look into a store, crosscoder, table or models directory; damage is reported, not raised.
+
+    `documents` decoded documents of a token store are shown, with `tokenizer` or the chat model's of the same results.
+
+    Raises
+    ------
+    TunediffError
+        There is nothing at `path`, or it is nothing this project writes.
+    """
+    store = find_store(path)
+    result = Inspection(str(store), "unknown", checksums=checksums)
+    manifest: Manifest | None = None
+    if manifest_path(store) == store:
+        result.kind = "json"
+    else:
+        try:
+            manifest = read_manifest(store)
+        except TunediffError as error:
+            if store.name.endswith(".history.parquet"):  # belongs to a crosscoder's artifact
+                result.kind = "history"
+            else:
+                result.problems.append(str(error))
+    if manifest is not None:
+        result.kind, result.facts, result.bytes_stored = manifest.kind, manifest.facts, manifest.total_bytes
+        result.problems += damage(store, manifest, checksums)
+        made = store.with_suffix(".provenance.json")
+        result.made_by = {"key": manifest.key}
+        if made.is_file():
+            result.made_by |= json.loads(made.read_text(encoding="utf-8"))
+    if (store / "zarr.json").is_file():
+        result.arrays = _zarr_arrays(store, result.problems)
+    if result.problems and result.kind in ("tokens", "activations"):
+        return result
+    if result.kind == "tokens":
+        _inspect_tokens(result, store, documents, tokenizer)
+    elif result.kind == "activations":
+        _inspect_activations(result, store)
+    elif list(store.glob("*.safetensors")) and (store / "config.json").is_file():
+        _inspect_crosscoder(result, store)
+    elif store.suffix == ".parquet":
+        _inspect_table(result, store)
+    elif result.kind == "json":
+        result.summary = json.loads(store.read_text(encoding="utf-8"))
+    elif result.kind == "unknown" and not result.arrays:
+        raise TunediffError(f"{store}: nothing tunediff writes; give a store, a table or a manifest of `results`")
+    return result
+
+
+def _zarr_arrays(store: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """Describe every array of a group; shards that are not there are added to `problems`."""
+    import zarr
+
+    described = []
+    for folder in sorted(store.iterdir()):
+        if not (folder / "zarr.json").is_file():
+            continue
+        array: Any = zarr.open_array(str(folder), mode="r")
+        unit = array.shards or array.chunks
+        grid = [-(-size // step) for size, step in zip(array.shape, unit, strict=True)]
+        files = [folder.joinpath("c", *map(str, index)) for index in np.ndindex(*grid)]
+        present = [file for file in files if file.is_file() and file.stat().st_size]
+        known = " ".join(problems)
+        problems += [f"{file}: missing or empty" for file in files if file not in present and str(file) not in known]
+        stored = sum(file.stat().st_size for file in present)
+        described.append(
+            {
+                "name": folder.name,
+                "shape": list(array.shape),
+                "dtype": str(array.attrs.get("logical_dtype", array.dtype)),
+                "chunks": list(array.chunks),
+                "shards": list(array.shards) if array.shards else None,
+                "files": len(files),
+                "files_missing": len(files) - len(present),
+                "bytes_stored": stored,
+                "compression_ratio": round(array.nbytes / stored, 3) if stored else None,
+            }
+        )
+    return described
+
+
+def _mask_name(bits: int) -> str:
+    return "+".join(bit.name or "" for bit in Mask if bits & bit) or "text"
+
+
+def _find_tokenizer(store: Path, tokenizer: Path | None) -> Any:
+    """Return the tokenizer at `tokenizer`, or that of the models beside the store, or None."""
+    from tunediff.models import load_pair, load_tokenizer
+
+    if tokenizer is not None:
+        return load_tokenizer(tokenizer)
+    for folder in store.resolve().parents[:3]:
+        if (folder / "models" / "pair.json").is_file():
+            try:
+                return load_pair(folder / "models", 0, "float32").load_tokenizer()
+            except TunediffError:
+                return None
+    return None
+
+
+def _decode(tokens: TokenStore, i: int, tokenizer: Any) -> str:
+    """Return the start of a document, runs of equal masks in brackets."""
+    where = tokens.document(i)
+    stop = min(where.stop, where.start + SHOWN_TOKENS)
+    ids, mask = tokens.read("token_id", where.start, stop), tokens.read("mask", where.start, stop)
+    borders = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]
+    pieces = []
+    for start, end in pairwise(borders):
+        run = ids[start:end].tolist()
+        text = tokenizer.decode(run) if tokenizer is not None else " ".join(map(str, run))
+        pieces.append(f"[{_mask_name(int(mask[start]))}] {text!r}")
+    length = where.stop - where.start
+    more = f" … ({length} tokens)" if stop < where.stop else f" ({length} tokens)"
+    return f"document {i}, {tokens.sources[int(tokens.doc_source[i])]}: " + " ".join(pieces) + more
+
+
+def _inspect_tokens(result: Inspection, store: Path, documents: int, tokenizer: Path | None) -> None:
+    tokens = TokenStore.open(store)
+    lengths = np.diff(tokens.doc_start)
+    source = np.repeat(tokens.doc_source, lengths)
+    mask, label = tokens.mask, tokens.label
+    result.summary = {
+        "tokens": tokens.n_tokens,
+        "documents": tokens.n_documents,
+        "document_length": _quantiles(lengths),
+        "tokens_by_source": {name: int((source == i).sum()) for i, name in enumerate(tokens.sources)},
+        "tokens_by_mask": {bit.name: int(np.count_nonzero(mask & np.uint8(bit))) for bit in Mask},
+        "tokens_by_concept": {
+            name: int(np.count_nonzero(label & np.uint64(1 << i))) for i, name in enumerate(tokens.concepts)
+        },
+    }
+    if documents > 0:
+        known = _find_tokenizer(store, tokenizer)
+        chosen = np.unique(np.linspace(0, tokens.n_documents - 1, documents).astype(int))
+        result.documents = [_decode(tokens, int(i), known) for i in chosen]
+
+
+def _quantiles(values: NDArray[Any]) -> dict[str, float]:
+    return {f"{q:g}": float(f"{v:.5g}") for q, v in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
+
+
+def _inspect_activations(result: Inspection, store: Path) -> None:
+    from tunediff.activations import MODELS, ActivationStore
+
+    activations = ActivationStore([store])
+    chosen = np.unique(np.linspace(0, activations.n_chunks - 1, SAMPLED_CHUNKS).astype(int))
+    norms, squares, rows = [], 0.0, []
+    for batch in activations.read_chunks(chosen):
+        norms.append(np.linalg.norm(batch.activations.numpy(), axis=2))
+        counted = (batch.mask & np.uint8(LEFT_OUT)) == 0
+        difference = (batch.activations[:, 1] - batch.activations[:, 0]).double().square().sum(1).numpy()
+        squares += float(difference[counted].sum())
+        rows.append((batch.row, batch.token_id, batch.pos, batch.mask))
+    norm = np.concatenate(norms)
+    row, token_id, pos, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
+    counted = (mask & np.uint8(LEFT_OUT)) == 0
+    result.summary = {"rows_measured": len(row), "rows_counted": int(counted.sum())}
+    if not counted.any():
+        return
+    result.summary["rms_norm_of_difference"] = float(f"{np.sqrt(squares / counted.sum()):.5g}")
+    for m, name in enumerate(MODELS):
+        median = float(np.median(norm[counted, m]))
+        largest = np.argsort(-norm[:, m])[:5]
+        result.summary[f"norm_{name}"] = _quantiles(norm[counted, m])
+        result.summary[f"outliers_{name}"] = {
+            "above": float(f"{OUTLIER_FACTOR * median:.5g}"),
+            "counted": int((norm[counted, m] > OUTLIER_FACTOR * median).sum()),
+            "left_out": int((norm[~counted, m] > OUTLIER_FACTOR * median).sum()),
+            "largest": [
+                f"row {row[i]} token {token_id[i]} position {pos[i]} [{_mask_name(int(mask[i]))}]: {norm[i, m]:.4g}"
+                for i in largest
+            ],
+        }
+
+
+def _inspect_crosscoder(result: Inspection, store: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from tunediff.latents import classify
+
+    try:
+        config = json.loads((store / "config.json").read_text(encoding="utf-8"))
+        tensors = {
+            name: array for file in sorted(store.glob("*.safetensors")) for name, array in load_file(file).items()
+        }
+    except (SafetensorError, ValueError, OSError) as error:
+        result.problems.append(f"{store}: cannot be read ({str(error).splitlines()[0]})")
+        return
+    result.arrays = [{"name": n, "shape": list(t.shape), "dtype": str(t.dtype)} for n, t in sorted(tensors.items())]
+    result.summary = {"config": config}
+    decoder = tensors.get("decoder_weight")
+    if decoder is None or decoder.ndim != 3:
+        return
+    norms = np.linalg.norm(decoder.astype(np.float64), axis=2)
+    largest = norms.max(1)
+    live = largest > 0
+    difference = 0.5 * (1 + (norms[live, 1] - norms[live, 0]) / largest[live])
+    names, counts = np.unique(classify(difference, np.zeros(len(difference), dtype=bool)), return_counts=True)
+    result.summary |= {
+        "decoder_norm_base": _quantiles(norms[:, 0]),
+        "decoder_norm_chat": _quantiles(norms[:, 1]),
+        "norm_difference": _quantiles(difference) if len(difference) else {},
+        "classes_dead_included": dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        "latents_of_zero_norm": int((~live).sum()),
+    }
+
+
+def _inspect_table(result: Inspection, store: Path) -> None:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(store)
+    except (OSError, ValueError) as error:
+        result.problems.append(f"{store}: not a readable Parquet file ({str(error).splitlines()[0]})")
+        return
+    result.summary = {"rows": len(frame), "columns": {}}
+    for name in frame.columns[:SHOWN_COLUMNS]:
+        column = frame[name]
+        text = f"{column.dtype}, {int(column.isna().sum())} missing"
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) and column.notna().any():
+            text += f", {column.min():.5g} … {column.mean():.5g} … {column.max():.5g}"
+        elif column.nunique() <= 12:
+            text += ", " + ", ".join(f"{value}: {count}" for value, count in column.value_counts().items())
+        result.summary["columns"][str(name)] = text
+
+
+# -- printing ----------------------------------------------------------------------------------------------------------
+
+
+def _lines(values: Mapping[str, Any], indent: int) -> list[str]:
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value and len(str(value)) > 90:
+            lines += [" " * indent + f"{name}:", *_lines(value, indent + 2)]
+        elif isinstance(value, Mapping):
+            lines.append(" " * indent + f"{name}: " + ("  ".join(f"{k} {v}" for k, v in value.items()) or "none"))
+        elif isinstance(value, Sequence) and not isinstance(value, str) and len(str(value)) > 90:
+            lines += [" " * indent + f"{name}:", *(" " * (indent + 2) + str(item) for item in value)]
+        else:
+            lines.append(" " * indent + f"{name}: {value}")
+    return lines
+
+
+def as_json(result: Inspection) -> str:
+    """Return an inspection as JSON."""
+    return json.dumps(asdict(result), indent=1, ensure_ascii=False, default=str)
+
+
+def as_text(result: Inspection) -> str:
+    """Return an inspection as text for a terminal."""
+    lines = [f"{result.path}: {result.kind}, {result.bytes_stored:,} bytes"]
+    if result.arrays:
+        lines.append("arrays")
+    for array in result.arrays:
+        text = f"  {array['name']}: {array['shape']} {array['dtype']}"
+        if "chunks" in array:
+            shards = f", shards {array['shards']}" if array["shards"] else ""
+            text += f", chunks {array['chunks']}{shards}; {array['files']} files"
+            text += f", {array['files_missing']} missing" if array["files_missing"] else ""
+            text += f"; {array['bytes_stored']:,} bytes, compression {array['compression_ratio']}"
+        lines.append(text)
+    for title in ("summary", "facts", "made_by"):
+        values = getattr(result, title)
+        if values:
+            lines += [title.replace("_", " "), *_lines(values, 2)]
+    lines += result.documents
+    if result.problems:
+        lines += ["PROBLEMS", *(f"  {line}" for line in result.problems)]
+    else:
+        checked = "all checksums as in the manifest" if result.checksums else "sizes as in the manifest"
+        lines.append(f"whole: {checked}" if result.made_by else "readable (it has no manifest of its own)")
+    return "\n".join(lines)

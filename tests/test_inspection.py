@@ -1,0 +1,131 @@
+"""`tunediff inspect`: what it says of each artifact, and its exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+from test_activations import DAMAGE, LAYOUT, write_part
+from tunediff.artifacts import manifest_path, provenance, seal
+from tunediff.cli import main
+from tunediff.inspection import inspect
+from tunediff.models import PairInfo
+from tunediff.tokens import ChatRenderer, Mask, write_store
+
+
+@pytest.fixture
+def tokens_path(prepared_pair: PairInfo, tmp_path: Path) -> Path:
+    from tunediff.documents import Document, Message
+
+    document = Document("a", (Message("user", "The lazy dog."), Message("assistant", "I am sorry")))
+    encodings = ChatRenderer(prepared_pair.load_tokenizer()).chats([document] * 3, 100)
+    attributes = {"sources": ["chat"], "concepts": ["apology"], "split": "train", "seed": 0}
+    out = Path(prepared_pair.chat).parent / "unused"  # the tokenizer is found beside the store only
+    out = tmp_path / "tokens" / "train.zarr"
+    write_store(out, encodings, [0] * 3, attributes, {}, "k", 0.0)
+    return out
+
+
+def test_tokens(tokens_path: Path, prepared_pair: PairInfo, capsys) -> None:
+    assert main(["inspect", str(tokens_path), "--documents", "1", "--tokenizer", prepared_pair.chat]) == 0
+    text = capsys.readouterr().out
+    for wanted in ("[BOS] '<bos>'", "[USER] 'The lazy dog.'", "[ASSISTANT] 'I am sorry'", "tokens_by_source: chat"):
+        assert wanted in text
+    assert "[TEMPLATE+ASSISTANT] '<end_of_turn>'" in text and "compression" in text and "wall_seconds" in text
+    assert main(["inspect", str(manifest_path(tokens_path)), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["kind"] == "tokens" and values["summary"]["documents"] == 3 and not values["problems"]
+    assert values["summary"]["tokens_by_mask"]["BOS"] == 3
+    assert "[BOS] '2'" in values["documents"][0]  # no tokenizer known: ids
+
+
+def test_the_tokenizer_of_the_same_results_is_found(prepared_pair: PairInfo, tokens_path: Path, monkeypatch) -> None:
+    import shutil
+
+    models = tokens_path.parent.parent / "models"
+    source = next(p for p in Path(prepared_pair.chat).parents if (p / "base").is_dir())
+    from tunediff.models import prepare_pair
+
+    prepare_pair({"base": str(source / "base"), "chat": str(source / "chat")}, source, models, key="k")
+    assert "lazy dog" in inspect(tokens_path).documents[0]
+    assert inspect(models).kind == "models"
+    shutil.rmtree(models)
+
+
+def test_activations_norms_and_outliers(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "part-000.zarr"
+    mask = np.zeros(96, np.uint8)
+    mask[:5] = Mask.BOS
+    values = write_part(path, 96, 16, LAYOUT, mask=mask)
+    result = inspect(path)
+    norms = values[5:, 1].norm(dim=1).numpy()
+    assert result.summary["norm_chat"]["0.5"] == pytest.approx(np.quantile(norms, 0.5), rel=1e-3)
+    assert result.summary["norm_chat"]["1"] == pytest.approx(norms.max(), rel=1e-3)
+    assert result.summary["rows_counted"] == 91
+    arrays = {array["name"]: array for array in result.arrays}
+    assert arrays["base"]["shards"] == [32, 16] and arrays["base"]["chunks"] == [8, 16]
+    assert arrays["base"]["dtype"] == "bfloat16" and arrays["base"]["files"] == 3
+    assert main(["inspect", str(path)]) == 0
+    assert "all checksums as in the manifest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_exits_1(tmp_path: Path, kind: str, capsys) -> None:
+    path = tmp_path / "part-000.zarr"
+    write_part(path, 96, 16, LAYOUT)
+    DAMAGE[kind](path / "base" / "c" / "2" / "0")
+    assert main(["inspect", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert "base/c/2/0" in captured.err and "PROBLEMS" in captured.out
+    assert main(["inspect", str(path), "--no-checksums"]) == (0 if kind == "bit flip" else 1) or kind == "bit flip"
+
+
+def test_unfinished_and_absent(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "part-000.zarr"
+    write_part(path, 96, 16, LAYOUT)
+    manifest_path(path).unlink()
+    assert main(["inspect", str(path)]) == 1
+    assert "part-000.json: missing" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "nothing.zarr")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "folder").mkdir()
+    assert main(["inspect", str(tmp_path / "folder")]) == 1
+
+
+def test_crosscoder_and_tables(tmp_path: Path, capsys) -> None:
+    store = tmp_path / "l1-seed0"
+    store.mkdir()
+    decoder = np.zeros((4, 2, 3), dtype=np.float32)
+    decoder[0, 1] = 1  # chat-only
+    decoder[1, 0] = 1  # base-only
+    decoder[2] = 1  # shared
+    decoder[3, 0], decoder[3, 1] = 1, 0.5  # other
+    save_file({"decoder_weight": decoder}, store / "crosscoder.safetensors")
+    (store / "config.json").write_text('{"kind": "l1"}')
+    seal(store, "crosscoder", "k", {}, provenance(0.0))
+    result = inspect(store)
+    assert result.summary["classes_dead_included"] == {"base-only": 1, "chat-only": 1, "other": 1, "shared": 1}
+    frame = pd.DataFrame({"latent": [0, 1, 2], "class_name": ["shared", "shared", "dead"], "nu": [0.5, np.nan, 1.5]})
+    table = tmp_path / "l1-seed0.parquet"
+    frame.to_parquet(table)
+    seal(table, "latents", "k", {})
+    columns = inspect(table).summary["columns"]
+    assert columns["nu"] == "float64, 1 missing, 0.5 … 1 … 1.5" and "shared: 2, dead: 1" in columns["class_name"]
+    history = tmp_path / "l1-seed0.history.parquet"
+    frame.to_parquet(history)
+    assert main(["inspect", str(history)]) == 0
+    table.write_bytes(b"torn")
+    assert main(["inspect", str(table)]) == 1
+    assert "l1-seed0.parquet" in capsys.readouterr().err
+
+
+def test_command_line() -> None:
+    help_ = subprocess.run([sys.executable, "-m", "tunediff.cli", "--help"], capture_output=True, text=True)
+    assert help_.returncode == 0 and "inspect" in help_.stdout and "examples" in help_.stdout
+    wrong = subprocess.run([sys.executable, "-m", "tunediff.cli", "dance"], capture_output=True, text=True)
+    assert wrong.returncode == 2

@@ -1,0 +1,173 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import rankdata
+
+from analysis_fixtures import SOURCES, activation_store, random_crosscoder, token_store
+from tunediff.artifacts import check
+from tunediff.errors import TunediffError
+from tunediff.latents import LatentSettings, LatentTable, build_table, classify, latent_table, rank_sum
+from tunediff.scaling import ScalingSums, betas, direction_terms, document_block, nu, scaling_directions
+from tunediff.tokens import Mask
+
+SETTINGS = LatentSettings(min_count=5, blocks=6, bootstrap_samples=50, batch_size=37)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Stores of 320 train and 320 validation tokens, and a crosscoder with one dead latent."""
+    folder = tmp_path_factory.mktemp("stores")
+    stores = []
+    for i, split in enumerate(("train", "validation")):
+        tokens = token_store(folder / f"{split}.zarr", [20] * 16, seed=i)
+        h = np.random.default_rng(i + 5).normal(size=(320, 2, 6)).astype(np.float32)
+        stores.append((activation_store(folder / split / "part-000.zarr", tokens, h), tokens, h))
+    crosscoder = random_crosscoder()
+    crosscoder.threshold[4] = 1e9
+    return crosscoder, *stores
+
+
+def test_classes_by_norm_difference():
+    x = np.array([1.0, 0.9, 0.89, 0.6, 0.5, 0.4, 0.39, 0.1, 0.0, 1.0])
+    dead = np.arange(10) == 9
+    names = ["chat-only"] * 2 + ["other"] + ["shared"] * 3 + ["other"] + ["base-only"] * 2 + ["dead"]
+    assert classify(x, dead).tolist() == names
+
+
+def test_rank_sum_leaves_out_wild_and_undefined_latents():
+    reconstruction = np.array([0.1, 0.5, np.nan, 3.0, 0.5, -0.05])
+    error = np.array([0.3, 0.0, 0.1, 0.1, -0.2, 2.0])
+    ours = rank_sum(reconstruction, error)
+    kept = [0, 1, 5]
+    assert np.isnan(ours[[2, 3, 4]]).all()
+    np.testing.assert_array_equal(ours[kept], rankdata(reconstruction[kept]) + rankdata(error[kept]))
+
+
+def test_taxonomy_of_hand_made_decoders(pair):
+    _, train, validation = pair
+    crosscoder = random_crosscoder()
+    crosscoder.decoder_weight[0, 0] = 0  # chat-only
+    crosscoder.decoder_weight[1, 1] = 0.05 * crosscoder.decoder_weight[1, 0]  # base-only: Δnorm = 0.025
+    crosscoder.decoder_weight[2, 1] = -crosscoder.decoder_weight[2, 0]  # shared in norm, opposite in direction
+    crosscoder.decoder_weight[3, 1] = 2 * crosscoder.decoder_weight[3, 0]  # Δnorm = 0.75
+    crosscoder.decoder_weight[4] = 0  # nothing to decode: Δnorm is one half
+    crosscoder.threshold[5] = 1e9
+    frame = latent_table(crosscoder, train[0], validation[0], SETTINGS)[0].frame
+    assert frame["class_name"].tolist()[:6] == ["chat-only", "base-only", "shared", "other", "shared", "dead"]
+    assert frame["norm_difference"].tolist()[:5] == pytest.approx([1, 0.025, 0.5, 0.75, 0.5], abs=1e-6)
+    assert frame["cosine"].tolist()[1:4] == pytest.approx([1, -1, 1], abs=1e-6)
+    assert np.isnan(frame["cosine"][0])
+
+
+def test_firing_columns_against_a_dense_code(pair):
+    crosscoder, train, validation = pair
+    store, tokens, h = validation
+    frame = latent_table(crosscoder, train[0], store, SETTINGS)[0].frame
+    counted = tokens.mask & Mask.BOS == 0
+    f = crosscoder.encode(torch.from_numpy(h)).to_dense(20).numpy()[counted]
+    source, template = tokens.doc_source[tokens.doc][counted], (tokens.mask & Mask.TEMPLATE != 0)[counted]
+    fires = f > 0
+    np.testing.assert_array_equal(frame["count_validation"], fires.sum(0))
+    np.testing.assert_allclose(frame["frequency"], fires.mean(0), rtol=1e-6)
+    for i, name in enumerate(SOURCES):
+        np.testing.assert_allclose(frame[f"frequency_{name}"], fires[source == i].mean(0), rtol=1e-6)
+        np.testing.assert_allclose(frame[f"max_{name}"], f[source == i].max(0), rtol=1e-5)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(frame["template_share"], fires[template].sum(0) / fires.sum(0), rtol=1e-6)
+        np.testing.assert_allclose(frame["template_share_mass"], f[template].sum(0) / f.sum(0), rtol=1e-5)
+    assert frame["dead"].tolist() == [j == 4 for j in range(20)]
+    assert frame["class_name"][4] == "dead" and np.isnan(frame["nu_error"][4])
+
+
+def test_scaling_columns_are_those_of_the_sums_over_counted_tokens(pair):
+    crosscoder, train, validation = pair
+    frame = latent_table(crosscoder, train[0], validation[0], SETTINGS)[0].frame
+    for (_, tokens, h), suffix in ((train, ""), (validation, "_validation")):
+        counted = tokens.mask & Mask.BOS == 0
+        x = torch.from_numpy(h[counted])
+        code = crosscoder.encode(x)
+        sums = ScalingSums.zeros(6, 20)
+        block = torch.from_numpy(document_block(tokens.doc[counted], 6))
+        sums.add(code, x, crosscoder.decode(code), scaling_directions(crosscoder), block)
+        rare = sums.count.sum(0).numpy() < SETTINGS.min_count
+        for target, beta in betas(sums.total(), direction_terms(crosscoder)).items():
+            np.testing.assert_allclose(frame[f"beta_{target}_base{suffix}"], beta[0, :, 0], rtol=2e-4, atol=1e-5)
+            expected = np.where(rare, np.nan, nu(beta[0]))
+            np.testing.assert_allclose(frame[f"nu_{target}{suffix}"], expected, rtol=2e-3, atol=1e-4)
+    live = ~np.isnan(frame["nu_error"])
+    assert live.sum() > 10
+    assert (frame["nu_error_low"] <= frame["nu_error_high"])[live].all()
+    inside = (frame["nu_error_low"] <= frame["nu_error"]) & (frame["nu_error"] <= frame["nu_error_high"])
+    assert inside[live].mean() > 0.8
+    assert not frame["nu_error_random"][live].isna().all() and not frame["nu_error_shuffled"][live].isna().all()
+
+
+def test_chat_specific_needs_both_nus_low_and_the_interval_needs_their_upper_ends(pair):
+    crosscoder, train, validation = pair
+    wide = LatentSettings(**{**SETTINGS.__dict__, "nu_reconstruction_below": 1.0, "nu_error_below": 1.0})
+    frame = latent_table(crosscoder, train[0], validation[0], wide)[0].frame
+    low = frame[["nu_reconstruction", "nu_error"]]
+    expected = ((low >= -0.1) & (low < 1)).all(axis=1)
+    assert frame["chat_specific"].tolist() == expected.tolist() and expected.any()
+    upper = (frame[["nu_reconstruction_high", "nu_error_high"]] < 1).all(axis=1)
+    assert frame["chat_specific_interval"].tolist() == (expected & upper).tolist()
+
+
+def test_fit_tokens_limits_the_fit_only(pair):
+    crosscoder, train, validation = pair
+    few = LatentSettings(**{**SETTINGS.__dict__, "fit_tokens": 50})
+    table, facts = latent_table(crosscoder, train[0], validation[0], few)
+    assert facts["n_tokens_train"] == 50
+    assert sum(facts["n_tokens_validation"].values()) == 304  # 320 less 16 BOS
+    assert table.frame["count_train"].sum() < table.frame["count_validation"].sum()
+
+
+def test_built_twice_the_bytes_are_equal_and_a_read_gives_the_table_back(pair, tmp_path):
+    crosscoder, train, validation = pair
+    tables = [
+        build_table(crosscoder, train[0], validation[0], SETTINGS, tmp_path / f"{name}.parquet", key="k")
+        for name in "ab"
+    ]
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert check(tmp_path / "a.parquet", "latents", "k").facts["classes"]["dead"] == 1
+    read = LatentTable.read(tmp_path / "a.parquet", key="k")
+    with pytest.raises(TunediffError, match="made by other inputs"):
+        LatentTable.read(tmp_path / "a.parquet", key="another")
+    pd.testing.assert_frame_equal(read.frame, tables[0].frame)
+    assert list(read.frame) == list(LatentTable.schema(SOURCES)) and read.sources == ("web", "chat")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: f.drop(columns="nu_error"), "column 'nu_error' missing"),
+        (lambda f: f.astype({"dead": "int8"}), "column 'dead' is int8 instead of bool"),
+        (lambda f: f.assign(extra=1), "column 'extra' is not of a latent table"),
+        (lambda f: f.iloc[::-1], "rows are not the latents 0 to 19 in order"),
+        (lambda f: f.assign(class_name="chat"), "class_name 'chat' is not one of"),
+    ],
+)
+def test_a_table_of_another_shape_is_refused_in_one_line(pair, tmp_path, damage, message):
+    crosscoder, train, validation = pair
+    path = tmp_path / "x.parquet"
+    table = build_table(crosscoder, train[0], validation[0], SETTINGS, path, key="k")
+    damaged = damage(table.frame)
+    with pytest.raises(TunediffError, match=message):
+        LatentTable(damaged, SOURCES).write(tmp_path / "y.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = {"sources": "web\nchat"}
+    pq.write_table(pa.Table.from_pandas(damaged, preserve_index=False).replace_schema_metadata(metadata), path)
+    with pytest.raises(TunediffError, match=message) as error:
+        LatentTable.read(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(TunediffError, match="missing; run snakemake"):
+        LatentTable.read(tmp_path / "no.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(TunediffError, match="not a Parquet file"):
+        LatentTable.read(tmp_path / "text.parquet")

@@ -1,0 +1,164 @@
+"""Artifacts are rebuilt exactly when values, artifacts read or code change; the known traps are closed."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from checkout import Checkout, family_checkout
+
+from helpers import TinyPair
+
+STAGES = ["models", "hooks", "tokens", "conversations", "activations", "train", "latents", "evaluation", "concepts"]
+ENDS = {"figure", "table1", "summary"}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_pairs: Callable[[str], TinyPair], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = family_checkout(tmp_path_factory.mktemp("rebuild") / "run", tiny_pairs("gemma2"))
+    checkout.run()
+    return checkout
+
+
+@pytest.fixture
+def run(finished: Checkout) -> Iterator[Checkout]:
+    """The finished run; config and sources are put back after each test."""
+    config = finished.config.read_bytes()
+    kept = finished.root.parent / "src"
+    shutil.copytree(finished.root / "src", kept)
+    assert finished.planned() == {}
+    yield finished
+    finished.config.write_bytes(config)
+    shutil.rmtree(finished.root / "src")
+    kept.rename(finished.root / "src")
+    assert finished.planned() == {}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_touching_every_file_rebuilds_nothing(run: Checkout) -> None:
+    for path in [
+        *run.root.rglob("*.py"),
+        *run.root.rglob("*.smk"),
+        *run.root.rglob("*.json"),
+        *run.root.rglob("*.zarr"),
+    ]:
+        if ".snakemake" not in path.parts:
+            path.touch()
+    for path in run.root.glob("texts/*"):
+        path.touch()
+    assert run.planned() == {}
+
+
+def test_comments_rebuild_nothing(run: Checkout) -> None:
+    for path in (run.root / "src/tunediff").rglob("*.py"):
+        path.write_text(path.read_text() + "\n# a remark\n")
+    assert run.planned() == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "rebuilt", "spared"),
+    [
+        ("figures/fig4.py", {"figure"}, {"causal", "table1", "train"}),
+        ("scaling.py", {"latents", "causal", "figure", "table1"}, {"train", "activations", "evaluation"}),
+        ("training.py", {"train", "latents", "evaluation", "causal"}, {"activations", "tokens", "conversations"}),
+        ("activations.py", {"activations", "train", "latents"}, {"models", "tokens", "conversations"}),
+    ],
+)
+def test_code_rebuilds_the_stages_that_import_it(
+    run: Checkout, module: str, rebuilt: set[str], spared: set[str]
+) -> None:
+    path = run.root / "src/tunediff" / module
+    path.write_text(path.read_text() + "\nEXTRA = 1\n")
+    planned = set(run.planned())
+    assert rebuilt <= planned and not planned & spared
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rebuilt", "spared"),
+    [
+        ("figures.font_size", 9, {"figure", "table1"}, {"latents", "causal", "train", "concepts"}),
+        ("crosscoders.batchtopk.k", 9, {"train", "latents", "causal"}, {"activations", "tokens", "conversations"}),
+        ("seed", 2, {"tokens", "activations", "train", "conversations"}, {"hooks"} - {"hooks"}),
+        ("causal.bootstrap_samples", 101, {"causal_summary", "figure"}, {"causal", "latents", "train"}),
+        ("models.layer", 0, {"hooks", "activations", "train"}, {"models", "tokens", "conversations"}),
+        ("training.checkpoint_every", 7, set(), set(STAGES)),
+    ],
+)
+def test_values_rebuild_what_depends_on_them(
+    run: Checkout, key: str, value: object, rebuilt: set[str], spared: set[str]
+) -> None:
+    run.edit_config(key, value)
+    planned = set(run.planned())
+    assert rebuilt <= planned and not planned & spared
+    if not rebuilt:
+        assert planned == set()
+
+
+def test_a_changed_source_text_is_seen(run: Checkout) -> None:
+    path = run.root / "texts/requests.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("fox", "wolf", 1))
+    planned = set(run.planned())
+    assert {"conversations", "causal"} <= planned and "train" not in planned
+    path.write_text(text)
+
+
+def test_only_the_changed_crosscoder_is_trained_again(run: Checkout) -> None:
+    before = (run.root / "results/crosscoders/l1-seed0.json").read_text()
+    run.edit_config("crosscoders.batchtopk.k", 9)
+    planned = run.planned()
+    assert planned["train"] == 1 and planned["latents"] == 1
+    run.run("results/crosscoders/l1-seed0.json")
+    log = (run.root / "results/logs/train.log").read_text()
+    assert (run.root / "results/crosscoders/l1-seed0.json").read_text() == before
+    assert "l1-seed0" in log and "finished before" in log
+    run.edit_config("crosscoders.batchtopk.k", 8)
+    run.run()
+
+
+def test_deleted_caches_are_made_again_only_when_needed(run: Checkout) -> None:
+    shutil.rmtree(run.root / "results/activations/train/part-000.zarr")
+    assert run.planned() == {}
+    run.edit_config("crosscoders.batchtopk.k", 9)
+    assert run.planned()["activations"] == 1
+    run.edit_config("crosscoders.batchtopk.k", 8)
+    run.run("--forcerun", "activations", "--until", "activations")
+
+
+def test_a_failed_upstream_job_is_planned_again_with_all_after_it(run: Checkout) -> None:
+    run.edit_config("models.layer", 9)
+    failed = run.run(check=False)
+    assert failed.returncode != 0
+    assert "layer 9" in failed.stdout + failed.stderr and "Traceback" not in failed.stderr.split("layer 9")[0][-2000:]
+    planned = set(run.planned())
+    assert {"hooks", "activations", "train", "latents", "causal", "figure", "table1"} <= planned
+    run.edit_config("models.layer", 1)
+    run.run()
+
+
+def test_a_changed_chunk_stops_the_next_reader_and_names_the_shard(run: Checkout) -> None:
+    part = run.root / "results/activations/train/part-001.zarr"
+    shard = next(path for path in sorted((part / "chat/c").rglob("*")) if path.is_file())
+    good = shard.read_bytes()
+    bad = bytearray(good)
+    bad[1000] ^= 1
+    shard.write_bytes(bad)
+    run.edit_config("crosscoders.batchtopk.k", 9)
+    failed = run.run("results/crosscoders/batchtopk-seed0.json", check=False)
+    assert failed.returncode != 0
+    error = next(line for line in (failed.stdout + failed.stderr).splitlines() if line.startswith("error: "))
+    assert "part-001.zarr/chat" in error and "snakemake" in error
+    shard.write_bytes(good)
+    run.edit_config("crosscoders.batchtopk.k", 8)
+    run.run()
+
+
+def test_a_copied_checkout_has_nothing_to_do(run: Checkout, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "copy")
+    copy = Checkout(tmp_path / "copy", tmp_path / "copy/run.yaml")
+    assert copy.planned() == {}
