@@ -29,10 +29,8 @@ def random_crosscoder(d_model: int, dict_size: int, l0: float, x: torch.Tensor, 
     generator = torch.Generator().manual_seed(0)
     encoder = torch.randn(dict_size, 2, d_model, generator=generator) * (2 * d_model) ** -0.5
     decoder = torch.randn(dict_size, 2, d_model, generator=generator) * d_model**-0.5
-    zeros = torch.zeros(dict_size)
-    crosscoder = Crosscoder(encoder, zeros, decoder, torch.randn(2, d_model, generator=generator) * 0.1, zeros).to(
-        device
-    )
+    bias, decoder_bias = torch.zeros(dict_size), torch.randn(2, d_model, generator=generator) * 0.1
+    crosscoder = Crosscoder(encoder, bias, decoder, decoder_bias, torch.zeros(dict_size)).to(device)
     values = crosscoder.preactivations(x).flatten()
     rank = len(values) - round(l0 * len(x))
     crosscoder.threshold.fill_(values.cpu().kthvalue(rank).values.item())

@@ -225,7 +225,7 @@ def test_mu_search_reaches_the_wanted_l0(form: str) -> None:
         l0.append(float(result.metrics["l0"]))
         mu.append(float(result.metrics["mu"]))
     assert sum(l0[-50:]) / 50 == pytest.approx(wanted, rel=0.15)
-    assert len(set(mu[:31])) == 1 and mu[31] != mu[30]  # fixed during the warm-up
+    assert len(set(mu[:31])) == 1 and len(set(mu)) > 300  # fixed during the warm-up
     assert len(set(mu[math.floor(0.8 * steps) :])) == 1  # and after the search
     assert dictionary.facts() == {"mu": mu[-1]}
 

@@ -153,13 +153,11 @@ class LatentTable:
         Raises
         ------
         TunediffError
-            The file is missing, is not Parquet, was made by other inputs, or has other columns, types, rows or classes than a latent table, or
-            the key is another.
+            The file is missing, is not Parquet, was made by other inputs, or has other columns, types, rows or
+            classes than a latent table.
         """
         if key is not None:
             check(path, "latents", key, checksums=True)
-        if key is not None:
-            check(path, "latents", key)
         try:
             table = pq.read_table(path)
         except FileNotFoundError as error:

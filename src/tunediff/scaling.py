@@ -82,6 +82,8 @@ def projections(
         1, min(code.n_tokens, _GATHERED_ELEMENTS // max(1, (sizes[-1] if sizes else 1) * n_directions * d_model))
     )
     last = max(0, len(code.token) - 1)
+    # one buffer for all groups: fresh memory costs a page fault per 4 kB
+    buffer = directions.new_empty(group * (sizes[-1] if sizes else 0), n_directions, d_model)
     for begin in range(0, code.n_tokens, group):
         end = min(begin + group, code.n_tokens)
         width = sizes[end - 1]
@@ -91,7 +93,9 @@ def projections(
         offset = torch.arange(width, device=rows.device)
         inside = offset < counts[tokens, None]
         position = (starts[tokens, None] + offset).clamp_(max=last)
-        gathered = directions.index_select(0, code.latent[position].flatten())
+        latents = code.latent[position].flatten()
+        gathered = buffer[: len(latents)]
+        torch.index_select(directions, 0, latents, out=gathered)
         products = torch.bmm(gathered.view(end - begin, width * n_directions, d_model), transposed[tokens])
         result[position[inside]] = products.view(end - begin, width, n_directions, -1)[inside]
     return result

@@ -187,9 +187,11 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     return settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
 
 
-def optimizer_step(dictionary: Dictionary, optimizer: torch.optim.Adam, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def optimizer_step(
+    dictionary: Dictionary, optimizer: torch.optim.Adam, x: Tensor, measure: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Take one training step on normalised activations; return loss and metrics, on the device."""
-    result = dictionary.step(x)
+    result = dictionary.step(x, measure)
     optimizer.zero_grad(set_to_none=True)
     result.loss.backward()
     if dictionary.clip_norm is not None:
@@ -288,9 +290,10 @@ class _Run:
         rate = learning_rate(self.step, training)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, metrics = optimizer_step(dictionary, optimizer, x)
         self.step += 1
-        if self.step % training.log_every == 0 or self.step == training.steps:
+        logged = self.step % training.log_every == 0 or self.step == training.steps
+        loss, metrics = optimizer_step(dictionary, optimizer, x, logged)
+        if logged:
             self._log(loss, metrics, rate, bar)
         if self.step % training.checkpoint_every == 0 and self.step < training.steps:
             self.save()

@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
     """The loss of one batch (with its graph) and metrics that stay on the device until somebody asks."""
 
     loss: Float[Tensor, ""]
-    metrics: dict[str, Tensor]  # 0-dimensional, without graph
+    metrics: dict[str, Tensor]  # 0-dimensional, without graph; empty unless measured
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Dictionary(nn.Module):
     def prepare(self, x: Float[Tensor, "token model d_model"]) -> None:
         """See the first batch before the first step; a method may start its biases from it."""
 
-    def step(self, x: Float[Tensor, "token model d_model"]) -> StepResult:
-        """Return loss and metrics of a training batch, and advance counters and schedules."""
+    def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
+        """Return loss and (if asked to measure) metrics of a training batch; advance counters and schedules."""
         raise NotImplementedError
 
     def inference_threshold(self) -> Float[Tensor, "latent"]:
@@ -137,7 +137,7 @@ class Dictionary(nn.Module):
         return {
             "fve_base": explained[0],
             "fve_chat": explained[1],
-            "l0": (code.value > 0).sum() / code.n_tokens,
+            "l0": torch.count_nonzero(code.value > 0) / code.n_tokens,
             "dead_fraction": (self.tokens_since_fired >= self.dead_after_tokens).double().mean(),
             **{name: value.detach() for name, value in others.items()},
         }

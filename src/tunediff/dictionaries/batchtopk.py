@@ -103,7 +103,7 @@ class BatchTopK(Dictionary):
         share = self.steps_taken / settings.k_anneal_steps
         return round(settings.k_max + (settings.k - settings.k_max) * share)
 
-    def step(self, x: Float[Tensor, "token model d_model"]) -> StepResult:
+    def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and threshold."""
         encoder = self.encoder_weight.view(self.dict_size, -1)
         scale = self.decoder_norms().sum(dim=1)
@@ -116,10 +116,11 @@ class BatchTopK(Dictionary):
         auxiliary = self.auxiliary_loss(x, error.detach(), scale)
         self._count(code)
         self._average_threshold(smallest)
-        metrics = self._metrics(
-            x, error, code, reconstruction=reconstruction, auxiliary=auxiliary, threshold=self.last_smallest.clone()
-        )
-        return StepResult(reconstruction + self.settings.aux_weight * auxiliary, metrics)
+        loss = reconstruction + self.settings.aux_weight * auxiliary
+        if not measure:
+            return StepResult(loss, {})
+        others = {"reconstruction": reconstruction, "auxiliary": auxiliary, "threshold": self.last_smallest.clone()}
+        return StepResult(loss, self._metrics(x, error, code, **others))
 
     def auxiliary_loss(
         self,

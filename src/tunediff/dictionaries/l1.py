@@ -19,13 +19,15 @@ from tunediff.dictionaries.base import (
 from tunediff.errors import TunediffError
 from tunediff.sparse import SparseCode, above_threshold, latent_order, selected_encoder_outputs, sparse_decode
 
-# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, 2 cores). On a GPU GEMMs
+# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
 # are cheaper against gathers; that value is an estimate from peak rates (790 TFLOP/s, 4.3 TB/s), not a measurement.
-SPARSE_BELOW = {"cpu": 0.1, "cuda": 0.01}
+SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.01}
 
 MU_DECAY = 0.9  # of the average of L0 that μ follows
 MU_INTEGRAL, MU_PROPORTIONAL = 12.0, 0.5  # log μ moves 12 times the log error over a whole search, plus ½ its change
 MU_MAX_GAIN = 0.05  # per step: latents need some tens of steps to answer, however short the search
+MU_LIMIT = 0.5  # largest μ of a search, in the same units: beyond it hardly any latent can live
+MU_RAMP = 0.6  # share of the search in which the reference falls
 MU_START = 0.03  # first μ of a search, in units of the mean centred norm ("squared"); the paper's 0.041 is as "norm"
 
 
@@ -69,7 +71,7 @@ class _DenseOutputs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, activation = ctx.saved_tensors
-        gradient = gradients[0] * (activation > 0)
+        gradient = torch.where(activation > 0, gradients[0], 0)
         return gradient.T @ rows, gradient.sum(dim=0), None, None
 
 
@@ -77,8 +79,9 @@ class L1(Dictionary):
     """L = mean_n Σ_m rec(ε^m) + μ · mean_n Σ_j f_j s_j; the norms in s_j are inside the gradient.
 
     Dense while many latents fire, in nonzeros once their share falls under `SPARSE_BELOW`; both give the same numbers.
-    With mu: auto, log μ follows the log ratio of L0 (averaged) to target_l0, from the end of the warm-up until
-    `mu_search_fraction` of the steps, then stays. Buffers: mu, average_l0 (negative before the search).
+    With mu: auto, from the end of the warm-up until `mu_search_fraction` of the steps, log μ follows the log ratio of
+    L0 (averaged) to a reference that falls from L0 as found to target_l0; then μ stays. Buffers: mu, mu_limit,
+    average_l0 and start_l0 (negative before the search).
     """
 
     kind = "l1"
@@ -86,6 +89,8 @@ class L1(Dictionary):
     settings: L1Settings
     mu: Tensor
     average_l0: Tensor
+    start_l0: Tensor
+    mu_limit: Tensor
 
     def __init__(self, settings: L1Settings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> None:
         super().__init__(settings, d_model, seed, steps, warmup_steps, settings.norm_init)
@@ -93,6 +98,8 @@ class L1(Dictionary):
         self.sparse_below: float | None = None  # None: by device; tests and benchmarks set it
         start = 0.0 if isinstance(settings.mu, str) else float(settings.mu)
         self.register_buffer("mu", torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("mu_limit", torch.tensor(math.inf, dtype=torch.float64))
+        self.register_buffer("start_l0", torch.tensor(-1.0, dtype=torch.float64))
         self.register_buffer("average_l0", torch.tensor(-1.0, dtype=torch.float64))
         self.search_end = math.floor(settings.mu_search_fraction * steps)
         if settings.mu == "auto" and self.search_end <= warmup_steps:
@@ -109,21 +116,25 @@ class L1(Dictionary):
             if self.settings.reconstruction == "squared":
                 unit = float(torch.linalg.vector_norm((x - x.mean(dim=0)).flatten(1).double(), dim=1).mean())
             self.mu.fill_(MU_START * unit)
+            self.mu_limit.fill_(MU_LIMIT * unit)
 
-    def step(self, x: Float[Tensor, "token model d_model"]) -> StepResult:
+    def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and μ."""
         preactivations = self.preactivations(x)
         limit = SPARSE_BELOW[x.device.type] if self.sparse_below is None else self.sparse_below
         # A host read, on CUDA too: the nonzeros of an L1 code have no size known beforehand.
-        count = int((preactivations > 0).sum())
+        count = int(torch.count_nonzero(preactivations > 0))
         losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
         error, penalty, l0, code = losses(x, preactivations)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         mu = self.mu.clone()
         self._count(code)
         self._follow(l0)
+        loss = reconstruction + mu.to(penalty.dtype) * penalty
+        if not measure:
+            return StepResult(loss, {})
         metrics = self._metrics(x, error, code, reconstruction=reconstruction, sparsity=penalty, mu=mu)
-        return StepResult(reconstruction + mu.to(penalty.dtype) * penalty, {**metrics, "l0": l0})
+        return StepResult(loss, {**metrics, "l0": l0})
 
     def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
         code = above_threshold(preactivations)
@@ -141,7 +152,7 @@ class L1(Dictionary):
         reconstruction = activation @ self.decoder_weight.view(self.dict_size, -1)
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
-        l0 = active.sum().double() / len(x)
+        l0 = torch.count_nonzero(active).double() / len(x)
         # The counters only need to know which latents fired at all.
         latent = torch.arange(self.dict_size, device=x.device)
         code = SparseCode(torch.zeros_like(latent), latent, active.any(dim=0).to(x.dtype), len(x))
@@ -162,10 +173,15 @@ class L1(Dictionary):
         before = torch.where(self.average_l0 < 0, l0, self.average_l0)
         after = MU_DECAY * before + (1 - MU_DECAY) * l0
         self.average_l0.copy_(after)
-        error = (after / wanted).log().clamp(-1.5, 1.5)
+        self.start_l0.copy_(torch.where(self.start_l0 < 0, l0, self.start_l0))
+        # L0 answers over hundreds of steps. Asked for the target at once, μ would run away and kill the latents.
+        done = (self.steps_taken - self.warmup_steps) / (MU_RAMP * max(1, self.search_end - self.warmup_steps))
+        share = max(0.0, 1 - done) ** 2
+        reference = wanted * (self.start_l0 / wanted) ** share
+        error = (after / reference).log().clamp(-1.5, 1.5)
         change = (after / before).log()
         gain = min(MU_INTEGRAL / max(1, self.search_end - self.warmup_steps), MU_MAX_GAIN)
-        self.mu.mul_(torch.exp(gain * error + MU_PROPORTIONAL * change))
+        self.mu.mul_(torch.exp(gain * error + MU_PROPORTIONAL * change)).clamp_(max=self.mu_limit)
 
     def inference_threshold(self) -> Float[Tensor, "latent"]:
         """Return 0 for every latent."""
