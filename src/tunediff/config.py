@@ -133,6 +133,11 @@ def is_local(model: str) -> bool:
     return model != "demo" and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
 
 
+def is_local_dictionary(path: str) -> bool:
+    """Whether a published crosscoder's path is a local directory or file rather than a hub id (`org/name`)."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
 def _check_relations(config: Mapping[str, Any]) -> None:
     models, tokens, acts = config["models"], config["tokens"], config["activations"]
     _require(
@@ -191,7 +196,16 @@ def _check_relations(config: Mapping[str, Any]) -> None:
         f"`causal.reference`: there is no crosscoder `{causal['reference']}`; "
         f"write one of {', '.join(crosscoders)}, or a number for `causal.set_size`",
     )
+    trained = {name: settings for name, settings in crosscoders.items() if settings["kind"] != "published"}
+    _require("training" in config or not trained, "`training` is missing; add it, with `steps` at least")
     for name, settings in crosscoders.items():
+        if settings["kind"] == "published" and is_local_dictionary(settings["path"]):
+            path, file = Path(settings["path"]).expanduser(), settings["file"]
+            _require(
+                path.is_file() or (path / (file or "")).exists(),
+                f"`crosscoders.{name}`: no such file {path / (file or '')}; give a directory or a weights file",
+            )
+    for name, settings in trained.items():
         where, size = f"crosscoders.{name}", settings["dict_size"]
         if settings["kind"] == "l1":
             _require(
@@ -217,7 +231,7 @@ def _files(pattern: str) -> list[Path]:
 
 
 def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
-    """Return the local files that stages read by content, per config key: model directories and text files."""
+    """Return the local files that stages read by content, per config key: models, text files, crosscoders."""
     paths: dict[str, list[Path]] = {}
     for side in ("base", "chat"):
         if is_local(config["models"][side]):
@@ -227,4 +241,10 @@ def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
         if source["from"] == "local":
             fields = [source["path"], source["validation_path"]]
             paths[f"source.{name}"] = [path for field in fields if field for path in _files(field)]
+    for name, settings in config["crosscoders"].items():
+        if settings["kind"] == "published" and is_local_dictionary(settings["path"]):
+            weights = Path(settings["path"]).expanduser() / (settings["file"] or "")
+            folder = weights if weights.is_dir() else weights.parent
+            beside = [*folder.glob("*.json"), *(folder.glob("*.safetensors")), *folder.glob("*.pt")]
+            paths[f"crosscoder.{name}"] = sorted(beside if weights.is_dir() else [weights, *folder.glob("c*f*g.json")])
     return paths

@@ -64,6 +64,13 @@ class Weights(NamedTuple):
     decoder_bias: Float[Tensor, "model d_model"]
 
 
+class Given(NamedTuple):
+    """What the reader of a file was told besides it."""
+
+    input_scale: Sequence[float] | None
+    code_normalization: str | None
+
+
 class Published(NamedTuple):
     """What a file says, in its own (training) space."""
 
@@ -229,21 +236,25 @@ def _stored_normalizer(tensors: Mapping[str, Tensor], d_model: int, where: str) 
     return Normalizer(mean, factor, 1 / (factor + LIBRARY_EPSILON), "mean_scale")
 
 
-def _code_normalization(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
-    """Return which decoder norm the library multiplies f by; the buffer is right where config.json differs."""
-    stated = config.get("code_normalization")
-    if "code_normalization_id" not in tensors:
-        name = str(stated).upper() if stated is not None else "CROSSCODER"
-        if name not in CODE_NORMALIZATIONS.values():
-            known = ", ".join(CODE_NORMALIZATIONS.values())
-            raise TunediffError(f"{where}: code_normalization {stated!r} is not known; it must be one of {known}")
-        return name, []
-    number = int(tensors["code_normalization_id"])
-    if number not in CODE_NORMALIZATIONS:
-        raise TunediffError(f"{where}: code_normalization_id {number} is not known; known are {CODE_NORMALIZATIONS}")
-    name = CODE_NORMALIZATIONS[number]
-    if stated is not None and str(stated).upper() != name:
+def _code_normalization(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], given: str | None, where: str
+) -> tuple[str, list[str]]:
+    """Return which decoder norm the library multiplies f by: the buffer's, else config.json's, else the given one."""
+    known = ", ".join(CODE_NORMALIZATIONS.values())
+    stated = str(config["code_normalization"]).upper() if config.get("code_normalization") is not None else None
+    if "code_normalization_id" in tensors:
+        number = int(tensors["code_normalization_id"])
+        name = CODE_NORMALIZATIONS.get(number, str(number))
+    else:
+        name = stated or given or "CROSSCODER"
+    if name not in CODE_NORMALIZATIONS.values():
+        raise TunediffError(f"{where}: code normalisation {name} is not known, only {known}; use another file")
+    if given is not None and given != name:
+        raise TunediffError(f"{where}: the file says code_normalization {name}, not {given}; remove the key")
+    if stated is not None and stated != name:
         return name, [f"{CONFIG} says code_normalization {stated}; the buffer's {name} is used"]
+    if "code_normalization_id" not in tensors and stated is None and given is None:
+        return name, ["no code_normalization in the files, as before May 2025; CROSSCODER is assumed, the paper's"]
     return name, []
 
 
@@ -273,27 +284,24 @@ def _thresholds(theta: float, score: Float[Tensor, "latent"]) -> Float[Tensor, "
     return torch.where(score > 0, theta / score, torch.inf)
 
 
-def _read_library(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], input_scale: Sequence[float] | None, where: str
-) -> Published:
+def _read_library(tensors: Mapping[str, Tensor], config: Mapping[str, Any], given: Given, where: str) -> Published:
     """Read tensors of the paper's library: CrossCoder, or BatchTopKCrossCoder where there is a threshold."""
     weights = _weights(tensors, NAMES["dictionary_learning"], where)
     d_model, dict_size = weights.encoder.shape[1:]
     if config.get("encoder_layers") not in (None, [0, 1]):
         raise TunediffError(f"{where}: encoder_layers {config['encoder_layers']} of {CONFIG}; only [0, 1] can be read")
     normalizer = _stored_normalizer(tensors, d_model, where)
-    if input_scale is not None:
+    if given.input_scale is not None:
         if normalizer is not None:
             raise TunediffError(f"{where}: the file holds its own normalisation; remove `input_scale`")
-        normalizer = _scaling(input_scale, d_model, where)
-    code_normalization, notes = _code_normalization(tensors, config, where)
-    facts: dict[str, Any] = {"kind": "l1", "code_normalization": code_normalization}
+        normalizer = _scaling(given.input_scale, d_model, where)
     if "k" not in tensors and "threshold" not in tensors:
-        return Published(weights, torch.zeros(dict_size), normalizer, facts, notes)
+        return Published(weights, torch.zeros(dict_size), normalizer, {"kind": "l1"}, [])
+    code_normalization, notes = _code_normalization(tensors, config, given.code_normalization, where)
     if code_normalization == "DECOUPLED":
         raise TunediffError(f"{where}: decoupled codes (one threshold per model) cannot be read; use another file")
     theta = float(_expect(tensors, "threshold", (), where))
-    facts |= {"kind": "batchtopk", "theta": theta}
+    facts: dict[str, Any] = {"kind": "batchtopk", "theta": theta, "code_normalization": code_normalization}
     if "k" in tensors:
         facts["k"] = int(_expect(tensors, "k", (), where))
     if config.get("k") is not None and config["k"] != facts.get("k"):
@@ -304,11 +312,9 @@ def _read_library(
     return Published(weights, threshold, normalizer, facts, notes)
 
 
-def _read_kissane(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], input_scale: Sequence[float] | None, where: str
-) -> Published:
+def _read_kissane(tensors: Mapping[str, Tensor], config: Mapping[str, Any], given: Given, where: str) -> Published:
     """Read tensors of Kissane's layout: L1, decoder (F, 2, d), inputs scaled to mean norm √d by factors not in it."""
-    if input_scale is None:
+    if given.input_scale is None:
         raise TunediffError(
             f"{where}: the factors its inputs were scaled by are not in the file; give `input_scale: [base, chat]`, or "
             "`layout: kissane` in the config to have them estimated on the train activations"
@@ -318,7 +324,7 @@ def _read_kissane(
         swapped["W_dec"] = tensors["W_dec"].permute(1, 0, 2)
     weights = _weights(swapped, NAMES["kissane"], where)
     d_model, dict_size = weights.encoder.shape[1:]
-    return Published(weights, torch.zeros(dict_size), _scaling(input_scale, d_model, where), {"kind": "l1"}, [])
+    return Published(weights, torch.zeros(dict_size), _scaling(given.input_scale, d_model, where), {"kind": "l1"}, [])
 
 
 READERS = {"dictionary_learning": _read_library, "kissane": _read_kissane}
@@ -352,12 +358,14 @@ def load_published(
     revision: str | None = None,
     file: str | None = None,
     input_scale: Sequence[float] | None = None,
+    code_normalization: str | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Crosscoder:
     """Read a published crosscoder into raw activation space; normalisation is folded into the weights in float64.
 
     `path` is a hub id, a directory or a weights file, `file` the weights within it. `input_scale` are the factors
-    (base, chat) that inputs were multiplied by in training, where the file does not hold them (Kissane's never does).
+    (base, chat) that inputs were multiplied by in training, where the file does not hold them (Kissane's never does);
+    `code_normalization` the decoder norm in a threshold's score, where the file does not name it (before May 2025).
     The crosscoder's config says what was read and where the file contradicts itself, besides `facts`.
 
     Raises
@@ -370,7 +378,7 @@ def load_published(
     where, config = str(files.weights), _read_config(files.config)
     tensors = _read_tensors(files.weights)
     layout = _layout(layout, tensors, where)
-    published = READERS[layout](tensors, config, input_scale, where)
+    published = READERS[layout](tensors, config, Given(input_scale, code_normalization), where)
     d_model, dict_size = published.weights.encoder.shape[1:]
     for stated, size in (("activation_dim", d_model), ("d_in", d_model), ("dict_size", dict_size), ("num_layers", 2)):
         if config.get(stated, size) != size:
@@ -424,7 +432,7 @@ def import_published(
     `store` is only read to estimate an input scale that is not given; `facts` (the layer) go into config.json.
     """
     started = time.time()
-    chosen = {name: settings.get(name) for name in ("revision", "file", "input_scale")}
+    chosen = {name: settings.get(name) for name in ("revision", "file", "input_scale", "code_normalization")}
     layout, scale_from = settings.get("layout", "auto"), "given"
     if needs_activations(settings):
         if store is None:

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from tunediff.artifacts import write_text
 
 
-def _percent(row: pd.Series) -> str:
+def _percent(row: Mapping[Any, Any]) -> str:
     return f"{-100 * row['reduction']:+.0f} % [{-100 * row['reduction_high']:+.0f}, {-100 * row['reduction_low']:+.0f}]"
 
 
@@ -29,12 +30,13 @@ def summary(
     `kl` is causal/summary.parquet; `tables` and `metrics` (latent table, list of held-out metrics) are per crosscoder;
     `concepts` is concepts.parquet.
     """
-    every = kl[kl["positions"] == "all"].set_index(["crosscoder", "intervention"])
-    none, template = every.loc[("", "none")], every.loc[("", "template")]
+    rows = kl[kl["positions"] == "all"].to_dict("records")
+    every = {(row["crosscoder"], row["intervention"]): row for row in rows}
+    none, template = every["", "none"], every["", "template"]
     edits, halves, quality, counts, found = [], [], [], [], []
     for name, table in tables.items():
-        edits.append(f"{name} {_percent(every.loc[(name, 'all')])}")
-        best, worst = (every.loc[(name, f"latent_scaling_{half}")] for half in ("best", "worst"))
+        edits.append(f"{name} {_percent(every[name, 'all'])}")
+        best, worst = (every[name, f"latent_scaling_{half}"] for half in ("best", "worst"))
         halves.append(f"{name} {_percent(best)} against {_percent(worst)}")
         fve = [_metric(metrics[name], "fve", model) for model in ("base", "chat")]
         l0 = _metric(metrics[name], "l0", "both")
