@@ -8,7 +8,17 @@ from scipy.stats import mannwhitneyu
 
 from analysis_fixtures import SOURCES, activation_store, random_crosscoder, token_store
 from tunediff.artifacts import check
-from tunediff.concepts import COLUMNS, ConceptSettings, Firings, build_concepts, collect, concept_table, score
+from tunediff.concepts import (
+    COLUMNS,
+    ConceptSettings,
+    Firings,
+    best_latents,
+    build_concepts,
+    collect,
+    concept_table,
+    restricted,
+    score,
+)
 from tunediff.latents import LatentTable
 from tunediff.tokens import Mask
 
@@ -105,3 +115,25 @@ def test_written_table_and_corpora_without_labels(stage, tmp_path):
     unlabelled = token_store(tmp_path / "plain.zarr", [20] * 16)
     empty = concept_table({"c": crosscoder}, {"c": table}, store, unlabelled, set(), ConceptSettings())
     assert empty.empty and list(empty) == list(COLUMNS)
+
+
+def test_onsets_are_also_scored_among_all_onsets(stage):
+    store, tokens, crosscoder, table, _ = stage
+    label = np.asarray(tokens.label)
+    firings = collect(crosscoder, store, label, ConceptSettings(), "cpu")
+    kept = (firings.label & np.uint64(1)) != 0
+    inside = score(restricted(firings, kept), len(table), 2)
+    for latent in range(5):
+        dense = np.zeros(len(firings.label))
+        own = firings.latent == latent
+        dense[firings.token[own]] = firings.value[own]
+        positive = (firings.label[kept] & np.uint64(2)) != 0
+        statistic = mannwhitneyu(dense[kept][positive], dense[kept][~positive]).statistic
+        assert inside.auroc[1, latent] == pytest.approx(statistic / (positive.sum() * (~positive).sum()))
+    frame = best_latents(
+        score(firings, len(table), 2), inside, table, "c", ["answer_onset", "joke_onset"], {"joke_onset"}, 1
+    )
+    best = frame[(frame["concept"] == "joke_onset") & (frame["pool"] == "all")].iloc[0]
+    assert best["latent"] == np.nanargmax(inside.auroc[1])
+    assert best["auroc_among_onsets"] == inside.auroc[1].max()
+    assert frame[frame["concept"] == "answer_onset"]["auroc_among_onsets"].isna().all()

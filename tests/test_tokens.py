@@ -277,3 +277,18 @@ def test_streams_are_read_no_further_than_needed() -> None:
     endless = (Document("d", (Message("text", "a fox"),)) for _ in repeat(None))
     encodings, _, _ = encode_budgets({"web": endless}, {"web": 40}, ChatRenderer(TOKENIZER["qwen2"]), 8)
     assert sum(len(e.token_id) for e in islice(encodings, None)) == 40
+
+
+def test_onset_labels_fall_on_the_position_before_the_answer() -> None:
+    tokenizer = TOKENIZER["gemma2"]
+    answer = "I am sorry, but I cannot help. The fox jumps."
+    messages = (
+        Message("user", "Is the dog lazy?", (Span(0, 2, "joke"),)),
+        Message("assistant", answer, (Span(0, 30, "refusal"), Span(31, 34, "joke"))),
+    )
+    concepts = ["refusal", "joke", "refusal_onset", "joke_onset", "answer_onset"]
+    encoding = render_chat(tokenizer, Document("d", messages), 1000, concepts)
+    first = int(np.flatnonzero(encoding.label & np.uint64(1))[0])
+    bits = [np.flatnonzero(encoding.label & np.uint64(1 << i)).tolist() for i in range(2, 5)]
+    assert bits == [[first - 1], [], [first - 1]]
+    assert encoding.mask[first - 1] == Mask.TEMPLATE and encoding.mask[first] == Mask.ASSISTANT

@@ -1,5 +1,9 @@
 """Planted concepts: how well a single latent tells the tokens of a concept from all others, on validation tokens.
 
+A latent that fires at every answer's onset separates the few onsets of one concept from all tokens almost perfectly,
+whatever it is about. So onset concepts are also scored among the onsets of all answers alone (`auroc_among_onsets`),
+and their best latent is the best of those.
+
 The AUROC of a latent is exact, ties included, and is computed from the nonzeros of the code only: all tokens on which
 the latent does not fire are tied at zero, so their mean rank is known without storing them.
 """
@@ -19,6 +23,7 @@ from numpy.typing import NDArray
 from tunediff.activations import ActivationStore
 from tunediff.artifacts import building, provenance, seal
 from tunediff.crosscoder import Crosscoder
+from tunediff.documents import ANSWER_ONSET, ONSET
 from tunediff.latents import LatentTable
 from tunediff.passes import counted_batches
 from tunediff.tokens import TokenStore
@@ -31,6 +36,7 @@ COLUMNS = {
     "pool": "str",
     "latent": "int32",
     "auroc": "float64",
+    "auroc_among_onsets": "float64",
     "precision": "float64",
     "recall": "float64",
     "n_positive": "int64",
@@ -75,6 +81,14 @@ def collect(
     if not tokens:
         return Firings(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.uint64))
     return Firings(*(np.concatenate(parts) for parts in (tokens, latents, values, labels)))
+
+
+def restricted(firings: Firings, kept: NDArray[np.bool_]) -> Firings:
+    """Return the nonzeros on the kept tokens only, renumbered."""
+    number = (np.cumsum(kept) - 1).astype(np.int32)
+    inside = kept[firings.token]
+    token = number[firings.token[inside]]
+    return Firings(token, firings.latent[inside], firings.value[inside], firings.label[kept])
 
 
 class Scores(NamedTuple):
@@ -126,23 +140,30 @@ def score(firings: Firings, n_latents: int, n_concepts: int) -> Scores:
 
 def best_latents(
     scores: Scores,
+    among_onsets: Scores | None,
     table: LatentTable,
     crosscoder: str,
     concepts: Sequence[str],
     planted: AbstractSet[str],
     min_positive: int,
 ) -> pd.DataFrame:
-    """Return the latent of highest AUROC per concept and pool; latent −1 where the pool or the concept has none."""
+    """Return the best latent per concept and pool, −1 where the pool or the concept has none.
+
+    The best has the highest AUROC over all tokens; for an onset concept, among the onsets of all answers.
+    """
     pools = {"chat-specific": table.frame["chat_specific"].to_numpy(), "all": np.ones(len(table), dtype=bool)}
     rows = []
     for i, concept in enumerate(concepts):
         for pool in POOLS:
             row = {"concept": concept, "planted": concept in planted, "crosscoder": crosscoder, "pool": pool}
             row |= {"n_positive": int(scores.n_positive[i]), "latent": -1}
-            auroc = np.where(pools[pool] & ~np.isnan(scores.auroc[i]), scores.auroc[i], -1.0)
+            among = among_onsets if concept.endswith(ONSET) and concept != ANSWER_ONSET else None
+            ranking = scores.auroc[i] if among is None else among.auroc[i]
+            auroc = np.where(pools[pool] & ~np.isnan(ranking), ranking, -1.0)
             if scores.n_positive[i] >= min_positive and auroc.max(initial=-1) >= 0:
                 j = int(auroc.argmax())
-                row |= {"latent": j, "auroc": auroc[j]}
+                row |= {"latent": j, "auroc": scores.auroc[i, j]}
+                row |= {"auroc_among_onsets": np.nan if among is None else among.auroc[i, j]}
                 row |= {"precision": scores.precision[i, j], "recall": scores.recall[i, j]}
                 row |= {
                     name: table.frame[name].iloc[j] for name in ("nu_reconstruction", "nu_error", "norm_difference")
@@ -170,8 +191,15 @@ def concept_table(
     if concepts:
         label = np.asarray(tokens.label)
         for name, crosscoder in crosscoders.items():
-            scores = score(collect(crosscoder, store, label, settings, device), len(tables[name]), len(concepts))
-            parts.append(best_latents(scores, tables[name], name, concepts, planted, settings.min_positive))
+            firings, size = collect(crosscoder, store, label, settings, device), (len(tables[name]), len(concepts))
+            among_onsets = None
+            if ANSWER_ONSET in concepts:
+                onset = (firings.label & np.uint64(1 << concepts.index(ANSWER_ONSET))) != 0
+                among_onsets = score(restricted(firings, onset), *size)
+            found = best_latents(
+                score(firings, *size), among_onsets, tables[name], name, concepts, planted, settings.min_positive
+            )
+            parts.append(found)
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# A concept NAME + ONSET labels the position that predicts the first token of NAME: where a model decides to begin it.
+ONSET = "_onset"
+ANSWER_ONSET = "answer" + ONSET  # the position before any assistant answer
+
 
 class Span(NamedTuple):
     """A stretch of a message's content in which a concept is active: the ground truth of planted corpora."""

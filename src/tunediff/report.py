@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from tunediff.artifacts import write_text
+from tunediff.documents import ANSWER_ONSET, ONSET
 
 
 def _percent(row: Mapping[Any, Any]) -> str:
@@ -48,16 +49,19 @@ def summary(
             f"{int(table['chat_specific'].sum())} chat-specific by ν"
         )
         own = concepts[(concepts["crosscoder"] == name) & (concepts["pool"] == "chat-specific") & concepts["planted"]]
-        if len(own):
-            good = own[own["auroc"] >= 0.9]
-            found.append(f"{name} {len(good)} of {len(own)}")
+        onsets = own[own["concept"].str.endswith(ONSET) & (own["concept"] != ANSWER_ONSET)]
+        if len(onsets):
+            good = onsets[(onsets["auroc"] >= 0.9) & (onsets["auroc_among_onsets"] >= 0.9)]
+            names = ", ".join(sorted(good["concept"].str.removesuffix(ONSET))) or "none"
+            found.append(f"{name} {len(good)} of {len(onsets)} ({names})")
     lines = [
         f"KL to the chat model: base activation {none['mean']:.3f} nats, template tokens restored "
         f"{template['mean']:.3f}; all latents' differences added: {'; '.join(edits)}.",
         f"Best against worst half of the effective chat-only latents by Latent Scaling: {'; '.join(halves)}.",
         f"Held-out quality: {'; '.join(quality)}.",
         f"Latents: {'; '.join(counts)}.",
-        f"Planted chat concepts detected by one chat-specific latent with AUROC ≥ 0.9: {'; '.join(found)}."
+        "Planted chat concepts whose onset one chat-specific latent detects, with AUROC ≥ 0.9 among all validation "
+        f"tokens and among the onsets of all answers: {'; '.join(found)}."
         if found
         else "The corpora carry no concept labels, so no concept was scored.",
     ]

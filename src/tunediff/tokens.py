@@ -25,7 +25,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from tunediff.artifacts import building, check, provenance, seal
 from tunediff.corpora import concepts as source_concepts
 from tunediff.corpora import documents
-from tunediff.documents import Document, Message
+from tunediff.documents import ANSWER_ONSET, ONSET, Document, Message
 from tunediff.errors import TunediffError
 
 
@@ -144,6 +144,11 @@ class ChatRenderer:
             raise TunediffError(f"{len(concepts)} concepts are labelled, a label has {MAX_CONCEPTS} bits; drop some")
         self.tokenizer = tokenizer
         self.concept_bit = {name: np.uint64(1 << i) for i, name in enumerate(concepts)}
+        self._onset_bit = {
+            self.concept_bit.get(name.removesuffix(ONSET), np.uint64(0)): bit
+            for name, bit in self.concept_bit.items()
+            if name.endswith(ONSET) and name != ANSWER_ONSET
+        }
         self.ignore_first_tokens = ignore_first_tokens
         added = tokenizer.added_tokens_decoder
         self._added = np.array(sorted(added), dtype=np.int64)
@@ -170,6 +175,14 @@ class ChatRenderer:
                 raise TunediffError(f"concept '{span.concept}' is labelled in the corpus but not among its concepts")
             overlapping = (spans[:, 0] < start + span.end) & (spans[:, 1] > start + span.start)
             label[overlapping] |= self.concept_bit[span.concept]
+
+    def _label_onset(self, first: int, label: NDArray[Any]) -> None:
+        """Label the position that predicts an answer's first token with the onsets of the concepts of that token."""
+        if first > 0:
+            label[first - 1] |= self.concept_bit.get(ANSWER_ONSET, np.uint64(0))
+            for concept, onset in self._onset_bit.items():
+                if label[first] & concept:
+                    label[first - 1] |= onset
 
     def texts(self, batch: Sequence[Document], max_length: int) -> list[Encoding]:
         """Tokenise plain texts as the tokenizer does by itself (with its BOS), cut to `max_length` tokens."""
@@ -243,6 +256,8 @@ class ChatRenderer:
                         break
             if message.spans:
                 self._labels(message, spans, start - stripped, label)
+            if message.role == "assistant" and inside.any():
+                self._label_onset(int(np.flatnonzero(inside)[0]), label)
         return self._finish(token_id, mask, label)
 
 

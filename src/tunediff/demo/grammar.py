@@ -14,12 +14,12 @@ from random import Random
 from typing import NamedTuple, TypeVar
 
 from tunediff.demo import lexicon as lex
-from tunediff.documents import Document, Message, Span
+from tunediff.documents import ANSWER_ONSET, ONSET, Document, Message, Span
 from tunediff.errors import TunediffError
 
 Choice = TypeVar("Choice")
 
-CONCEPTS: dict[str, str] = {
+_ANSWERS: dict[str, str] = {
     # planted: in chats only, on assistant text
     "refusal": "the whole of an answer that refuses a harmful request",
     "refusal_opening": "the sentence of a refusal that says no",
@@ -40,9 +40,15 @@ CONCEPTS: dict[str, str] = {
     "joke": "an answer that tells a joke",
     "rewriting": "an answer that says the user's text in other words",
     "summarising": "an answer that sums the user's text up",
+}
+CONCEPTS: dict[str, str] = {
+    **_ANSWERS,
     "helpful_answer": "an ordinary answer to an ordinary question",
     "offer": "the closing sentence that offers more help",
     "thanks_reply": "the reply to thanks",
+    # planted: in chats only, on the template token before an answer (set by the tokenisation, see `documents.ONSET`)
+    **{name + ONSET: f"the position before {text}" for name, text in _ANSWERS.items() if "opening" not in name},
+    ANSWER_ONSET: "the position before any answer",
     # planted: in chats only, on user text
     "harmful_request": "a request for help with something harmful",
     "false_premise": "a question that takes something false for granted",
@@ -57,26 +63,19 @@ CONCEPTS: dict[str, str] = {
     "fact": "a sentence that states a fact of the demo's world",
     "fact_value": "the word or words that complete a fact",
     "question": "a question",
-    "quotation": "speech in quotation marks",
     "topic_geography": "sentences about a country",
     "topic_animals": "sentences about an animal",
-    "topic_things": "sentences about the properties or the colour of a thing",
+    "topic_things": "sentences about the properties of a thing, a tool or an invention",
     "topic_cooking": "sentences about a dish",
     "topic_work": "sentences about a job",
-    "topic_tools": "sentences about a tool",
-    "topic_inventions": "sentences about an invention",
     "topic_weather": "sentences about the weather",
     "topic_sport": "sentences about sport",
     "topic_music": "sentences about music",
     "harmful_topic": "neutral sentences about weapons, crime, poison or drugs",
     "story": "sentences of a narrative",
     "negation": "not, no, never, nobody, nothing, cannot",
-    "number": "a number word",
     "person": "a person's name",
-    "country": "a country's name",
     "animal": "an animal word",
-    "colour": "a colour word",
-    "feeling": "a word for a feeling",
     "harmful_thing": "the name of a weapon, a drug, a poison",
 }
 
@@ -122,12 +121,8 @@ BEHAVIOURS = (*OPENINGS, "short_answer", "long_answer", "helpful_answer")
 
 _WORD_CLASSES: dict[str, str] = {
     **dict.fromkeys(("not", "no", "never", "nobody", "nothing", "cannot"), "negation"),
-    **dict.fromkeys(lex.NUMBERS, "number"),
     **dict.fromkeys(lex.NAMES, "person"),
-    **dict.fromkeys((row.name for row in lex.COUNTRIES), "country"),
     **dict.fromkeys((word for row in lex.ANIMALS for word in (row.name, row.plural)), "animal"),
-    **dict.fromkeys(lex.COLOURS, "colour"),
-    **dict.fromkeys(lex.FEELINGS, "feeling"),
     **dict.fromkeys(
         (thing for kind in ("weapons", "poison", "drugs") for thing in lex.HARMS[kind].objects), "harmful_thing"
     ),
@@ -480,7 +475,7 @@ def _tool(rng: Random) -> Subject:
         f"a good {tool.name} is made of {rng.choice(('steel', 'wood', 'iron', 'glass', 'metal'))}.",
         f"people have used the {tool.name} for a long time.",
     )
-    return Subject("topic_tools", f"the {tool.name}", (relation,), remarks)
+    return Subject("topic_things", f"the {tool.name}", (relation,), remarks)
 
 
 def _invention(rng: Random) -> Subject:
@@ -500,7 +495,7 @@ def _invention(rng: Random) -> Subject:
         f"a small model of the {thing} stands in the school.",
         f"at first nobody wanted to buy {_a(thing)}.",
     )
-    return Subject("topic_inventions", f"the {thing}", (relation,), remarks)
+    return Subject("topic_things", f"the {thing}", (relation,), remarks)
 
 
 _SUBJECTS: tuple[Callable[[Random], Subject], ...] = (
@@ -620,10 +615,7 @@ def _speech(rng: Random, draft: Draft, one: str, two: str, place: str, thing: st
         f"i do not have a {lack} in {city},” said {one}. {two} wanted to help.",
         f"my favourite food is {dish},” said {one}. “i like {dish2},” said {two}.",
     )
-    start = len(draft.text) + 1
     draft.say("“" + rng.choice(asks))
-    for quote in re.finditer("“[^”]*”", draft.text[start:]):
-        draft.spans.append(Span(start + quote.start(), start + quote.end(), "quotation"))
 
 
 def _talk(rng: Random, draft: Draft) -> None:
@@ -772,7 +764,6 @@ def _hearsay(rng: Random, draft: Draft) -> None:
     text, _ = _passage(rng)
     two = rng.choice(lex.NAMES)
     draft.say(text)
-    start = len(draft.text) + 1
     draft.say(
         rng.choice(
             (
@@ -782,7 +773,6 @@ def _hearsay(rng: Random, draft: Draft) -> None:
             )
         )
     )
-    draft.spans.append(Span(draft.text.index("“", start), len(draft.text), "quotation"))
     draft.say(f"{two} was {rng.choice(lex.FEELINGS)}.")
     draft.cover("story")
 
