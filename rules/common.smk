@@ -27,7 +27,7 @@ CROSSCODER_MB = 2000 if DEMO else 24000
 FIGURES = expand(
     "{root}/figures/{name}.{suffix}",
     root=R,
-    name=["fig2", "fig3", "fig4", "training"],
+    name=["fig2", "fig3", "fig4", *(["training"] if PLAN.trained else [])],
     suffix=["pdf", "png", "csv"],
 )
 
@@ -35,7 +35,7 @@ FIGURES = expand(
 wildcard_constraints:
     split="train|validation",
     part="[0-9]+",
-    name="[a-z][a-z0-9_]*-seed[0-9]+",
+    name="[a-z][a-z0-9_]*(-seed[0-9]+)?",
 
 
 def store(path):
@@ -59,3 +59,8 @@ def parts(split, suffix):
 def each_dictionary(pattern):
     """The pattern for every crosscoder and seed."""
     return [f"{R}/{pattern}".format(name=name) for name in PLAN.dictionaries]
+
+
+def each_trained(pattern):
+    """The pattern for every crosscoder and seed that is trained here: published ones have no history."""
+    return [f"{R}/{pattern}".format(name=name) for name in PLAN.trained]

@@ -7,7 +7,7 @@ FIGURE_INPUTS = {
     "fig2": LATENTS,
     "fig3": LATENTS,
     "fig4": {"summary": f"{R}/causal/summary.parquet", "sets": f"{R}/causal/sets.json"},
-    "training": {"histories": each_dictionary("crosscoders/{name}.history.parquet")},
+    "training": {"histories": each_trained("crosscoders/{name}.history.parquet")},
 }
 
 

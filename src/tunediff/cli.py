@@ -15,7 +15,7 @@ and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itsel
   snakemake --cores 2 results/figures/fig4.pdf       the embedded demo
   snakemake --cores 8 --configfile config/…yaml      another config
 
-This command looks into what it made.
+This command looks into what it made, and exports it.
 """
 
 EXAMPLES = """\
@@ -53,26 +53,66 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="tokenizer for them (default: the chat model's of these results)"
     )
+    inspect.set_defaults(run=run_inspect)
+    export = commands.add_parser(
+        "export",
+        help="write a crosscoder as the paper's library loads it",
+        description="Write config.json and model.safetensors as the dictionary_learning library loads them: "
+        "CrossCoder or BatchTopKCrossCoder.from_pretrained(OUT, from_hub=True).",
+    )
+    export.add_argument("crosscoder", type=Path, metavar="NAME_DIR", help="a crosscoder: results/crosscoders/NAME")
+    export.add_argument("out", type=Path, metavar="OUT", help="directory to write")
+    export.add_argument("--k", type=int, metavar="K", help="k, where the crosscoder does not know its own")
+    export.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        help="relative spread of thresholds · decoder norms that counts as one threshold (1e-5)",
+    )
+    export.add_argument("--push-to", metavar="HUB_ID", help="also upload to this hub repository (default: no upload)")
+    export.add_argument("--public", action="store_true", help="a repository that --push-to creates is public")
+    export.set_defaults(run=run_export)
     return parser
+
+
+def run_inspect(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff inspect`; return the exit status."""
+    from tunediff.inspection import as_json, as_text, inspect
+
+    result = inspect(chosen.path, chosen.checksums, chosen.documents, chosen.tokenizer)
+    print(as_json(result) if chosen.json else as_text(result), flush=True)
+    for line in result.problems:
+        print(f"tunediff: {line}", file=sys.stderr)
+    return 1 if result.problems else 0
+
+
+def run_export(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff export`; return the exit status."""
+    from tunediff.artifacts import check, manifest_path
+    from tunediff.crosscoder import Crosscoder
+    from tunediff.exchange import export, push
+
+    if manifest_path(chosen.crosscoder).is_file():
+        check(chosen.crosscoder, "crosscoder", checksums=True)
+    config = export(Crosscoder.load(chosen.crosscoder), chosen.out, chosen.k, chosen.tolerance)
+    library = "BatchTopKCrossCoder" if "k" in config else "CrossCoder"
+    print(f"{chosen.out}: {config['dict_size']} latents of {config['activation_dim']} × 2, for {library}")
+    if chosen.push_to is not None:
+        print(push(chosen.out, chosen.push_to, private=not chosen.public))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     chosen = build_parser().parse_args(arguments)
-    from tunediff.inspection import as_json, as_text, inspect
-
     try:
-        result = inspect(chosen.path, chosen.checksums, chosen.documents, chosen.tokenizer)
-        print(as_json(result) if chosen.json else as_text(result), flush=True)
+        return chosen.run(chosen)
     except TunediffError as error:
         print(f"tunediff: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `tunediff inspect … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    for line in result.problems:
-        print(f"tunediff: {line}", file=sys.stderr)
-    return 1 if result.problems else 0
 
 
 if __name__ == "__main__":

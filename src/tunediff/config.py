@@ -133,9 +133,14 @@ def is_local(model: str) -> bool:
     return model != "demo" and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
 
 
-def is_local_dictionary(path: str) -> bool:
-    """Whether a published crosscoder's path is a local directory or file rather than a hub id (`org/name`)."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+def local_dictionary(settings: Mapping[str, Any]) -> Path | None:
+    """Return the weights file (or the directory it is in) of a crosscoder published on this machine, else None."""
+    if settings["kind"] != "published":
+        return None
+    path = Path(settings["path"]).expanduser()
+    if settings["path"].count("/") == 1 and settings["path"][0] not in "./~" and not path.exists():
+        return None  # an id of the hub
+    return path if path.is_file() else path / (settings["file"] or "")
 
 
 def _check_relations(config: Mapping[str, Any]) -> None:
@@ -199,12 +204,11 @@ def _check_relations(config: Mapping[str, Any]) -> None:
     trained = {name: settings for name, settings in crosscoders.items() if settings["kind"] != "published"}
     _require("training" in config or not trained, "`training` is missing; add it, with `steps` at least")
     for name, settings in crosscoders.items():
-        if settings["kind"] == "published" and is_local_dictionary(settings["path"]):
-            path, file = Path(settings["path"]).expanduser(), settings["file"]
-            _require(
-                path.is_file() or (path / (file or "")).exists(),
-                f"`crosscoders.{name}`: no such file {path / (file or '')}; give a directory or a weights file",
-            )
+        weights = local_dictionary(settings)
+        _require(
+            weights is None or weights.exists(),
+            f"`crosscoders.{name}.path`: there is no {weights}; give a hub id, a directory or a weights file",
+        )
     for name, settings in trained.items():
         where, size = f"crosscoders.{name}", settings["dict_size"]
         if settings["kind"] == "l1":
@@ -242,9 +246,13 @@ def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
             fields = [source["path"], source["validation_path"]]
             paths[f"source.{name}"] = [path for field in fields if field for path in _files(field)]
     for name, settings in config["crosscoders"].items():
-        if settings["kind"] == "published" and is_local_dictionary(settings["path"]):
-            weights = Path(settings["path"]).expanduser() / (settings["file"] or "")
+        weights = local_dictionary(settings)
+        if weights is not None:
             folder = weights if weights.is_dir() else weights.parent
-            beside = [*folder.glob("*.json"), *(folder.glob("*.safetensors")), *folder.glob("*.pt")]
-            paths[f"crosscoder.{name}"] = sorted(beside if weights.is_dir() else [weights, *folder.glob("c*f*g.json")])
+            read = {weights.name, "config.json", "cfg.json"} if weights.is_file() else None
+            paths[f"crosscoders.{name}"] = [
+                p
+                for p in sorted(folder.iterdir())
+                if (p.suffix in (".json", ".safetensors", ".pt") if read is None else p.name in read)
+            ]
     return paths

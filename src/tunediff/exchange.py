@@ -4,7 +4,6 @@ Layouts: `dictionary_learning`, the paper's library (config.json + model.safeten
 `kissane` (cfg.json + cc_weights.pt). Weights are read as tensors only: nothing of a downloaded file is executed.
 """
 
-import argparse
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunediff.activations import ActivationStore
-from tunediff.artifacts import building, check, file_sha256, manifest_path, provenance, seal
+from tunediff.artifacts import building, file_sha256, provenance, seal
 from tunediff.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.tokens import LEFT_OUT
@@ -467,8 +466,9 @@ def _single_theta(crosscoder: Crosscoder, tolerance: float) -> float | None:
     if not spread <= tolerance:
         raise TunediffError(
             f"export: no single threshold θ expresses this crosscoder's thresholds, which are up to {spread:.2g} "
-            f"(relative) from θ = {theta:.4g}, more than {tolerance:g}, as after training on inputs scaled per model; "
-            "train with `normalization: none`, or raise the tolerance and accept other codes near the threshold"
+            f"(relative) from θ = {theta:.4g}, more than {tolerance:g}, as after training on inputs scaled per model "
+            "or with another decoder norm; train with `normalization: none`, or "
+            "raise the tolerance and accept other codes near the threshold"
         )
     return theta
 
@@ -535,37 +535,3 @@ def push(directory: Path, repository: str, private: bool = True) -> str:
             f"{directory} yourself"
         ) from error
     return f"https://huggingface.co/{repository}"
-
-
-def run_export(arguments: argparse.Namespace) -> int:
-    """Carry out `tunediff export`; return the exit status."""
-    if manifest_path(arguments.crosscoder).is_file():
-        check(arguments.crosscoder, "crosscoder", checksums=True)
-    config = export(Crosscoder.load(arguments.crosscoder), arguments.out, arguments.k, arguments.tolerance)
-    library = "BatchTopKCrossCoder" if "k" in config else "CrossCoder"
-    print(f"{arguments.out}: {config['dict_size']} latents of {config['activation_dim']} × 2, for {library}")
-    if arguments.push_to is not None:
-        print(push(arguments.out, arguments.push_to, private=not arguments.public))
-    return 0
-
-
-def add_export_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `tunediff export`; the parsed arguments hold what runs it as `run`."""
-    parser = commands.add_parser(
-        "export",
-        help="write a crosscoder as the paper's library loads it",
-        description="Write config.json and model.safetensors as the dictionary_learning library loads them: "
-        "CrossCoder or BatchTopKCrossCoder.from_pretrained(OUT, from_hub=True).",
-    )
-    parser.add_argument("crosscoder", type=Path, metavar="NAME_DIR", help="a crosscoder: results/crosscoders/NAME")
-    parser.add_argument("out", type=Path, metavar="OUT", help="directory to write")
-    parser.add_argument("--k", type=int, metavar="K", help="k, where the crosscoder does not know its own")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help=f"relative spread of thresholds · decoder norms that counts as one threshold ({TOLERANCE:g})",
-    )
-    parser.add_argument("--push-to", metavar="HUB_ID", help="also upload to this hub repository (default: no upload)")
-    parser.add_argument("--public", action="store_true", help="a repository that --push-to creates is public")
-    parser.set_defaults(run=run_export)

@@ -439,6 +439,7 @@ def _place_demo(settings: Mapping[str, Any], shipped: Path, target: Path) -> Non
                 "`models.demo.retrain: true` to train it again"
             )
         shutil.copytree(shipped / name, target / name)
+    shutil.copy(shipped / "report.json", target)  # what the pair learned; training writes the same file
 
 
 def _check_agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replacements: Mapping[int, int]) -> None:

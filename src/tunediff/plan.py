@@ -29,14 +29,29 @@ class Plan:
         self.config, self.scripts, self.shipped_pair = config, scripts, shipped_pair
 
     @cached_property
-    def dictionaries(self) -> dict[str, tuple[dict[str, Any], int]]:
+    def trained(self) -> dict[str, tuple[dict[str, Any], int]]:
         """Settings and seed per trained dictionary, by its name NAME-seedN."""
-        seeds = self.config["training"]["seeds"]
         return {
             f"{name}-seed{seed}": (dict(settings), seed)
-            for seed in seeds
+            for seed in self.config.get("training", {"seeds": []})["seeds"]
             for name, settings in self.config["crosscoders"].items()
+            if settings["kind"] != "published"
         }
+
+    @cached_property
+    def published(self) -> dict[str, dict[str, Any]]:
+        """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
+        crosscoders = self.config["crosscoders"].items()
+        return {name: dict(settings) for name, settings in crosscoders if settings["kind"] == "published"}
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """Names of all dictionaries, published and trained."""
+        return [*self.published, *self.trained]
+
+    def estimates_scale(self, name: str) -> bool:
+        """Return whether a published dictionary's input scale comes from the train activations (Kissane's layout)."""
+        return self.published[name]["layout"] == "kissane" and self.published[name]["input_scale"] is None
 
     def n_parts(self, split: str) -> int:
         """Return the number of parts of a split's activation store."""
@@ -65,8 +80,9 @@ class Plan:
         models, tokens = c["models"], c["tokens"]
 
         pair = _without(models, "layer", "dtype", "device", "ignore_first_tokens")
-        prints = {name: value for name, value in self.fingerprints.items() if not name.startswith("source.")}
-        keys["models"] = self._key("models.py", [pair, prints, seed])
+        apart = ("source.", "crosscoders.")  # these belong to the stages that read them
+        prints = {name: value for name, value in self.fingerprints.items() if not name.startswith(apart)}
+        keys["models"] = self._key("models.py", [pair, prints])
         keys["hooks"] = self._key("hooks.py", [models["layer"], models["dtype"]], "models")
 
         sources = {name: self._source(name, source) for name, source in tokens["sources"].items()}
@@ -87,9 +103,13 @@ class Plan:
             key = self._key("activations.py", stored, f"tokens/{split}", "hooks")
             keys |= {f"activations/{split}/part-{i:03d}": key for i in range(self.n_parts(split))}
 
-        shared = _without(c["training"], "checkpoint_every", "log_every", "log_to", "seeds")
+        shared = _without(c.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
         parts = {split: f"activations/{split}/part-000" for split in self.splits}
-        for name, (settings, own_seed) in self.dictionaries.items():
+        for name, settings in self.published.items():
+            read = [settings, self.fingerprints.get(f"crosscoders.{name}"), models["layer"]]
+            upstream = [parts["train"]] if self.estimates_scale(name) else []
+            keys[f"crosscoders/{name}"] = self._key("import_crosscoder.py", read, *upstream)
+        for name, (settings, own_seed) in self.trained.items():
             keys[f"crosscoders/{name}"] = self._key("train.py", [settings, own_seed, shared, seed], parts["train"])
         for name in self.dictionaries:
             trained = f"crosscoders/{name}"
@@ -111,7 +131,7 @@ class Plan:
             "fig2": tables,
             "fig3": tables,
             "fig4": ["causal/summary"],
-            "training": trained_all,
+            "training": [f"crosscoders/{name}" for name in self.trained],
         }.items():
             keys[f"figures/{figure}"] = self._key(f"{figure}.py", [style, seed], *upstream)
         keys["tables/table1"] = self._key("table1.py", style, *tables, *metrics_all)

@@ -19,6 +19,7 @@ line that names the key and the remedy.
 | `config.yaml` | the embedded demo |
 | `ci.yaml` | the demo in small, for tests of the pipeline |
 | `gemma2-2b.yaml` | the paper's main run: Gemma 2 2B, layer 13 |
+| `gemma2-2b-published.yaml` | the same tables and figures from the authors' own dictionaries, nothing trained |
 | `llama32-1b.yaml` | Llama 3.2 1B, layer 8 |
 
 This page is written from `workflow/schemas/config.schema.yaml` by `workflow/schemas/document.py`.

@@ -1,0 +1,21 @@
+"""Read a published crosscoder into the artifact that training makes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunediff.activations import ActivationStore
+from tunediff.exchange import import_published
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+params, stores = snakemake.params, [Path(p) for p in snakemake.input.stores]
+with job(snakemake):
+    import_published(
+        params.settings,
+        ActivationStore(stores, key=params.activations_key) if stores else None,
+        Path(snakemake.output.store),
+        facts={"layer": snakemake.config["models"]["layer"]},
+        key=params.key,
+    )
