@@ -188,4 +188,5 @@ def save_pair(directory: Path, family: str, d_model: int = 32, layers: int = 4) 
     for name, model in (("base", base), ("chat", chat)):
         model.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
+    (directory / "report.json").write_text("{}")  # as beside the shipped demo pair
     return TinyPair(family, directory / "base", directory / "chat", tokenizer)

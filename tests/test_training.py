@@ -239,3 +239,14 @@ def test_prefetch_keeps_order_and_ends_its_thread() -> None:
 def test_settings_come_from_the_config_section() -> None:
     made = TrainingSettings.from_config({"steps": 3, "seeds": [0, 1]}, 42, "cpu")
     assert (made.steps, made.seed, made.device) == (3, 42, "cpu")
+
+
+def test_the_history_goes_to_tensorboard_where_configured(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, FakeStore(), log_to="tensorboard")
+    events = EventAccumulator(str(tmp_path / "work/two/tensorboard")).Reload()
+    history = pd.read_parquet(tmp_path / "out/batchtopk-seed0.history.parquet")
+    logged = events.Scalars("batchtopk-seed0/loss")
+    assert [event.step for event in logged] == history["step"].tolist()
+    assert [event.value for event in logged] == pytest.approx(history["loss"].tolist(), rel=1e-6)

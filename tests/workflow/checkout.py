@@ -20,6 +20,7 @@ import yaml
 from helpers import SENTENCES, TinyPair
 
 ROOT = Path(__file__).resolve().parents[2]
+SIDE_BY_SIDE = ("models", "hooks", "tokens", "conversations", "activations", "latents", "evaluation", "concepts")
 PARTS = ("Snakefile", "rules", "workflow", "profiles", "config", "envs", "src", "resources")
 
 
@@ -38,7 +39,8 @@ class Checkout:
     def command(self, *arguments: str) -> list[str]:
         """The command line of a run."""
         base = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(self.config)]
-        return [*base, *arguments]
+        side_by_side = [f"{rule}=1" for rule in SIDE_BY_SIDE]  # tiny jobs: start-up is their cost
+        return [*base, "--set-threads", *side_by_side, *arguments]
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run snakemake; with `check`, a failure fails the test with its output."""
@@ -141,7 +143,14 @@ def family_checkout(root: Path, pair: TinyPair, **models: Any) -> Checkout:
     write_texts(root / "texts")
     config = {
         **SMALL,
-        "models": {"base": str(pair.base), "chat": str(pair.chat), "layer": 1, "dtype": "float32", **models},
+        "models": {
+            "base": str(pair.base),
+            "chat": str(pair.chat),
+            "layer": 1,
+            "dtype": "float32",
+            "device": "cpu",
+            **models,
+        },
         "tokens": {
             "max_length": 64,
             "sources": {
@@ -156,7 +165,7 @@ def family_checkout(root: Path, pair: TinyPair, **models: Any) -> Checkout:
             "budgets": {"train": {"web": 1024, "chat": 1024}, "validation": {"web": 512, "chat": 512}},
         },
         "conversations": {
-            "source": {"from": "local", "path": "texts/requests.jsonl", "column": "messages"},
+            "source": {"from": "local", "path": "texts/requests.jsonl", "column": "messages", "validation_share": 0.9},
             "count": 6,
             "max_prompt_tokens": 100,
             "max_tokens": 130,
