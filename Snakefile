@@ -12,20 +12,36 @@ if (
 
 
 include: "rules/common.smk"
-include: "rules/models.smk"
-include: "rules/tokens.smk"
-include: "rules/activations.smk"
-include: "rules/crosscoders.smk"
-include: "rules/exchange.smk"
-include: "rules/latents.smk"
-include: "rules/causal.smk"
-include: "rules/figures.smk"
+
+
+if PLANTED:  # pairs of known latents instead of models
+
+    include: "rules/planted.smk"
+
+    MORE = []
+
+else:
+
+    include: "rules/models.smk"
+    include: "rules/tokens.smk"
+    include: "rules/activations.smk"
+    include: "rules/crosscoders.smk"
+    include: "rules/exchange.smk"
+    include: "rules/latents.smk"
+    include: "rules/causal.smk"
+    include: "rules/pairs.smk"
+    include: "rules/figures.smk"
+
+    MORE = [
+        f"{R}/paper.txt",
+        f"{R}/concepts/concepts.parquet",
+        f"{R}/summary.txt",
+    ]
 
 
 rule all:
     default_target: True
     input:
         FIGURES,
-        f"{R}/tables/table1.csv",
-        f"{R}/concepts/concepts.parquet",
-        f"{R}/summary.txt",
+        TABLES,
+        MORE,

@@ -4,31 +4,36 @@ from pathlib import Path
 
 from tunediff.config import check, load_schema
 from tunediff.errors import TunediffError
-from tunediff.plan import Plan
+from tunediff.plan import Plan, PlantedPlan
 
 ROOT = Path(workflow.basedir)
 
 try:
     config = check(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))
-    PLAN = Plan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    PLANTED = "planted" in config
+    MakePlan = PlantedPlan if PLANTED else Plan
+    PLAN = MakePlan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
     KEYS = PLAN.keys
 except TunediffError as error:
     print(error, file=sys.stderr)
     sys.exit(1)
 
 R = config["results"]
-GPU = 0 if config["models"]["device"] == "cpu" else 1
+GPU = 0 if config["planted" if PLANTED else "models"]["device"] == "cpu" else 1
 # Memory asked for, in MB: the demo's models are tiny, others are taken as 2-8 B parameters (override in a profile).
-DEMO = config["models"]["base"] == "demo"
+DEMO = PLANTED or config["models"]["base"] == "demo"
 MODEL_MB = 2000 if DEMO else 24000
 SHARD_MB = 500 if DEMO else 8000
 TRAIN_MB = 3000 if DEMO else 48000
 CROSSCODER_MB = 2000 if DEMO else 24000
-FIGURES = expand(
-    "{root}/figures/{name}.{suffix}",
-    root=R,
-    name=["fig2", "fig3", "fig4", *(["training"] if PLAN.trained else [])],
-    suffix=["pdf", "png", "csv"],
+FIGURES, TABLES = (
+    [
+        f"{R}/{name}.{suffix}"
+        for name in KEYS
+        if name.startswith(folder)
+        for suffix in ("pdf", "png", "csv")
+    ]
+    for folder in ("figures/", "tables/")
 )
 
 

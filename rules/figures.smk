@@ -1,13 +1,25 @@
-# Figures and table 1 read tables only; each figure has its own script and module, so a change redraws just that one.
+# Figures and tables read tables only; each has its own script, so a change redraws just that one.
 LATENTS = {
     "tables": each_dictionary("latents/{name}.parquet"),
     "manifests": each_dictionary("latents/{name}.json"),
 }
+METRICS = {"metrics": each_dictionary("evaluation/{name}.json")}
+TWINS = {"twins": each_dictionary("twins/{name}.parquet")}
+KL = {"summary": f"{R}/causal/summary.parquet"}
 FIGURE_INPUTS = {
     "fig2": LATENTS,
     "fig3": LATENTS,
-    "fig4": {"summary": f"{R}/causal/summary.parquet", "sets": f"{R}/causal/sets.json"},
+    "fig4": {**KL, "sets": f"{R}/causal/sets.json"},
+    "template": LATENTS,
+    "cosine": LATENTS,
+    "twins": TWINS,
+    "frequency": LATENTS,
     "training": {"histories": each_trained("crosscoders/{name}.history.parquet")},
+}
+TABLE_INPUTS = {
+    "table1": {**LATENTS, **METRICS},
+    "published": {**LATENTS, **METRICS, **TWINS, **KL},
+    "seeds": {**LATENTS, **METRICS, **KL, "matches": f"{R}/seeds/matches.parquet"},
 }
 
 
@@ -35,28 +47,48 @@ rule figure:
         "../workflow/scripts/{wildcards.figure}.py"
 
 
-rule table1:
+rule table:
     input:
-        latents=each_dictionary("latents/{name}.parquet"),
-        manifests=each_dictionary("latents/{name}.json"),
-        metrics=each_dictionary("evaluation/{name}.json"),
+        unpack(lambda wildcards: TABLE_INPUTS[wildcards.table]),
     output:
-        pdf=f"{R}/tables/table1.pdf",
-        png=f"{R}/tables/table1.png",
-        csv=f"{R}/tables/table1.csv",
+        pdf=f"{R}/tables/{{table}}.pdf",
+        png=f"{R}/tables/{{table}}.png",
+        csv=f"{R}/tables/{{table}}.csv",
     log:
-        f"{R}/logs/tables/table1.log",
+        f"{R}/logs/tables/{{table}}.log",
     benchmark:
-        f"{R}/benchmarks/tables/table1.tsv"
+        f"{R}/benchmarks/tables/{{table}}.tsv"
+    wildcard_constraints:
+        table="|".join(TABLE_INPUTS),
     conda:
         "../envs/tunediff.yaml"
     resources:
         mem_mb=1500,
         runtime=15,
     params:
-        key=KEYS["tables/table1"],
+        key=key("tables/{table}"),
     script:
-        "../workflow/scripts/table1.py"
+        "../workflow/scripts/{wildcards.table}.py"
+
+
+# Every figure and table of a run, and a page that lists them.
+rule paper:
+    input:
+        figures=FIGURES,
+        tables=TABLES,
+    output:
+        f"{R}/paper.txt",
+    log:
+        f"{R}/logs/paper.log",
+    benchmark:
+        f"{R}/benchmarks/paper.tsv"
+    localrule: True
+    conda:
+        "../envs/tunediff.yaml"
+    params:
+        key=KEYS["paper"],
+    script:
+        "../workflow/scripts/paper.py"
 
 
 rule summary:

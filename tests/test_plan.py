@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from tunediff.config import check, load_schema
+from tunediff.paper import CONTENTS
 from tunediff.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +33,9 @@ def moved(*changes: tuple[str, object]) -> set[str]:
 
 def test_style_moves_figures_only() -> None:
     names = moved(("figures.font_size", 9))
-    assert names >= {"figures/fig4", "tables/table1"}
-    assert all(name.startswith(("figures/", "tables/")) or name == "summary" for name in names)
+    before = keys_with()
+    assert names == {name for name in before if name.startswith(("figures/", "tables/"))} | {"summary", "paper"}
+    assert names >= {"figures/fig4", "figures/twins", "figures/cosine", "tables/published", "tables/seeds"}
 
 
 def test_k_moves_one_crosscoder_and_what_reads_it() -> None:
@@ -71,8 +73,44 @@ def test_more_conversations_spare_training() -> None:
     assert not any(name.startswith(("activations", "crosscoders", "latents")) for name in names)
 
 
+def test_a_further_seed_adds_its_own_work_and_the_comparison() -> None:
+    before, after = keys_with(("training.seeds", [0])), keys_with(("training.seeds", [0, 1, 2]))
+    added = after.keys() - before.keys()
+    stages = ("crosscoders", "latents", "evaluation", "twins")
+    assert added == {f"{stage}/{kind}-seed{n}" for stage in stages for kind in ("l1", "batchtopk") for n in (1, 2)}
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"seeds/matches", "tables/seeds", "causal/kl"} <= changed
+    assert not any(name.startswith(stages) for name in changed)
+
+
+def test_twins_depend_on_their_own_crosscoder() -> None:
+    names = moved(("crosscoders.batchtopk.k", 21))
+    assert {"twins/batchtopk-seed0", "figures/twins", "tables/published", "seeds/matches", "paper"} <= names
+    assert "twins/l1-seed0" not in names
+    assert not any(name.startswith(("twins", "seeds")) for name in moved(("conversations.count", 100)))
+
+
+def test_published_crosscoders_alone_have_every_figure_but_those_of_training() -> None:
+    config = copy.deepcopy(DEMO)
+    del config["training"]
+    config["crosscoders"] = {"l1": {"kind": "published", "path": "some/id", "layout": "dictionary_learning"}}
+    plan = Plan(check(config, SCHEMA), ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    missing = keys_with().keys() - plan.keys.keys()
+    assert {"figures/training", "tables/seeds", "seeds/matches"} <= missing
+    assert not any(name.startswith(("figures/", "tables/")) for name in missing - {"figures/training", "tables/seeds"})
+    assert "twins/l1" in plan.keys and plan.trained_seeds == {}
+
+
+def test_every_figure_and_table_is_described() -> None:
+    assert set(CONTENTS) >= {name for name in keys_with() if name.startswith(("figures/", "tables/"))}
+
+
 def test_parts_cover_the_budget_and_seeds_multiply_dictionaries() -> None:
     config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}}, SCHEMA)
     plan = Plan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
     assert plan.n_parts("train") == 524288 // 131072
     assert list(plan.dictionaries) == ["l1-seed0", "batchtopk-seed0", "l1-seed1", "batchtopk-seed1"]
+    assert plan.trained_seeds == {
+        "l1": {0: "l1-seed0", 1: "l1-seed1"},
+        "batchtopk": {0: "batchtopk-seed0", 1: "batchtopk-seed1"},
+    }

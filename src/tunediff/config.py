@@ -55,7 +55,10 @@ def check(raw: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     errors = sorted(Draft202012Validator(concrete).iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
     if errors:
         raise TunediffError(_explain(errors[0]))
-    _check_relations(config)
+    _check_layout(config["activations"])
+    relations = _check_planted if "planted" in config else _check_relations
+    relations(config)
+    _check_dictionaries(config)
     return config
 
 
@@ -143,6 +146,40 @@ def local_dictionary(settings: Mapping[str, Any]) -> Path | None:
     return path if path.is_file() else path / (settings["file"] or "")
 
 
+def _check_layout(acts: Mapping[str, Any]) -> None:
+    for small, large in (("chunk_tokens", "shard_tokens"), ("shard_tokens", "part_tokens")):
+        _require(
+            acts[large] % acts[small] == 0,
+            f"`activations.{large}` ({acts[large]}) must be a multiple of `activations.{small}` ({acts[small]}); "
+            f"write {max(1, round(acts[large] / acts[small])) * acts[small]}",
+        )
+
+
+def _check_planted(config: Mapping[str, Any]) -> None:
+    planted, shard = config["planted"], config["activations"]["shard_tokens"]
+    unread = [name for name in ("models", "tokens", "conversations") if name in config]
+    _require(not unread, f"`{', '.join(unread)}` has no effect beside `planted`; remove it, or `planted`")
+    published = [name for name, settings in config["crosscoders"].items() if settings["kind"] == "published"]
+    _require(not published, f"`crosscoders.{', '.join(published)}`: planted pairs have no published crosscoder")
+    for name in ("train_tokens", "validation_tokens"):
+        total = planted[name]
+        _require(
+            total % shard == 0,
+            f"`planted.{name}` ({total}) must be a multiple of `activations.shard_tokens` ({shard}); "
+            f"write {max(1, round(total / shard)) * shard}",
+        )
+    for arm, settings in planted["arms"].items():
+        length = settings["document_tokens"]
+        _require(
+            shard % length == 0,
+            f"`planted.arms.{arm}.document_tokens` ({length}) must divide `activations.shard_tokens` ({shard})",
+        )
+        _require(
+            settings["correlation"] + settings["burstiness"] <= 1,
+            f"`planted.arms.{arm}.correlation` and `burstiness` must add up to 1 at most; lower one",
+        )
+
+
 def _check_relations(config: Mapping[str, Any]) -> None:
     models, tokens, acts = config["models"], config["tokens"], config["activations"]
     _require(
@@ -185,12 +222,6 @@ def _check_relations(config: Mapping[str, Any]) -> None:
             f"`tokens.budgets.{split}` adds up to {total}, not a multiple of `activations.shard_tokens` ({shard}); "
             f"write {max(1, round(total / shard)) * shard} in all, or another shard",
         )
-    for small, large in (("chunk_tokens", "shard_tokens"), ("shard_tokens", "part_tokens")):
-        _require(
-            acts[large] % acts[small] == 0,
-            f"`activations.{large}` ({acts[large]}) must be a multiple of `activations.{small}` ({acts[small]}); "
-            f"write {max(1, round(acts[large] / acts[small])) * acts[small]}",
-        )
     conversations, causal, crosscoders = config["conversations"], config["causal"], config["crosscoders"]
     _require(
         conversations["max_prompt_tokens"] < conversations["max_tokens"],
@@ -201,6 +232,10 @@ def _check_relations(config: Mapping[str, Any]) -> None:
         f"`causal.reference`: there is no crosscoder `{causal['reference']}`; "
         f"write one of {', '.join(crosscoders)}, or a number for `causal.set_size`",
     )
+
+
+def _check_dictionaries(config: Mapping[str, Any]) -> None:
+    crosscoders = config["crosscoders"]
     trained = {name: settings for name, settings in crosscoders.items() if settings["kind"] != "published"}
     _require("training" in config or not trained, "`training` is missing; add it, with `steps` at least")
     for name, settings in crosscoders.items():

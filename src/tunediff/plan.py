@@ -38,6 +38,14 @@ class Plan:
             if settings["kind"] != "published"
         }
 
+    @property
+    def trained_seeds(self) -> dict[str, dict[int, str]]:
+        """Names of the trained dictionaries per crosscoder of the config and seed."""
+        found: dict[str, dict[int, str]] = {}
+        for name, (_, seed) in self.trained.items():
+            found.setdefault(name.removesuffix(f"-seed{seed}"), {})[seed] = name
+        return found
+
     @cached_property
     def published(self) -> dict[str, dict[str, Any]]:
         """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
@@ -126,15 +134,81 @@ class Plan:
         keys["causal/summary"] = self._key("causal_summary.py", [c["causal"]["bootstrap_samples"], seed], "causal/kl")
 
         metrics_all = [f"evaluation/{name}" for name in self.dictionaries]
+        for name in self.dictionaries:
+            keys[f"twins/{name}"] = self._key(
+                "twin_pairs.py", [seed], f"latents/{name}", f"crosscoders/{name}", parts["validation"]
+            )
+        twins = [f"twins/{name}" for name in self.dictionaries]
+        if self.trained:
+            of_seeds = [f"{stage}/{name}" for stage in ("crosscoders", "latents") for name in self.trained]
+            keys["seeds/matches"] = self._key("seed_matches.py", None, *of_seeds)
+
         style = c["figures"]
-        for figure, upstream in {
+        figures = {
             "fig2": tables,
             "fig3": tables,
             "fig4": ["causal/summary"],
+            "template": tables,
+            "cosine": tables,
+            "twins": twins,
+            "frequency": tables,
             "training": [f"crosscoders/{name}" for name in self.trained],
-        }.items():
-            keys[f"figures/{figure}"] = self._key(f"{figure}.py", [style, seed], *upstream)
-        keys["tables/table1"] = self._key("table1.py", style, *tables, *metrics_all)
+        }
+        printed = {
+            "table1": [*tables, *metrics_all],
+            "published": [*tables, *metrics_all, *twins, "causal/summary"],
+            "seeds": ["seeds/matches", *tables, *metrics_all, "causal/summary"],
+        }
+        if not self.trained:
+            del figures["training"], printed["seeds"]
+        for name, upstream in figures.items():
+            keys[f"figures/{name}"] = self._key(f"{name}.py", [style, seed], *upstream)
+        for name, upstream in printed.items():
+            keys[f"tables/{name}"] = self._key(f"{name}.py", style, *upstream)
+        drawn = [name for name in keys if name.startswith(("figures/", "tables/"))]
+        keys["paper"] = self._key("paper.py", None, *drawn)
         shown = ["causal/summary", "concepts/concepts", "figures/fig4", *tables, *metrics_all]
         keys["summary"] = self._key("summary.py", None, *shown)
+        return keys
+
+
+class PlantedPlan(Plan):
+    """Names and content keys of the planted benchmark: every arm and seed is a pair with stores of its own."""
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """Every arm with every seed."""
+        planted = self.config["planted"]
+        return [(arm, seed) for arm in planted["arms"] for seed in planted["seeds"]]
+
+    def trained_in(self, arm: str, seed: int) -> dict[str, tuple[dict[str, Any], int]]:
+        """Settings and seed per dictionary of a pair, by its name NAME-seedN."""
+        factor = self.config["planted"]["arms"][arm]["dictionary"]
+        return {
+            f"{name}-seed{seed}": ({**settings, "dict_size": round(factor * settings["dict_size"])}, seed)
+            for name, settings in self.config["crosscoders"].items()
+        }
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Content key per artifact, by its path under `results` without suffix."""
+        self.keys = keys = {}
+        c, seed = self.config, self.config["seed"]
+        planted, shared = c["planted"], _without(c["training"], "checkpoint_every", "log_every", "log_to", "seeds")
+        sizes = [planted["train_tokens"], planted["validation_tokens"], _without(c["activations"], "batch_tokens")]
+        for arm, own_seed in self.runs:
+            folder = f"{arm}/seed{own_seed}"
+            drawn = [_without(planted["arms"][arm], "dictionary"), sizes, own_seed]
+            stores = f"{folder}/stores"
+            keys[stores] = self._key("planted_stores.py", drawn)
+            tables = []
+            for name, (settings, _) in self.trained_in(arm, own_seed).items():
+                trained, table = f"{folder}/crosscoders/{name}", f"{folder}/latents/{name}"
+                keys[trained] = self._key("train.py", [settings, own_seed, shared, seed], stores)
+                keys[table] = self._key("latents.py", [c["latents"], seed], trained, stores)
+                tables.append(table)
+            keys[f"{folder}/scores"] = self._key("planted_scores.py", None, *tables)
+        scores = [f"{arm}/seed{own_seed}/scores" for arm, own_seed in self.runs]
+        keys["figures/planted"] = self._key("planted_figure.py", c["figures"], *scores)
+        keys["tables/planted"] = self._key("planted_table.py", c["figures"], *scores)
         return keys

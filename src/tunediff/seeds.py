@@ -57,10 +57,27 @@ def directions(crosscoder: Crosscoder) -> Float[Tensor, "latent model_d_model"]:
     return torch.nn.functional.normalize(weight, dim=1, eps=1e-30)
 
 
-def _best(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, per row of `left`, the highest cosine with a row of `right`, and which row it is."""
-    found = [(left[i : i + BLOCK] @ right.T).max(dim=1) for i in range(0, len(left), BLOCK)]
-    return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
+class Best(NamedTuple):
+    """Each row's best counterpart, both ways."""
+
+    cosine: Tensor  # of each left row with its best right row
+    forth: Tensor  # that right row
+    back: Tensor  # the best left row of each right row
+
+
+def _best(left: Tensor, right: Tensor) -> Best:
+    """Compare all rows with all rows, `BLOCK` left ones at a time."""
+    cosine, forth = left.new_empty(len(left)), torch.empty(len(left), dtype=torch.int64, device=left.device)
+    highest = right.new_full((len(right),), -torch.inf)
+    back = torch.zeros(len(right), dtype=torch.int64, device=right.device)
+    for first in range(0, len(left), BLOCK):
+        similarity = left[first : first + BLOCK] @ right.T
+        cosine[first : first + BLOCK], forth[first : first + BLOCK] = similarity.max(dim=1)
+        values, rows = similarity.max(dim=0)
+        better = values > highest
+        highest = torch.where(better, values, highest)
+        back = torch.where(better, rows + first, back)
+    return Best(cosine, forth, back)
 
 
 def match(
@@ -68,8 +85,8 @@ def match(
 ) -> Matching:
     """Match rows of length 1 one to one, so that the cosines add up to the most (Hungarian assignment).
 
-    Of dictionaries of more than `limit` latents only pairs are matched of which each is the other's best: every match
-    with a cosine above 1/√2 of a nearly orthogonal dictionary is one of these, and the rest is not stable anyway.
+    Of more than `limit` latents only pairs are matched of which each is the other's best. Where directions are nearly
+    orthogonal these hold every match with a cosine above 1/√2; the others would not be stable anyway.
     """
     if not len(left) or not len(right):
         none = np.zeros(0, dtype=np.int64)
@@ -78,8 +95,7 @@ def match(
         similarity = (left @ right.T).cpu().numpy()
         rows, columns = linear_sum_assignment(similarity, maximize=True)
         return Matching(rows, columns, similarity[rows, columns], "Hungarian assignment")
-    cosine, forth = _best(left, right)
-    back = _best(right, left)[1]
+    cosine, forth, back = _best(left, right)
     mutual = back[forth] == torch.arange(len(left), device=left.device)
     return Matching(
         mutual.nonzero().squeeze(1).cpu().numpy(),
@@ -90,18 +106,20 @@ def match(
 
 
 def matches(
-    crosscoders: Mapping[int, Crosscoder], tables: Mapping[int, LatentTable], limit: int = HUNGARIAN_LATENTS
+    rows: Mapping[int, Float[Tensor, "latent width"]],
+    tables: Mapping[int, LatentTable],
+    limit: int = HUNGARIAN_LATENTS,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the match of every latent of every seed in every other seed, and how matches were found.
 
-    Dead latents are not matched: their directions are still near those training began with.
+    `rows` are the `directions` per seed. Dead latents are not matched: theirs are still near those of initialisation.
     """
     live = {seed: np.flatnonzero(~table.frame["dead"].to_numpy()) for seed, table in tables.items()}
-    rows = {seed: directions(crosscoder)[torch.from_numpy(live[seed])] for seed, crosscoder in crosscoders.items()}
     pieces: list[pd.DataFrame] = []
     methods: list[str] = []
-    for pair in combinations(crosscoders, 2):
-        found = match(rows[pair[0]], rows[pair[1]], limit)
+    for pair in combinations(rows, 2):
+        left, right = (rows[seed][torch.from_numpy(live[seed])] for seed in pair)
+        found = match(left, right, limit)
         methods.append(found.method)
         ends = [live[seed][side] for seed, side in zip(pair, (found.left, found.right), strict=True)]
         for i, seed in enumerate(pair):
@@ -120,24 +138,27 @@ def matches(
 
 
 def build_matches(
-    crosscoders: Mapping[str, Mapping[int, Crosscoder]],
+    rows: Mapping[str, Mapping[int, Float[Tensor, "latent width"]]],
     tables: Mapping[str, Mapping[int, LatentTable]],
     out: Path,
     *,
     key: str,
     limit: int = HUNGARIAN_LATENTS,
 ) -> pd.DataFrame:
-    """Match the seeds of every crosscoder (name → seed → …) and write the matches (kind `matches`) at `out`."""
+    """Match the seeds of every crosscoder and write the matches (kind `matches`) at `out`.
+
+    `rows` holds the `directions`, `tables` the latent table per crosscoder (its name in the config) and seed.
+    """
     started = time.time()
     pieces, methods = [], {}
-    for name, own in tqdm(crosscoders.items(), desc="seeds", unit="crosscoder", mininterval=5, file=sys.stderr):
+    for name, own in tqdm(rows.items(), desc="seeds", unit="crosscoder", mininterval=5, file=sys.stderr):
         frame, methods[name] = matches(own, tables[name], limit)
         pieces.append(frame.assign(crosscoder=name))
     result = pd.concat(pieces, ignore_index=True)[list(SCHEMA)].astype(SCHEMA)
     with building(out) as partial:
         result.to_parquet(partial, index=False)
     facts: dict[str, Any] = {
-        "seeds": {name: sorted(own) for name, own in crosscoders.items()},
+        "seeds": {name: sorted(own) for name, own in rows.items()},
         "methods": methods,
         "similarity": "cosine of the concatenated decoder directions (base, chat), normalised as one vector",
         "stable": f"cosine ≥ {STABLE_COSINE} with the match in every other seed",

@@ -20,7 +20,17 @@ import yaml
 from helpers import SENTENCES, TinyPair
 
 ROOT = Path(__file__).resolve().parents[2]
-SIDE_BY_SIDE = ("models", "hooks", "tokens", "conversations", "activations", "latents", "evaluation", "concepts")
+SIDE_BY_SIDE = (
+    "models",
+    "hooks",
+    "tokens",
+    "conversations",
+    "activations",
+    "latents",
+    "evaluation",
+    "concepts",
+    "twins",
+)
 PARTS = ("Snakefile", "rules", "workflow", "profiles", "config", "envs", "src", "resources")
 
 

@@ -59,8 +59,8 @@ def test_comments_rebuild_nothing(run: Checkout) -> None:
 @pytest.mark.parametrize(
     ("module", "rebuilt", "spared"),
     [
-        ("figures/fig4.py", {"figure"}, {"causal", "table1", "train"}),
-        ("scaling.py", {"latents", "causal", "figure", "table1"}, {"train", "activations", "evaluation"}),
+        ("figures/fig4.py", {"figure"}, {"causal", "table", "train"}),
+        ("scaling.py", {"latents", "causal", "figure", "table"}, {"train", "activations", "evaluation"}),
         ("activations.py", {"activations", "train", "latents"}, {"models", "tokens", "conversations"}),
     ],
 )
@@ -76,7 +76,7 @@ def test_code_rebuilds_the_stages_that_import_it(
 @pytest.mark.parametrize(
     ("key", "value", "rebuilt", "spared"),
     [
-        ("figures.font_size", 9, {"figure", "table1"}, {"latents", "causal", "train", "concepts"}),
+        ("figures.font_size", 9, {"figure", "table"}, {"latents", "causal", "train", "concepts"}),
         ("crosscoders.batchtopk.k", 9, {"train", "latents", "causal"}, {"activations", "tokens", "conversations"}),
         ("seed", 2, {"tokens", "activations", "train", "conversations"}, {"models", "hooks"}),
     ],
@@ -126,7 +126,7 @@ def test_a_failed_upstream_job_is_planned_again_with_all_after_it(run: Checkout)
     assert failed.returncode != 0
     assert "layer 9" in failed.stdout + failed.stderr and "Traceback" not in failed.stderr.split("layer 9")[0][-2000:]
     planned = set(run.planned())
-    assert {"hooks", "activations", "train", "latents", "causal", "figure", "table1"} <= planned
+    assert {"hooks", "activations", "train", "latents", "causal", "figure", "table"} <= planned
     run.edit_config("models.layer", 1)
     run.run()
 

@@ -21,6 +21,7 @@ line that names the key and the remedy.
 | `gemma2-2b.yaml` | the paper's main run: Gemma 2 2B, layer 13 |
 | `gemma2-2b-published.yaml` | the same tables and figures from the authors' own dictionaries, nothing trained |
 | `llama32-1b.yaml` | Llama 3.2 1B, layer 8 |
+| `planted.yaml` | the truth test: activations made from known latents instead of a model pair |
 
 This page is written from `workflow/schemas/config.schema.yaml` by `workflow/schemas/document.py`.
 """
@@ -43,9 +44,10 @@ def type_name(node: dict[str, Any]) -> str:
 
 def rows(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield one table row per key, nested keys with dots."""
+    required = [*node.get("required", []), *node.get("else", {}).get("required", [])]
     for name, sub in node.get("properties", {}).items():
         default = yaml.safe_dump(sub["default"], default_flow_style=True).split("\n")[0] if "default" in sub else ""
-        default = "required" if name in node.get("required", []) else f"`{default}`" if default else ""
+        default = "required" if name in required else f"`{default}`" if default else ""
         description = sub.get("description", "").replace("|", "\\|")
         yield f"| `{prefix}{name}` | {type_name(sub)} | {default} | {description} |"
         yield from rows(sub, f"{prefix}{name}.")
@@ -65,6 +67,7 @@ def document(schema: dict[str, Any]) -> str:
         ref["$ref"].rsplit("/", 1)[-1] for ref in schema["properties"]["crosscoders"]["additionalProperties"]["oneOf"]
     ):
         blocks.append(table(f"A crosscoder with `kind: {kind}`", schema["$defs"][kind]))
+    blocks.append(table("An arm of `planted`", schema["$defs"]["planted_arm"]))
     return "\n".join(blocks)
 
 

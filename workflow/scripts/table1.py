@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
 with job(snakemake):
     style = Style(**snakemake.config["figures"])
-    tables = {Path(p).stem: pd.read_parquet(p) for p in snakemake.input.latents}
+    tables = {Path(p).stem: pd.read_parquet(p) for p in snakemake.input.tables}
     metrics = {Path(p).stem: json.loads(Path(p).read_text(encoding="utf-8")) for p in snakemake.input.metrics}
     save(*draw_table1(table1(tables, metrics), style), Path(snakemake.output.pdf).with_suffix(""), style)

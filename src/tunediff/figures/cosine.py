@@ -60,7 +60,9 @@ def _cosines(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
         if heights.any():
             axes.stairs(shares, edges, color=look.CLASS_COLOURS[class_name], linewidth=style.line_width)
         pieces.append(look.histogram_rows(heights, edges, item="cosine", class_name=class_name).assign(share=shares))
-    axes.set(xlim=(-1, 1), xlabel=r"$\cos(d^{\mathrm{base}}, d^{\mathrm{chat}})$", ylabel="share of the class per bin")
+    axes.set(
+        xlim=(-1.02, 1.02), xlabel=r"$\cos(d^{\mathrm{base}}, d^{\mathrm{chat}})$", ylabel="share of the class per bin"
+    )
     axes.set_ylim(bottom=0)
     axes.set_xticks([-1, -0.5, 0, 0.5, 1])
     if not any(piece["count"].any() for piece in pieces):

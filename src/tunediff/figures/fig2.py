@@ -102,7 +102,11 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, widt
         if not len(chat_only) and not len(sample):
             marginal.set(xticks=[], yticks=[])
     if chat_only.empty:
-        look.statement(joint, f"no chat-only latent to draw\n({n_chat_only} chat-only, 0 of them with ν)", style, 0.12)
+        points = sample["nu_reconstruction"]
+        height = 0.12 if (points < 0.2).sum() <= (points > 1.2).sum() else 0.91  # where there are fewer
+        look.statement(
+            joint, f"no chat-only latent to draw\n({n_chat_only} chat-only, 0 of them with ν)", style, height
+        )
 
     handles: list[Any] = [
         Line2D([], [], linestyle="", markersize=4, marker=marker, color=colour, label=text)
@@ -117,7 +121,8 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, widt
         handles.append(Patch(color=look.ORANGE, alpha=0.25, label=f"95 % of shared {look.NU_RECONSTRUCTION}"))
     look.legend(panel, handles, look.display_name(label), columns=1)
     inside = f"Chat-only inside the shared 95 % interval of {look.NU_RECONSTRUCTION} "
-    inside += f"[{interval.low:.2f}, {interval.high:.2f}]: {look.per_cent(interval.share, 1)}."
+    inside += f"[{interval.low:.2f}, {interval.high:.2f}]: ".replace("-", "−")
+    inside += f"{look.per_cent(interval.share, 1)}." if len(chat_only) else "none to compare."
     if not np.isfinite(interval.low):
         inside = "No shared latent has ν, so there is no interval to compare with."
     left_out = f"Outside the axes: {outside['chat-only']} chat-only, {outside['shared']} shared."

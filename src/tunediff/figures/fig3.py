@@ -60,7 +60,10 @@ def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: S
         1, Patch(facecolor=look.BLACK, edgecolor="white", hatch="//////", label=f"chat-specific ({len(specific):,})")
     )
     dead = int((table["class_name"] == "dead").sum())
-    axes.set(xlim=(0, 1), ylim=(0.7, max(12, 2 * tallest)), xlabel=f"{look.NORM_DIFFERENCE} (0 base-only, 1 chat-only)")
+    room = 2 if chat_only.any() else 5  # for what is said of them above the bars
+    axes.set(
+        xlim=(0, 1), ylim=(0.7, max(12, room * tallest)), xlabel=f"{look.NORM_DIFFERENCE} (0 base-only, 1 chat-only)"
+    )
     axes.set_ylabel("latents per bin of 0.01")
     axes.set_xticks([0, 0.1, 0.4, 0.6, 0.9, 1], labels=["0", ".1", ".4", ".6", ".9", "1"])
     if dead == len(table):

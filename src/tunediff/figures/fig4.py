@@ -15,6 +15,7 @@ from tunediff.figures.style import Drawing, Style
 
 PALE_VERMILLION = "#F0B48A"
 GROUP_GAP = 0.7  # bar widths between groups
+VALUE_HEIGHT = 0.2  # of a printed value of two lines, against the largest bar
 BARS = {  # intervention -> printed name, colour, hatch
     "none": ("None", look.DARK_GREY, ""),
     "template": ("Tem-\nplate", look.GREY, ""),
@@ -25,6 +26,7 @@ BARS = {  # intervention -> printed name, colour, hatch
     "norm_difference_best": (f"{look.NORM_DIFFERENCE}\nbest", look.VERMILLION, ""),
     "norm_difference_worst": (f"{look.NORM_DIFFERENCE}\nworst", PALE_VERMILLION, "////"),
 }
+RANDOM = (0, (2, 1.2))  # line of the random sets
 PANELS = {"all": "(a) All response tokens", "first": "(b) First 9 response tokens"}
 COLUMNS = ("crosscoder", "intervention", "positions", "mean", "low", "high", "reduction", "n_conversations", "n_tokens")
 
@@ -118,24 +120,21 @@ def _panel(
         _, colour, hatch = BARS[name]
         axes.bar(x, bar["mean"], 0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         axes.plot([x, x], [bar["low"], bar["high"]], color=look.BLACK, linewidth=0.9, solid_capstyle="butt")
+        foot = max(bar["high"], bar["mean"])
+        if name.endswith(("best", "worst")) and (crosscoder, "random_mean") in by_bar:
+            # the line of the random sets runs over the bar it is compared with, and below the value if it would cut it
+            random = by_bar[crosscoder, "random_mean"]["mean"]
+            axes.plot([x - 0.4, x + 0.4], [random, random], color=look.BLACK, linewidth=1, linestyle=RANDOM, zorder=4)
+            foot = random if foot <= random < foot + VALUE_HEIGHT * top else foot
         text = _number(bar["mean"])
         if name != "none":
             text += f"\n{_change(bar['reduction'])}"
         axes.annotate(
-            text, (x, max(bar["high"], bar["mean"])), (0, 1.5), textcoords="offset points",
+            text, (x, foot), (0, 1.5), textcoords="offset points",
             ha="center", va="bottom", fontsize=style.small_size, linespacing=1.05,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4}, zorder=5,
         )  # fmt: skip
     for crosscoder, (first, last) in groups.items():
-        if (crosscoder, "random_mean") in by_bar:
-            mean = by_bar[crosscoder, "random_mean"]["mean"]
-            halves = [
-                x for (label, name), x in positions.items() if label == crosscoder and name.endswith(("best", "worst"))
-            ]
-            axes.plot(
-                [min(halves, default=first) - 0.4, max(halves, default=last) + 0.4], [mean, mean],
-                color=look.BLACK, linewidth=0.8, linestyle=(0, (2, 1.5)), zorder=4,
-            )  # fmt: skip
         if crosscoder:
             axes.annotate(
                 look.display_name(crosscoder), ((first + last) / 2, 0), (0, -25), xycoords=("data", "axes fraction"),
@@ -172,7 +171,7 @@ def _legend(numbers: pd.DataFrame) -> list[Any]:
     if random.any():
         count = numbers.loc[random, "intervention"].nunique()
         name = f"random latents, mean of {count}"
-        handles.append(Line2D([], [], color=look.BLACK, linewidth=0.8, linestyle=(0, (2, 1.5)), label=name))
+        handles.append(Line2D([], [], color=look.BLACK, linewidth=1, linestyle=RANDOM, label=name))
     return handles
 
 

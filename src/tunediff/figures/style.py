@@ -120,6 +120,12 @@ def kind_of(label: str) -> str:
     return re.sub(r"-seed\d+$", "", label)
 
 
+def seed_of(label: str) -> int | None:
+    """Return the seed in a crosscoder's name: `l1-seed0` -> 0, a published one's name -> None."""
+    found = re.search(r"-seed(\d+)$", label)
+    return int(found.group(1)) if found else None
+
+
 def kind_name(label: str) -> str:
     """Return how a crosscoder's kind is printed: `l1-seed0` -> `L1`; a name of another kind stays as it is."""
     return KIND_NAMES.get(kind_of(label).split("-")[0], kind_of(label))

@@ -60,7 +60,8 @@ def draw(histories: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[
                 # the first steps are far below 0 and would flatten the rest
                 panel.set_ylim(max(-0.05, float(values.min()) - 0.02), 1.0)
             elif column == "dead_fraction":
-                panel.set_ylim(-0.01, max(0.05, 1.08 * float(values.max())))
+                top = max(0.05, 1.08 * float(values.max()))
+                panel.set_ylim(-0.02 * top, top)
             panel.set_ylabel(name)
             panel.margins(x=0.01)
             panel.xaxis.set_major_formatter(lambda value, _: f"{value / scale:g}")

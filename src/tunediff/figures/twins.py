@@ -54,7 +54,7 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> p
         piece = look.histogram_rows(heights, edges, item="divergence", pool=pool).assign(share=shares)
         undefined = {"item": ["without_divergence"], "pool": [pool], "count": [int(values.isna().sum())]}
         pieces += [piece, pd.DataFrame(undefined)]
-    axes.set(xlim=(0, 1), xlabel="activation divergence of the pair", ylabel="share of pairs per bin")
+    axes.set(xlim=(-0.01, 1.02), xlabel="activation divergence of the pair", ylabel="share of pairs per bin")
     axes.set_ylim(bottom=0)
     if table.empty:
         axes.set_yticks([])

@@ -1,0 +1,18 @@
+"""Draw the cosine figure: decoder directions per class, and rank_sum against Δnorm."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.cosine import draw
+from tunediff.figures.style import Style, save
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    tables = {Path(p).stem: pd.read_parquet(p) for p in snakemake.input.tables}
+    save(*draw(tables, style), Path(snakemake.output.pdf).with_suffix(""), style)

@@ -1,0 +1,18 @@
+"""Draw the frequency figure: how often the latents of each class fire."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.frequency import draw
+from tunediff.figures.style import Style, save
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    tables = {Path(p).stem: pd.read_parquet(p) for p in snakemake.input.tables}
+    save(*draw(tables, style), Path(snakemake.output.pdf).with_suffix(""), style)

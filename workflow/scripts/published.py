@@ -1,0 +1,25 @@
+"""Write the published numbers beside ours."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.style import Style, save
+from tunediff.tables import draw_published, published
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+read = snakemake.input
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    table = published(
+        {Path(p).stem: pd.read_parquet(p) for p in read.tables},
+        {Path(p).stem: json.loads(Path(p).read_text(encoding="utf-8")) for p in read.metrics},
+        {Path(p).stem: pd.read_parquet(p) for p in read.twins},
+        pd.read_parquet(read.summary),
+    )
+    save(*draw_published(table, style), Path(snakemake.output.pdf).with_suffix(""), style)

@@ -1,0 +1,25 @@
+"""Write the spread over seeds of counts, held-out metrics, KL reductions and matches."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.style import Style, save
+from tunediff.tables import across_seeds, draw_seeds
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+read = snakemake.input
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    table = across_seeds(
+        {Path(p).stem: pd.read_parquet(p) for p in read.tables},
+        {Path(p).stem: json.loads(Path(p).read_text(encoding="utf-8")) for p in read.metrics},
+        pd.read_parquet(read.summary),
+        pd.read_parquet(read.matches),
+    )
+    save(*draw_seeds(table, style), Path(snakemake.output.pdf).with_suffix(""), style)
