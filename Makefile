@@ -18,7 +18,7 @@ demo: env
 	@cat results/summary.txt
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: env
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tunediff.config import check, load_schema
 from tunediff.errors import TunediffError
+from tunediff.finished import is_finished
 from tunediff.plan import Plan, PlantedPlan
 
 ROOT = Path(workflow.basedir)
@@ -51,6 +52,12 @@ def store(path):
 def key(pattern):
     """The content key of an artifact as a rule's parameter."""
     return lambda wildcards: KEYS[pattern.format(**wildcards)]
+
+
+def kept(name):
+    """Whether a dictionary was trained before and is kept under its key: then it waits for no training."""
+    own_key = KEYS[f"crosscoders/{name}"]
+    return is_finished(Path(R) / ".work" / own_key, own_key, checksums=False)
 
 
 def parts(split, suffix):

@@ -1,5 +1,6 @@
 # All dictionaries from one pass over the train activations. A finished one is kept under its own key in
-# RESULTS/.work, so that only those whose settings changed are trained again.
+# RESULTS/.work and published by its own job, so that only those whose settings changed are made again, and only what
+# reads them.
 if PLAN.trained:
 
     rule train:
@@ -7,9 +8,7 @@ if PLAN.trained:
             stores=[ancient(path) for path in parts("train", ".zarr")],
             manifests=parts("train", ".json"),
         output:
-            stores=[directory(path) for path in each_trained("crosscoders/{name}")],
-            manifests=each_trained("crosscoders/{name}.json"),
-            histories=each_trained("crosscoders/{name}.history.parquet"),
+            f"{R}/crosscoders/trained.json",
         log:
             f"{R}/logs/train.log",
         benchmark:
@@ -27,3 +26,28 @@ if PLAN.trained:
             activations_key=KEYS["activations/train/part-000"],
         script:
             "../workflow/scripts/train.py"
+
+    rule crosscoder:
+        input:
+            lambda wildcards: (
+                [] if kept(wildcards.name) else f"{R}/crosscoders/trained.json"
+            ),
+        output:
+            store=directory(f"{R}/crosscoders/{{name}}"),
+            manifest=f"{R}/crosscoders/{{name}}.json",
+            history=f"{R}/crosscoders/{{name}}.history.parquet",
+        log:
+            f"{R}/logs/crosscoders/{{name}}.log",
+        benchmark:
+            f"{R}/benchmarks/crosscoders/{{name}}.tsv"
+        wildcard_constraints:
+            name="|".join(PLAN.trained),
+        conda:
+            "../envs/tunediff.yaml"
+        resources:
+            mem_mb=1000,
+            runtime=10,
+        params:
+            key=key("crosscoders/{name}"),
+        script:
+            "../workflow/scripts/crosscoder.py"

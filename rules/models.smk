@@ -15,7 +15,6 @@ rule models:
         runtime=60,
     params:
         key=KEYS["models"],
-        shipped=str(PLAN.shipped_pair),
     script:
         "../workflow/scripts/models.py"
 

@@ -12,6 +12,11 @@ from tunediff.models import PairInfo, load_pair, prepare_pair
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the whole runs first: they are the longest."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyPair]:
     """A function from family (gemma2, llama3, qwen2) to its saved tiny pair."""

@@ -11,8 +11,11 @@ from tunediff.scaling import (
     ScalingSums,
     betas,
     bootstrap_nu,
+    column_quantile,
     direction_terms,
     document_block,
+    effective_blocks,
+    expanded_tail,
     nu,
     nu_standard_error,
     projections,
@@ -142,7 +145,39 @@ def test_bootstrap_refits_resampled_blocks():
         tokens = np.concatenate([np.tile(np.flatnonzero(block == b), c) for b, c in enumerate(counts)])
         base, chat = (least_squares(h, crosscoder, code, "error", m, j, u, tokens) for m in range(2))
         samples.append(base / chat)
-    np.testing.assert_allclose([interval.low[j], interval.high[j]], np.quantile(samples, [0.025, 0.975]), rtol=1e-8)
+    tail = float(expanded_tail(effective_blocks(sums), 0.95)[j])
+    np.testing.assert_allclose([interval.low[j], interval.high[j]], np.quantile(samples, [tail, 1 - tail]), rtol=1e-8)
+
+
+def test_the_tail_is_widened_for_few_blocks():
+    """Closed form by hand: n = 10 equal blocks, t(9) at 2.5 % is -2.2622; Φ(-2.2622 · √(10/9)) = 0.00855."""
+    table = torch.ones(10, 1, 11, dtype=torch.float64)
+    n = effective_blocks(ScalingSums(table, 2))
+    assert n.tolist() == pytest.approx([10])
+    assert expanded_tail(n, 0.95).tolist() == pytest.approx([0.00855], abs=1e-5)
+    assert expanded_tail(torch.tensor([1e7]), 0.95).tolist() == pytest.approx([0.025], abs=1e-5)
+    assert torch.isnan(expanded_tail(torch.tensor([1.0]), 0.95)).all()
+
+
+def test_a_latent_in_one_block_has_no_interval():
+    h, crosscoder, code, hat, block = data()
+    kept = (code.latent != 3) | (block[code.token] == 1)
+    code = SparseCode(code.token[kept], code.latent[kept], code.value[kept], code.n_tokens)
+    interval = bootstrap_nu(sums_of(h, crosscoder, code, hat, block), direction_terms(crosscoder), 50, 0)["error"]
+    assert torch.isnan(interval.low[3]) and torch.isnan(interval.high[3])
+    assert torch.isfinite(interval.low[2])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**31))
+def test_column_quantile_is_numpys(n, seed):
+    rng = np.random.default_rng(seed)
+    samples, share = rng.normal(size=(n, 4)), rng.uniform(size=4)
+    samples[rng.uniform(size=samples.shape) < 0.2] = np.nan
+    samples[0] = 0.5
+    expected = [np.nanquantile(samples[:, j], share[j]) for j in range(4)]
+    ours = column_quantile(torch.from_numpy(samples), torch.from_numpy(share))
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
 
 def test_bootstrap_slices_of_latents_agree(monkeypatch):

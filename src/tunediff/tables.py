@@ -188,7 +188,7 @@ def draw_table1(table: pd.DataFrame, style: Style) -> Drawing:
     cells = [[name, *(_cell(value, form) for value in table[column])] for name, column, form in lines]
     heads = ["", *(f"{look.kind_name(label)}\n{label}" for label in table["crosscoder"])]
     note = f"FVE, L0 and dead fraction on {tokens} held-out tokens (web and chat), at the inference threshold."
-    return Drawing(_typeset(heads, cells, {1, 8, 10}, "Table 1. Crosscoders and their latents", note, style), table)
+    return Drawing(typeset(heads, cells, {1, 8, 10}, "Table 1. Crosscoders and their latents", note, style), table)
 
 
 def draw_published(table: pd.DataFrame, style: Style) -> Drawing:
@@ -217,7 +217,7 @@ def draw_published(table: pd.DataFrame, style: Style) -> Drawing:
         "independent BatchTopK run (k 100, 100 M tokens): 3 chat-only, 39,711 shared, 4 base-only, FVE .877 and .867, "
         "L0 100.5, dead 42.9 %. A later post of the authors: a diff-SAE restores 88 % of the KL gap."
     )
-    return Drawing(_typeset(heads, cells, {first_kl}, "Published numbers beside ours", note, style), table)
+    return Drawing(typeset(heads, cells, {first_kl}, "Published numbers beside ours", note, style), table)
 
 
 # (printed name, column of a seed's numbers, form)
@@ -322,7 +322,7 @@ def draw_seeds(table: pd.DataFrame, style: Style) -> Drawing:
     title = "Spread over training seeds"
     if "mean" not in table:
         note = "Counts, FVE, L0, KL and the stability of latents get a spread over seeds of the same data."
-        return Drawing(_typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
+        return Drawing(typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
     names = list(dict.fromkeys(table["crosscoder"]))
     by_cell = {(row["crosscoder"], row["quantity"]): row for row in table.to_dict("records")}
     cells = [
@@ -338,7 +338,7 @@ def draw_seeds(table: pd.DataFrame, style: Style) -> Drawing:
         "change is against None, over all response tokens unless said. Stable: matched with cosine ≥ 0.8 in every "
         "other seed (decoder directions of both models, concatenated; one-to-one), share of the seed's latents."
     )
-    return Drawing(_typeset(heads, cells, rules, title, note, style), table)
+    return Drawing(typeset(heads, cells, rules, title, note, style), table)
 
 
 def _spread(row: Mapping[Any, Any], form: str) -> str:
@@ -362,7 +362,7 @@ def _cell(value: float, form: str) -> str:
     return f"{value:,.0f}" if form == "count" or float(value).is_integer() else f"{value:,.1f}"
 
 
-def _typeset(
+def typeset(
     heads: Sequence[str], cells: Sequence[Sequence[str]], rules: set[int], title: str, note: str, style: Style
 ) -> Any:
     """Set a table with rules above, below the head, before the rows of `rules`, and at the end."""

@@ -7,7 +7,6 @@ finished. out_dir/NAME/ and out_dir/NAME.history.parquet are copies, so changing
 import importlib
 import math
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -24,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.artifacts import building, damage, provenance, read_manifest, seal
+from tunediff.artifacts import building, provenance, seal
 from tunediff.crosscoder import Crosscoder
 from tunediff.dictionaries import Dictionary, DictionarySettings, build, dictionary_settings
 from tunediff.errors import TunediffError
+from tunediff.finished import is_finished, publish
 
 NORMALIZATIONS = ("none", "scale", "mean_scale")
 PRECISIONS = ("highest", "high", "bf16")
@@ -381,30 +381,6 @@ class _Run:
         return {**means, "tokens": len(rows) * training.batch_size}
 
 
-def is_finished(folder: Path, key: str) -> bool:
-    """Return whether work_dir/KEY holds a whole, unchanged dictionary made for `key`."""
-    store = folder / "crosscoder"
-    try:
-        manifest = read_manifest(store, "crosscoder", key)
-    except TunediffError:
-        return False
-    return (folder / "history.parquet").is_file() and not damage(store, manifest)
-
-
-def publish(name: str, folder: Path, out_dir: Path) -> None:
-    """Copy a finished dictionary to out_dir/NAME/ and its history beside it; the manifest comes last."""
-    target = out_dir / name
-    if target.with_suffix("").name != name:
-        raise TunediffError(f"{name}: a dictionary's name may hold no dot; rename it in the config")
-    with building(out_dir / f"{name}.history.parquet") as partial:
-        shutil.copyfile(folder / "history.parquet", partial)
-    with building(target) as partial:
-        shutil.copytree(folder / "crosscoder", partial)
-    for suffix in (".provenance.json", ".json"):
-        with building(target.with_suffix(suffix)) as partial:
-            shutil.copyfile((folder / "crosscoder").with_suffix(suffix), partial)
-
-
 @contextmanager
 def _matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
@@ -419,17 +395,18 @@ def train(
     dictionaries: Mapping[str, tuple[DictionarySettings | Mapping[str, Any], int]],
     store: Store,
     settings: TrainingSettings,
-    out_dir: Path,
+    out_dir: Path | None,
     work_dir: Path,
     keys: Mapping[str, str],
     validation: Store | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train every dictionary that is not finished, from one pass over the batches, and publish all of them.
+    """Train every dictionary that is not finished, from one pass over the batches; publish all of them in `out_dir`.
 
     All see the same tokens in the same order. `dictionaries` maps a name to (settings or their config section, seed),
     `keys` a name to the content key of that dictionary alone; `facts` (such as the layer) go into every config.json.
-    Resumed runs of different positions start at the earliest; those ahead skip the batches they have seen.
+    With `out_dir` None they stay in work_dir/KEY. Resumed runs of different positions start at the earliest; those
+    ahead skip the batches they have seen.
 
     Raises
     ------
@@ -445,7 +422,9 @@ def train(
     for name, (section, seed) in dictionaries.items():
         folder, key = work_dir / keys[name], keys[name]
         checked = dictionary_settings(section, name) if isinstance(section, Mapping) else section
-        if key not in pending and not is_finished(folder, key):
+        if is_finished(folder, key):
+            print(f"{name}: finished before, kept in {folder}", file=sys.stderr)
+        elif key not in pending:
             pending[key] = _Run(name, checked, seed, settings, folder, logger)
     if pending:
         with _matmul_precision(settings.matmul_precision):
@@ -454,8 +433,9 @@ def train(
             _train_runs(list(pending.values()), store, settings)
             for key, run in pending.items():
                 run.finish(key, facts or {}, validation)
-    for name in dictionaries:
-        publish(name, work_dir / keys[name], out_dir)
+    if out_dir is not None:
+        for name in dictionaries:
+            publish(name, work_dir / keys[name], keys[name], out_dir)
 
 
 def _train_runs(runs: list[_Run], store: Store, settings: TrainingSettings) -> None:

@@ -5,7 +5,10 @@ rule then calls latents chat-specific: class chat-only by Δnorm; ν^r and ν^ε
 ends of their intervals too; and the points without the lower bound of ν that the ranking has.
 """
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +19,14 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
 from tunediff.activations import ActivationStore
+from tunediff.artifacts import building, check, provenance, seal
 from tunediff.crosscoder import Crosscoder
-from tunediff.latents import LatentSettings
+from tunediff.latents import NU_RANGE, LatentSettings, LatentTable
 from tunediff.passes import counted_batches
 from tunediff.planted import PlantedPair
 
 RULES = ("norm_difference", "nu_point", "nu_interval", "nu_unbounded")
+BASE_RULES = ("norm_difference", "nu_point")  # by ν: the mirrored one, which has no interval
 FOUND_ABOVE = 0.7  # activation correlation from which a latent stands for a concept
 RELATED_ABOVE = 0.3  # and from which it is counted to the concept's kind, as one of several that share it
 # A concept that base has at this share of chat's strength or less is chat-specific by the thresholds themselves (ν^ε
@@ -78,10 +83,13 @@ def calls(table: pd.DataFrame, settings: LatentSettings) -> pd.DataFrame:
     By ν a latent is base-specific where the mirrored ν are under the same thresholds; they have no interval.
     """
     below = {"reconstruction": settings.nu_reconstruction_below, "error": settings.nu_error_below}
+    low, _ = NU_RANGE
     unbounded, mirrored = (
         np.logical_and.reduce([table[f"nu_{target}{suffix}"].to_numpy() < limit for target, limit in below.items()])
         for suffix in ("", "_mirrored")
     )
+    for target in below:
+        mirrored &= table[f"nu_{target}_mirrored"].to_numpy() >= low
     return pd.DataFrame(
         {
             "chat_norm_difference": (table["class_name"] == "chat-only").to_numpy(),
@@ -89,7 +97,7 @@ def calls(table: pd.DataFrame, settings: LatentSettings) -> pd.DataFrame:
             "chat_nu_interval": table["chat_specific_interval"].to_numpy(),
             "chat_nu_unbounded": unbounded,
             "base_norm_difference": (table["class_name"] == "base-only").to_numpy(),
-            "base_nu_unbounded": mirrored,
+            "base_nu_point": mirrored,
         }
     )
 
@@ -109,6 +117,8 @@ def score_concepts(
     best = correlation.argmax(axis=1)
     rows = pair.concepts[["kind", "frequency", "factor"]].copy()
     rows.insert(0, "concept", np.arange(len(rows)))
+    owner = pair.concepts["owner"].to_numpy()
+    rows["parts"] = np.bincount(owner[owner >= 0], minlength=len(rows))
     rows["latent"] = best
     rows["correlation"] = correlation.max(axis=1)
     rows["found"] = rows["correlation"] > FOUND_ABOVE
@@ -119,7 +129,7 @@ def score_concepts(
     scored = rows["found"].to_numpy() & (kind != "part") & ~_undecided(kind, rows["factor"].to_numpy())
     for rule in RULES:
         chat = rows[f"chat_{rule}"] = called[f"chat_{rule}"].to_numpy()
-        base = called["base_norm_difference" if rule == "norm_difference" else "base_nu_unbounded"].to_numpy()
+        base = called[f"base_{rule if rule in BASE_RULES else 'nu_point'}"].to_numpy()
         right = np.select([kind == "chat-only", kind == "base-only"], [chat, base & ~chat], ~chat & ~base)
         rows[f"right_{rule}"] = np.where(scored, right.astype(float), np.nan)
     return rows
@@ -166,8 +176,10 @@ def _ratio(part: float, whole: float) -> float:
 def metrics(concepts: pd.DataFrame, latents: pd.DataFrame) -> dict[str, float]:
     """Return the scores of one crosscoder on one pair, as `QUANTITY_RULE`.
 
-    recall: chat-only concepts that are found and called; precision: called latents that follow a chat-only concept;
+    recall: chat-only concepts that are found and called; precision: called latents that follow a chat-only concept
+    (NaN where none is planted);
     false_positives: latents that follow no chat-only concept and are called, over all such latents; called: latents.
+    false_base: latents that follow neither a base-only concept nor a part and are called base-specific, likewise.
     Undecided latents are in none of them. AUROC ranks all other live latents by Δnorm or by -rank_sum (unranked last).
     """
     chat_only = concepts["kind"] == "chat-only"
@@ -179,8 +191,13 @@ def metrics(concepts: pd.DataFrame, latents: pd.DataFrame) -> dict[str, float]:
         hit = concepts.loc[chat_only, "found"] & concepts.loc[chat_only, f"chat_{rule}"]
         result[f"called_{rule}"] = int(chat.sum())
         result[f"recall_{rule}"] = _ratio(int(hit.sum()), int(chat_only.sum()))
-        result[f"precision_{rule}"] = _ratio(int((chat & positive).sum()), int(chat.sum()))
+        result[f"precision_{rule}"] = _ratio(int((chat & positive).sum()), int(chat.sum()) if chat_only.any() else 0)
         result[f"false_positives_{rule}"] = _ratio(int((chat & ~positive).sum()), int((~positive).sum()))
+    own = decided["kind"].isin(["base-only", "part"]).to_numpy()
+    for rule in BASE_RULES:
+        base = decided[f"base_{rule}"].to_numpy()
+        result[f"called_base_{rule}"] = int(base.sum())
+        result[f"false_base_{rule}"] = _ratio(int((base & ~own).sum()), int((~own).sum()))
     result["auroc_norm_difference"] = auroc(decided["norm_difference"].to_numpy(), positive)
     ranking = -decided["rank_sum"].to_numpy(np.float64)
     result["auroc_rank_sum"] = auroc(np.where(np.isnan(ranking), -np.inf, ranking), positive)
@@ -210,6 +227,55 @@ def over_seeds(values: Sequence[float] | NDArray[Any], bounds: tuple[float, floa
     return SeedInterval(mean, max(low, mean - half), min(high, mean + half), len(x))
 
 
+class Scores(NamedTuple):
+    """What is known of every crosscoder of every pair; all have columns arm, seed, crosscoder (its config name)."""
+
+    concepts: pd.DataFrame  # as `score_concepts`
+    latents: pd.DataFrame  # as `score_latents`
+    crosscoders: pd.DataFrame  # one row each: dict_size, l0, fve_base, fve_chat and `metrics`
+
+
+def score_pair(
+    pair: PlantedPair,
+    strength: Float[np.ndarray, "token concept"],
+    measured: Mapping[str, tuple[Crosscoder, LatentTable]],
+    validation: ActivationStore,
+    settings: LatentSettings,
+    out: Path,
+    *,
+    key: str,
+) -> None:
+    """Score every crosscoder of one pair and write OUT/{concepts,latents,crosscoders}.parquet (kind `scores`)."""
+    started = time.time()
+    pieces: dict[str, list[pd.DataFrame]] = {name: [] for name in Scores._fields}
+    for name, (crosscoder, table) in measured.items():
+        seen = codes(crosscoder, validation, strength)
+        concepts = score_concepts(pair, seen.correlation, table.frame, settings)
+        latents = score_latents(pair, seen.correlation, table.frame, settings)
+        row = {"dict_size": crosscoder.dict_size, "l0": seen.l0, "fve_base": seen.fve_base, "fve_chat": seen.fve_chat}
+        crosscoders = pd.DataFrame([row | metrics(concepts, latents)])
+        for part, frame in zip(Scores._fields, (concepts, latents, crosscoders), strict=True):
+            frame.insert(0, "crosscoder", name.rpartition("-seed")[0])
+            pieces[part].append(frame)
+    with building(out) as partial:
+        partial.mkdir()
+        for part, frames in pieces.items():
+            pd.concat(frames, ignore_index=True).to_parquet(partial / f"{part}.parquet", index=False)
+    seal(out, "scores", key, {"crosscoders": list(measured), "planted": asdict(pair.settings)}, provenance(started))
+
+
+def read_scores(folders: Sequence[Path]) -> Scores:
+    """Read the scores of all pairs, each in RESULTS/ARM/seedN/scores."""
+    pieces: dict[str, list[pd.DataFrame]] = {name: [] for name in Scores._fields}
+    for folder in folders:
+        check(folder, "scores")
+        arm, seed = folder.parts[-3], int(folder.parts[-2].removeprefix("seed"))
+        for part, frames in pieces.items():
+            frame = pd.read_parquet(folder / f"{part}.parquet")
+            frames.append(pd.concat([pd.DataFrame({"arm": arm, "seed": seed}, index=frame.index), frame], axis=1))
+    return Scores(*(pd.concat(frames, ignore_index=True) for frames in pieces.values()))
+
+
 def rates(concepts: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
     """Return the mean of a column over each seed's concepts, then over seeds with an interval, per group `by`.
 
@@ -223,12 +289,12 @@ def rates(concepts: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def summary(concepts: pd.DataFrame, crosscoders: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of the benchmark in long form: arm, crosscoder, quantity, kind, frequency, rule, mean and interval.
+def summary(scores: Scores) -> pd.DataFrame:
+    """Return the benchmark's table in long form: arm, crosscoder, quantity, kind, frequency, rule, mean and interval.
 
-    `concepts` has the columns of `score_concepts` and arm, seed, crosscoder; `crosscoders` one row per arm, seed and
-    crosscoder with `metrics` and what else is measured once for each.
+    Shares of concepts are those of a kind, or of a kind and frequency; quantities of whole crosscoders have no kind.
     """
+    concepts, _, crosscoders = scores
     pieces = []
     named = {"found": "found"}
     named |= {f"{what}_{rule}": what for rule in RULES for what in ("chat", "right")}

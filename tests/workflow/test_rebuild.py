@@ -102,11 +102,10 @@ def test_only_the_changed_crosscoder_is_trained_again(run: Checkout) -> None:
     before = (run.root / "results/crosscoders/l1-seed0.json").read_text()
     run.edit_config("crosscoders.batchtopk.k", 9)
     planned = run.planned()
-    assert planned["train"] == 1 and planned["latents"] == 1
-    run.run("results/crosscoders/l1-seed0.json")
-    log = (run.root / "results/logs/train.log").read_text()
+    assert (planned["train"], planned["crosscoder"], planned["latents"], planned["evaluation"]) == (1, 1, 1, 1)
+    run.run("results/crosscoders/batchtopk-seed0.json")
+    assert "l1-seed0: finished before" in (run.root / "results/logs/train.log").read_text()
     assert (run.root / "results/crosscoders/l1-seed0.json").read_text() == before
-    assert "l1-seed0" in log and "finished before" in log
     run.edit_config("crosscoders.batchtopk.k", 8)
     run.run()
 

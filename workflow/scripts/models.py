@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 with job(snakemake):
     prepare_pair(
         snakemake.config["models"],
-        Path(snakemake.params.shipped),
+        Path(snakemake.scriptdir).parents[1] / "resources/demo-pair",
         Path(snakemake.output.store),
         key=snakemake.params.key,
     )

@@ -1,9 +1,11 @@
 """Train all crosscoders from one pass over the activations."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.activations import ActivationStore
+from tunediff.artifacts import write_text
 from tunediff.dictionaries import dictionary_settings
 from tunediff.training import TrainingSettings, train
 from tunediff.workflow import job, resolve_device
@@ -18,8 +20,9 @@ with job(snakemake):
         {name: (dictionary_settings(own, name), seed) for name, (own, seed) in params.dictionaries.items()},
         ActivationStore([Path(p) for p in snakemake.input.stores], key=params.activations_key),
         TrainingSettings(**shared, seed=config["seed"], device=resolve_device(config["models"]["device"])),
-        results / "crosscoders",
+        None,
         results / ".work",
         params.own_keys,
         facts={"layer": config["models"]["layer"]},
     )
+    write_text(Path(snakemake.output[0]), json.dumps(dict(params.own_keys), indent=1) + "\n")

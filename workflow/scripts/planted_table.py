@@ -1,0 +1,20 @@
+"""Write the planted benchmark's table, and all its scores in long form."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunediff.artifacts import building
+from tunediff.figures.planted import draw_table
+from tunediff.figures.style import Style, save
+from tunediff.truth import read_scores, summary
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    scores = read_scores([Path(p) for p in snakemake.input.scores])
+    save(*draw_table(scores, style), Path(snakemake.output.pdf).with_suffix(""), style)
+    with building(Path(snakemake.output.all)) as partial:
+        summary(scores).to_csv(partial, index=False, lineterminator="\n")
