@@ -48,9 +48,9 @@ class Checkout:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of a run."""
-        base = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(self.config)]
         side_by_side = [f"{rule}=1" for rule in SIDE_BY_SIDE]  # tiny jobs: start-up is their cost
-        return [*base, "--set-threads", *side_by_side, *arguments]
+        options = ["--cores", "2", "--configfile", str(self.config), "--set-threads", *side_by_side]
+        return [sys.executable, "-m", "snakemake", *arguments, *options]
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run snakemake; with `check`, a failure fails the test with its output."""
