@@ -137,7 +137,7 @@ def test_a_changed_chunk_stops_the_next_reader_and_names_the_shard(run: Checkout
     bad = bytearray(good)
     bad[1000] ^= 1
     shard.write_bytes(bad)
-    run.edit_config("crosscoders.batchtopk.k", 9)
+    run.edit_config("crosscoders.batchtopk.k", 10)  # not trained before, so it reads the shard
     failed = run.run("results/crosscoders/batchtopk-seed0.json", check=False)
     assert failed.returncode != 0
     error = next(line for line in (failed.stdout + failed.stderr).splitlines() if line.startswith("error: "))
