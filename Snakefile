@@ -32,6 +32,10 @@ else:
     include: "rules/pairs.smk"
     include: "rules/figures.smk"
 
+    if config["nulls"]:
+
+        include: "rules/nulls.smk"
+
     MORE = [
         f"{R}/paper.txt",
         f"{R}/concepts/concepts.parquet",

@@ -1,17 +1,17 @@
 # Residuals of both models on the same ids: one job per part.
 rule activations:
     input:
-        models=store("models"),
-        hooks=f"{R}/hooks.json",
+        models=store("{pair}models"),
+        hooks=f"{R}/{{pair}}hooks.json",
         tokens=store("tokens/{split}.zarr"),
         manifest=f"{R}/tokens/{{split}}.json",
     output:
-        store=directory(f"{R}/activations/{{split}}/part-{{part}}.zarr"),
-        manifest=f"{R}/activations/{{split}}/part-{{part}}.json",
+        store=directory(f"{R}/{{pair}}activations/{{split}}/part-{{part}}.zarr"),
+        manifest=f"{R}/{{pair}}activations/{{split}}/part-{{part}}.json",
     log:
-        f"{R}/logs/activations/{{split}}-{{part}}.log",
+        f"{R}/logs/{{pair}}activations/{{split}}-{{part}}.log",
     benchmark:
-        f"{R}/benchmarks/activations/{{split}}-{{part}}.tsv"
+        f"{R}/benchmarks/{{pair}}activations/{{split}}-{{part}}.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -20,8 +20,8 @@ rule activations:
         runtime=240,
         gpu=GPU,
     params:
-        key=key("activations/{split}/part-{part}"),
-        models_key=KEYS["models"],
+        key=key("{pair}activations/{split}/part-{part}"),
+        models_key=key("{pair}models"),
         tokens_key=key("tokens/{split}"),
     script:
         "../workflow/scripts/activations.py"

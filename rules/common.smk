@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 from tunediff.config import check, load_schema
+from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
 from tunediff.finished import is_finished
 from tunediff.plan import Plan, PlantedPlan
@@ -22,7 +23,7 @@ except TunediffError as error:
 R = config["results"]
 GPU = 0 if config["planted" if PLANTED else "models"]["device"] == "cpu" else 1
 # Memory asked for, in MB: the demo's models are tiny, others are taken as 2-8 B parameters (override in a profile).
-DEMO = PLANTED or config["models"]["base"] == "demo"
+DEMO = PLANTED or config["models"]["base"] in DEMO_MODELS
 MODEL_MB = 2000 if DEMO else 24000
 SHARD_MB = 500 if DEMO else 8000
 TRAIN_MB = 3000 if DEMO else 48000
@@ -38,7 +39,12 @@ FIGURES, TABLES = (
 )
 
 
+# A pair of models has its artifacts in a folder: the run's own pair in RESULTS/, a null in RESULTS/nulls/NAME/.
+PAIRS = ["", *(f"nulls/{null}/" for null in config["nulls"])]
+
+
 wildcard_constraints:
+    pair="|".join(f"({pair})" for pair in PAIRS),
     split="train|validation",
     part="[0-9]+",
     name="[a-z][a-z0-9_]*(-seed[0-9]+)?",
@@ -54,16 +60,16 @@ def key(pattern):
     return lambda wildcards: KEYS[pattern.format(**wildcards)]
 
 
-def kept(name):
+def kept(pair, name):
     """Whether a dictionary was trained before and is kept under its key: then it waits for no training."""
-    own_key = KEYS[f"crosscoders/{name}"]
+    own_key = KEYS[f"{pair}crosscoders/{name}"]
     return is_finished(Path(R) / ".work" / own_key, own_key, checksums=False)
 
 
-def parts(split, suffix):
-    """All parts of a split's activations: stores (.zarr) or manifests (.json)."""
+def parts(split, suffix, pair=""):
+    """All parts of a split's activations: stores (.zarr) or manifests (.json); of any pair with `pair="{pair}"`."""
     return [
-        f"{R}/activations/{split}/part-{i:03d}{suffix}"
+        f"{R}/{pair}activations/{split}/part-{i:03d}{suffix}"
         for i in range(PLAN.n_parts(split))
     ]
 

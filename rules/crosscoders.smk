@@ -5,14 +5,14 @@ if PLAN.trained:
 
     rule train:
         input:
-            stores=[ancient(path) for path in parts("train", ".zarr")],
-            manifests=parts("train", ".json"),
+            stores=[ancient(path) for path in parts("train", ".zarr", "{pair}")],
+            manifests=parts("train", ".json", "{pair}"),
         output:
-            f"{R}/crosscoders/trained.json",
+            f"{R}/{{pair}}crosscoders/trained.json",
         log:
-            f"{R}/logs/train.log",
+            f"{R}/logs/{{pair}}train.log",
         benchmark:
-            f"{R}/benchmarks/train.tsv"
+            f"{R}/benchmarks/{{pair}}train.tsv"
         conda:
             "../envs/tunediff.yaml"
         threads: 8
@@ -22,24 +22,29 @@ if PLAN.trained:
             gpu=GPU,
         params:
             dictionaries=PLAN.trained,
-            own_keys={name: KEYS[f"crosscoders/{name}"] for name in PLAN.trained},
-            activations_key=KEYS["activations/train/part-000"],
+            own_keys=lambda wildcards: {
+                name: KEYS[f"{wildcards.pair}crosscoders/{name}"]
+                for name in PLAN.trained
+            },
+            activations_key=key("{pair}activations/train/part-000"),
         script:
             "../workflow/scripts/train.py"
 
     rule crosscoder:
         input:
             lambda wildcards: (
-                [] if kept(wildcards.name) else f"{R}/crosscoders/trained.json"
+                []
+                if kept(wildcards.pair, wildcards.name)
+                else f"{R}/{wildcards.pair}crosscoders/trained.json"
             ),
         output:
-            store=directory(f"{R}/crosscoders/{{name}}"),
-            manifest=f"{R}/crosscoders/{{name}}.json",
-            history=f"{R}/crosscoders/{{name}}.history.parquet",
+            store=directory(f"{R}/{{pair}}crosscoders/{{name}}"),
+            manifest=f"{R}/{{pair}}crosscoders/{{name}}.json",
+            history=f"{R}/{{pair}}crosscoders/{{name}}.history.parquet",
         log:
-            f"{R}/logs/crosscoders/{{name}}.log",
+            f"{R}/logs/{{pair}}crosscoders/{{name}}.log",
         benchmark:
-            f"{R}/benchmarks/crosscoders/{{name}}.tsv"
+            f"{R}/benchmarks/{{pair}}crosscoders/{{name}}.tsv"
         wildcard_constraints:
             name="|".join(PLAN.trained),
         conda:
@@ -48,6 +53,6 @@ if PLAN.trained:
             mem_mb=1000,
             runtime=10,
         params:
-            key=key("crosscoders/{name}"),
+            key=key("{pair}crosscoders/{name}"),
         script:
             "../workflow/scripts/crosscoder.py"

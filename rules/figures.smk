@@ -14,6 +14,7 @@ FIGURE_INPUTS = {
     "cosine": LATENTS,
     "twins": TWINS,
     "frequency": LATENTS,
+    "detection": {"concepts": f"{R}/concepts/concepts.parquet"},
     "training": {"histories": each_trained("crosscoders/{name}.history.parquet")},
 }
 TABLE_INPUTS = {

@@ -1,19 +1,19 @@
 # Per crosscoder: the latent table with Latent Scaling, the held-out metrics; over all: planted concepts.
 rule latents:
     input:
-        crosscoder=store("crosscoders/{name}"),
-        crosscoder_manifest=f"{R}/crosscoders/{{name}}.json",
-        train=[ancient(path) for path in parts("train", ".zarr")],
-        train_manifests=parts("train", ".json"),
-        validation=[ancient(path) for path in parts("validation", ".zarr")],
-        validation_manifests=parts("validation", ".json"),
+        crosscoder=store("{pair}crosscoders/{name}"),
+        crosscoder_manifest=f"{R}/{{pair}}crosscoders/{{name}}.json",
+        train=[ancient(path) for path in parts("train", ".zarr", "{pair}")],
+        train_manifests=parts("train", ".json", "{pair}"),
+        validation=[ancient(path) for path in parts("validation", ".zarr", "{pair}")],
+        validation_manifests=parts("validation", ".json", "{pair}"),
     output:
-        store=f"{R}/latents/{{name}}.parquet",
-        manifest=f"{R}/latents/{{name}}.json",
+        store=f"{R}/{{pair}}latents/{{name}}.parquet",
+        manifest=f"{R}/{{pair}}latents/{{name}}.json",
     log:
-        f"{R}/logs/latents/{{name}}.log",
+        f"{R}/logs/{{pair}}latents/{{name}}.log",
     benchmark:
-        f"{R}/benchmarks/latents/{{name}}.tsv"
+        f"{R}/benchmarks/{{pair}}latents/{{name}}.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -22,30 +22,30 @@ rule latents:
         runtime=240,
         gpu=GPU,
     params:
-        key=key("latents/{name}"),
-        crosscoder_key=key("crosscoders/{name}"),
-        train_key=KEYS["activations/train/part-000"],
-        validation_key=KEYS["activations/validation/part-000"],
+        key=key("{pair}latents/{name}"),
+        crosscoder_key=key("{pair}crosscoders/{name}"),
+        train_key=key("{pair}activations/train/part-000"),
+        validation_key=key("{pair}activations/validation/part-000"),
     script:
         "../workflow/scripts/latents.py"
 
 
 rule evaluation:
     input:
-        models=store("models"),
-        hooks=f"{R}/hooks.json",
+        models=store("{pair}models"),
+        hooks=f"{R}/{{pair}}hooks.json",
         tokens=store("tokens/validation.zarr"),
         tokens_manifest=f"{R}/tokens/validation.json",
-        crosscoder=store("crosscoders/{name}"),
-        crosscoder_manifest=f"{R}/crosscoders/{{name}}.json",
-        validation=[ancient(path) for path in parts("validation", ".zarr")],
-        validation_manifests=parts("validation", ".json"),
+        crosscoder=store("{pair}crosscoders/{name}"),
+        crosscoder_manifest=f"{R}/{{pair}}crosscoders/{{name}}.json",
+        validation=[ancient(path) for path in parts("validation", ".zarr", "{pair}")],
+        validation_manifests=parts("validation", ".json", "{pair}"),
     output:
-        f"{R}/evaluation/{{name}}.json",
+        f"{R}/{{pair}}evaluation/{{name}}.json",
     log:
-        f"{R}/logs/evaluation/{{name}}.log",
+        f"{R}/logs/{{pair}}evaluation/{{name}}.log",
     benchmark:
-        f"{R}/benchmarks/evaluation/{{name}}.tsv"
+        f"{R}/benchmarks/{{pair}}evaluation/{{name}}.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -54,11 +54,11 @@ rule evaluation:
         runtime=240,
         gpu=GPU,
     params:
-        key=key("evaluation/{name}"),
-        models_key=KEYS["models"],
+        key=key("{pair}evaluation/{name}"),
+        models_key=key("{pair}models"),
         tokens_key=KEYS["tokens/validation"],
-        crosscoder_key=key("crosscoders/{name}"),
-        validation_key=KEYS["activations/validation/part-000"],
+        crosscoder_key=key("{pair}crosscoders/{name}"),
+        validation_key=key("{pair}activations/validation/part-000"),
     script:
         "../workflow/scripts/evaluation.py"
 

@@ -1,12 +1,20 @@
-# The model pair: resolved, its tokenizers compared, its hooks verified.
+# A model pair: resolved, its tokenizers compared, its hooks verified. The demo's nulls start from its own models.
 rule models:
+    input:
+        unpack(
+            lambda wildcards: (
+                {"own": store("models"), "manifest": f"{R}/models.json"}
+                if wildcards.pair
+                else {}
+            )
+        ),
     output:
-        store=directory(f"{R}/models"),
-        manifest=f"{R}/models.json",
+        store=directory(f"{R}/{{pair}}models"),
+        manifest=f"{R}/{{pair}}models.json",
     log:
-        f"{R}/logs/models.log",
+        f"{R}/logs/{{pair}}models.log",
     benchmark:
-        f"{R}/benchmarks/models.tsv"
+        f"{R}/benchmarks/{{pair}}models.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -14,21 +22,21 @@ rule models:
         mem_mb=4000,
         runtime=60,
     params:
-        key=KEYS["models"],
+        key=key("{pair}models"),
     script:
         "../workflow/scripts/models.py"
 
 
 rule hooks:
     input:
-        models=store("models"),
-        manifest=f"{R}/models.json",
+        models=store("{pair}models"),
+        manifest=f"{R}/{{pair}}models.json",
     output:
-        f"{R}/hooks.json",
+        f"{R}/{{pair}}hooks.json",
     log:
-        f"{R}/logs/hooks.log",
+        f"{R}/logs/{{pair}}hooks.log",
     benchmark:
-        f"{R}/benchmarks/hooks.tsv"
+        f"{R}/benchmarks/{{pair}}hooks.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -37,7 +45,7 @@ rule hooks:
         runtime=30,
         gpu=GPU,
     params:
-        key=KEYS["hooks"],
-        models_key=KEYS["models"],
+        key=key("{pair}hooks"),
+        models_key=key("{pair}models"),
     script:
         "../workflow/scripts/hooks.py"

@@ -59,6 +59,15 @@ def changed(path: str, value: object) -> dict:
         ("conversations.max_prompt_tokens", 2000, ["`conversations.max_prompt_tokens`", "answer"]),
         ("causal.reference", "l3", ["`causal.reference`", "l1, batchtopk"]),
         ("crosscoders", KeyError, ["`crosscoders` is missing"]),
+        ("nulls.same.chat", "some/model", ["`nulls.same.base` and `nulls.same.chat` must both be `demo`"]),
+        ("nulls.other", {"base": "some/model", "chat": "some/model"}, ["`nulls.other`", "tokenizer of `models`"]),
+        ("nulls.same", {"base": "demo"}, ["`nulls.same.chat` is missing"]),
+        (
+            "crosscoders",
+            {"l1": {"kind": "published", "path": "some/dictionary"}},
+            ["`nulls` need crosscoders to train", "remove `nulls`"],
+        ),
+        ("models", {"base": "demo-chat", "chat": "demo-chat", "layer": 3, "demo": {"retrain": True}}, ["retrain"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(path: str, value: object, expected: list[str]) -> None:

@@ -429,9 +429,9 @@ def test_hub_errors_name_the_remedy(monkeypatch: pytest.MonkeyPatch, error: str,
 
 
 def plan(crosscoders: dict, **changes: object) -> Plan:
-    """The demo with these crosscoders; a section that is changed to None is left out."""
+    """The demo without nulls with these crosscoders; a section that is changed to None is left out."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    config |= {"crosscoders": crosscoders, "causal": {"set_size": 10}, **changes}
+    config |= {"crosscoders": crosscoders, "causal": {"set_size": 10}, "nulls": {}, **changes}
     config = {name: section for name, section in config.items() if section is not None}
     checked = check(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))
     return Plan(checked, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")

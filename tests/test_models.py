@@ -140,7 +140,7 @@ def test_prepare_pair_and_hook_record(prepared_pair: PairInfo, tiny_pairs, tmp_p
 
 def test_prepare_demo_copies_the_shipped_pair(tiny_pairs, tmp_path: Path) -> None:
     shipped = tiny_pairs("gemma2").base.parent
-    demo = {"base": "demo", "chat": "demo", "demo": {"retrain": False}}
+    demo = {"base": "demo-base", "chat": "demo-chat", "demo": {"retrain": False}}
     out = tmp_path / "models"
     prepare_pair(demo, shipped, out, key="k")
     first = manifest_path(out).read_text()
@@ -153,14 +153,23 @@ def test_prepare_demo_copies_the_shipped_pair(tiny_pairs, tmp_path: Path) -> Non
     assert manifest_path(out).read_text() == first  # nothing in it depends on the run
     with pytest.raises(TunediffError, match="demo pair is missing"):
         prepare_pair(demo, tmp_path / "no", out, key="k")
-    with pytest.raises(TunediffError, match="must both be 'demo'"):
-        prepare_pair({"base": "demo", "chat": "x/y"}, shipped, out, key="k")
+    with pytest.raises(TunediffError, match="must both be models of the demo"):
+        prepare_pair({"base": "demo-base", "chat": "x/y"}, shipped, out, key="k")
+
+
+def test_a_demo_pair_may_be_one_model_twice(tiny_pairs, tmp_path: Path) -> None:
+    shipped = tiny_pairs("gemma2").base.parent
+    facts = prepare_pair({"base": "demo-chat", "chat": "demo-chat"}, shipped, tmp_path / "models", key="k")
+    assert facts["base_digest"] == facts["chat_digest"]
+    pair = load_pair(tmp_path / "models", 1, "float32")
+    ids = torch.arange(6)[None]
+    assert torch.equal(pair.load_base("cpu").residual(ids), pair.load_chat("cpu").residual(ids))
 
 
 def test_load_pair_checks_key_layer_and_weights(tiny_pairs, tmp_path: Path) -> None:
     shipped = tiny_pairs("gemma2").base.parent
     out = tmp_path / "models"
-    prepare_pair({"base": "demo", "chat": "demo"}, shipped, out, key="k")
+    prepare_pair({"base": "demo-base", "chat": "demo-chat"}, shipped, out, key="k")
     with pytest.raises(TunediffError, match="made by other inputs"):
         load_pair(out, 1, "float32", key="other")
     with pytest.raises(TunediffError, match="must be 0 to 2"):

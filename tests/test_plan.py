@@ -34,7 +34,11 @@ def moved(*changes: tuple[str, object]) -> set[str]:
 def test_style_moves_figures_only() -> None:
     names = moved(("figures.font_size", 9))
     before = keys_with()
-    assert names == {name for name in before if name.startswith(("figures/", "tables/"))} | {"summary", "paper"}
+    assert names == {name for name in before if name.startswith(("figures/", "tables/"))} | {
+        "summary",
+        "paper",
+        "nulls/summary",
+    }
     assert names >= {"figures/fig4", "figures/twins", "figures/cosine", "tables/published", "tables/seeds"}
 
 
@@ -76,11 +80,22 @@ def test_more_conversations_spare_training() -> None:
 def test_a_further_seed_adds_its_own_work_and_the_comparison() -> None:
     before, after = keys_with(("training.seeds", [0])), keys_with(("training.seeds", [0, 1, 2]))
     added = after.keys() - before.keys()
-    stages = ("crosscoders", "latents", "evaluation", "twins")
-    assert added == {f"{stage}/{kind}-seed{n}" for stage in stages for kind in ("l1", "batchtopk") for n in (1, 2)}
+    stages = ("crosscoders", "latents", "evaluation")
+    of_pairs = [f"{pair}{stage}" for pair in ("", *(f"nulls/{null}/" for null in DEMO["nulls"])) for stage in stages]
+    of_pairs.append("twins")
+    assert added == {f"{stage}/{kind}-seed{n}" for stage in of_pairs for kind in ("l1", "batchtopk") for n in (1, 2)}
     changed = {name for name in before if before[name] != after[name]}
     assert {"seeds/matches", "tables/seeds", "causal/kl"} <= changed
-    assert not any(name.startswith(stages) for name in changed)
+    assert not any(name.startswith(tuple(of_pairs)) for name in changed)
+
+
+def test_a_null_shares_the_tokens_and_nothing_else() -> None:
+    names = moved(("nulls.same", {"base": "demo-base", "chat": "demo-base"}))
+    assert names >= {"nulls/same/models", "nulls/same/activations/train/part-000", "nulls/same/crosscoders/l1-seed0"}
+    assert all(name.startswith("nulls/same/") or name == "nulls/summary" for name in names)
+    names = moved(("models.layer", 2))
+    assert names >= {"nulls/continued/hooks", "nulls/continued/latents/l1-seed0", "nulls/summary"}
+    assert "nulls/continued/models" not in names
 
 
 def test_twins_depend_on_their_own_crosscoder() -> None:
@@ -92,7 +107,7 @@ def test_twins_depend_on_their_own_crosscoder() -> None:
 
 def test_published_crosscoders_alone_have_every_figure_but_those_of_training() -> None:
     config = copy.deepcopy(DEMO)
-    del config["training"]
+    del config["training"], config["nulls"]
     config["crosscoders"] = {"l1": {"kind": "published", "path": "some/id", "layout": "dictionary_learning"}}
     plan = Plan(check(config, SCHEMA), ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
     missing = keys_with().keys() - plan.keys.keys()

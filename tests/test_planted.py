@@ -405,11 +405,11 @@ def test_keys_of_one_arm_move_with_it_alone():
     before = keys()
     after = keys(arms={**arms, "hard": {**arms["hard"], "tail": 0.8}})
     moved = {name for name in before if before[name] != after[name]}
-    assert {"hard/seed0/stores", "hard/seed4/scores", "figures/planted", "tables/planted"} <= moved
+    assert {"hard/seed5/stores", "hard/seed9/scores", "figures/planted", "tables/planted"} <= moved
     assert all(name.startswith(("hard/", "figures/", "tables/")) for name in moved)
     larger = keys(arms={**arms, "half": {"dictionary": 0.75}})
     moved = {name for name in before if before[name] != larger[name]}
-    assert "half/seed0/crosscoders/l1-seed0" in moved and "half/seed0/stores" not in moved
+    assert "half/seed5/crosscoders/l1-seed5" in moved and "half/seed5/stores" not in moved
     plan = PlantedPlan(check(planted_config(), SCHEMA), ROOT / "workflow/scripts", ROOT)
     assert {name: own["dict_size"] for name, (own, _) in plan.trained_in("fourfold", 2).items()} == {
         "l1-seed2": 576, "batchtopk-seed2": 576,

@@ -2,7 +2,7 @@
 
 Modules follow the data and import only leftwards:
 ``documents → demo → corpora → tokens → models → conversations, activations → sparse → crosscoder → dictionaries →
-training → scaling → latents → evaluation, concepts, causal, twins, seeds → tables, figures → report``. ``exchange``
+training → scaling → latents → evaluation, concepts, causal, twins, seeds → tables, nulls, figures → report``. ``exchange``
 reads and writes other libraries' crosscoders, ``planted`` and ``truth`` make and score known latents; ``errors``,
 ``artifacts``, ``statistics`` serve them all; ``config``, ``keys``, ``plan``, ``finished``, ``workflow`` the pipeline.
 

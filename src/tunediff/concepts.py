@@ -35,6 +35,7 @@ COLUMNS = {
     "crosscoder": "str",
     "pool": "str",
     "latent": "int32",
+    "rank": "float64",
     "auroc": "float64",
     "auroc_among_onsets": "float64",
     "precision": "float64",
@@ -149,8 +150,10 @@ def best_latents(
 ) -> pd.DataFrame:
     """Return the best latent per concept and pool, −1 where the pool or the concept has none.
 
-    The best has the highest AUROC over all tokens; for an onset concept, among the onsets of all answers.
+    The best has the highest AUROC over all tokens; for an onset concept, among the onsets of all answers. Its `rank` is
+    its place among the latents ordered by `rank_sum` of Latent Scaling (1 is the most chat-specific, ties averaged).
     """
+    place = table.frame["rank_sum"].rank().to_numpy()
     pools = {"chat-specific": table.frame["chat_specific"].to_numpy(), "all": np.ones(len(table), dtype=bool)}
     rows = []
     for i, concept in enumerate(concepts):
@@ -162,7 +165,7 @@ def best_latents(
             auroc = np.where(pools[pool] & ~np.isnan(ranking), ranking, -1.0)
             if scores.n_positive[i] >= min_positive and auroc.max(initial=-1) >= 0:
                 j = int(auroc.argmax())
-                row |= {"latent": j, "auroc": scores.auroc[i, j]}
+                row |= {"latent": j, "rank": place[j], "auroc": scores.auroc[i, j]}
                 row |= {"auroc_among_onsets": np.nan if among is None else among.auroc[i, j]}
                 row |= {"precision": scores.precision[i, j], "recall": scores.recall[i, j]}
                 row |= {

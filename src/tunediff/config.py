@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
 
 TYPE_NAMES = {
@@ -132,8 +133,8 @@ def _require(condition: bool, message: str) -> None:
 
 
 def is_local(model: str) -> bool:
-    """Whether a model name is a directory rather than a hub id (`org/name`) or `demo`."""
-    return model != "demo" and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
+    """Whether a model name is a directory rather than a hub id (`org/name`) or a model of the demo."""
+    return model not in DEMO_MODELS and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
 
 
 def local_dictionary(settings: Mapping[str, Any]) -> Path | None:
@@ -157,7 +158,7 @@ def _check_layout(acts: Mapping[str, Any]) -> None:
 
 def _check_planted(config: Mapping[str, Any]) -> None:
     planted, shard = config["planted"], config["activations"]["shard_tokens"]
-    unread = [name for name in ("models", "tokens", "conversations") if name in config]
+    unread = [name for name in ("models", "tokens", "conversations", "nulls") if config.get(name)]
     _require(not unread, f"`{', '.join(unread)}` has no effect beside `planted`; remove it, or `planted`")
     published = [name for name, settings in config["crosscoders"].items() if settings["kind"] == "published"]
     _require(not published, f"`crosscoders.{', '.join(published)}`: planted pairs have no published crosscoder")
@@ -180,27 +181,45 @@ def _check_planted(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_relations(config: Mapping[str, Any]) -> None:
-    models, tokens, acts = config["models"], config["tokens"], config["activations"]
+def _check_pair(where: str, pair: dict[str, Any]) -> None:
+    for side in ("base", "chat"):
+        if pair[side] == "demo":
+            pair[side] = f"demo-{side}"
     _require(
-        (models["base"] == "demo") == (models["chat"] == "demo"),
-        "`models.base` and `models.chat` must both be `demo`, or neither; write the other model's id or directory",
+        (pair["base"] in DEMO_MODELS) == (pair["chat"] in DEMO_MODELS),
+        f"`{where}.base` and `{where}.chat` must both be `demo`, or neither; write the other model's id or directory",
     )
     for side in ("base", "chat"):
-        if is_local(models[side]):
-            path = Path(models[side]).expanduser()
+        if is_local(pair[side]):
+            path = Path(pair[side]).expanduser()
             _require(
                 (path / "config.json").is_file(),
-                f"`models.{side}`: {path} is not a model directory (no config.json); give one made by save_pretrained",
+                f"`{where}.{side}`: {path} is not a model directory (no config.json); give one made by save_pretrained",
             )
+
+
+def _check_relations(config: Mapping[str, Any]) -> None:
+    models, tokens, acts = config["models"], config["tokens"], config["activations"]
+    _check_pair("models", models)
+    inside = models["base"] in DEMO_MODELS
     _require(
-        models["base"] == "demo" or models["demo"] == {"retrain": False},
+        inside or models["demo"] == {"retrain": False},
         "`models.demo` is only read where `models.base` and `models.chat` are `demo`; remove it",
     )
     _require(
         models["demo"].get("retrain", False) or len(models["demo"]) <= 1,
         "`models.demo` settings have no effect without `retrain: true`; add it",
     )
+    _require(
+        not models["demo"].get("retrain", False) or (models["base"], models["chat"]) == DEMO_MODELS[:2],
+        f"`models.demo.retrain` trains {' and '.join(DEMO_MODELS[:2])}; name these in `models`, or `demo` in both",
+    )
+    for name, pair in config["nulls"].items():
+        _check_pair(f"nulls.{name}", pair)
+        _require(
+            (pair["base"] in DEMO_MODELS) == inside,
+            f"`nulls.{name}` must have the tokenizer of `models`: models of the demo go with the demo only",
+        )
     for name, source in {**tokens["sources"], "conversations": config["conversations"]["source"]}.items():
         if source["from"] == "local":
             where = "conversations.source" if name == "conversations" else f"tokens.sources.{name}"
@@ -238,6 +257,10 @@ def _check_dictionaries(config: Mapping[str, Any]) -> None:
     crosscoders = config["crosscoders"]
     trained = {name: settings for name, settings in crosscoders.items() if settings["kind"] != "published"}
     _require("training" in config or not trained, "`training` is missing; add it, with `steps` at least")
+    _require(
+        bool(trained) or not config["nulls"],
+        "`nulls` need crosscoders to train, but all of `crosscoders` are published; remove `nulls`",
+    )
     for name, settings in crosscoders.items():
         weights = local_dictionary(settings)
         _require(
@@ -272,10 +295,12 @@ def _files(pattern: str) -> list[Path]:
 def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
     """Return the local files that stages read by content, per config key: models, text files, crosscoders."""
     paths: dict[str, list[Path]] = {}
-    for side in ("base", "chat"):
-        if is_local(config["models"][side]):
-            directory = Path(config["models"][side]).expanduser()
-            paths[f"models.{side}"] = sorted(p for p in directory.iterdir() if p.is_file())
+    pairs = {"models": config["models"], **{f"nulls.{name}": pair for name, pair in config["nulls"].items()}}
+    for where, pair in pairs.items():
+        for side in ("base", "chat"):
+            if is_local(pair[side]):
+                directory = Path(pair[side]).expanduser()
+                paths[f"{where}.{side}"] = sorted(p for p in directory.iterdir() if p.is_file())
     for name, source in {**config["tokens"]["sources"], "conversations": config["conversations"]["source"]}.items():
         if source["from"] == "local":
             fields = [source["path"], source["validation_path"]]

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from tunediff.artifacts import building, check, file_sha256, provenance, seal, write_text
+from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -425,12 +426,12 @@ def _resolve(model: str, revision: str | None) -> tuple[str, str | None, str]:
 
 
 def _place_demo(settings: Mapping[str, Any], shipped: Path, target: Path) -> None:
-    """Copy the shipped demo pair to `target`, or train it anew there."""
-    settings = dict(settings)
-    if settings.pop("retrain", False):
-        from tunediff.demo.pair import PairConfig, train_pair
+    """Put two of the demo's models at target/base and target/chat: copies of the shipped ones, or trained anew."""
+    from tunediff.demo.pair import VARIANTS, PairConfig, train_pair, train_variant
 
-        train_pair(target, PairConfig(**settings))
+    recipe = dict(settings.get("demo", {}))
+    if recipe.pop("retrain", False):
+        train_pair(target, PairConfig(**recipe))
         return
     for name in ("base", "chat"):
         if not (shipped / name / "config.json").is_file():
@@ -438,8 +439,14 @@ def _place_demo(settings: Mapping[str, Any], shipped: Path, target: Path) -> Non
                 f"{shipped / name}: the shipped demo pair is missing; restore it with git, or set "
                 "`models.demo.retrain: true` to train it again"
             )
-        shutil.copytree(shipped / name, target / name)
-    shutil.copy(shipped / "report.json", target)  # what the pair learned; training writes the same file
+    report = json.loads((shipped / "report.json").read_text(encoding="utf-8"))  # what each model learned
+    for side in ("base", "chat"):
+        model = settings[side].removeprefix("demo-")
+        if model in VARIANTS:
+            report[model] = train_variant(model, shipped / "base", target / side, PairConfig(**recipe))
+        else:
+            shutil.copytree(shipped / model, target / side)
+    (target / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replacements: Mapping[int, int]) -> None:
@@ -458,9 +465,9 @@ def _check_agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, r
 def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, key: str) -> dict[str, Any]:
     """Resolve a pair of models and check that they fit together; write `out_dir` and its manifest.
 
-    `settings` is the config's `models` section: `base` and `chat` are directories, ids of the hub, or both "demo",
-    in which case the models are copied from `shipped` (or trained) into `out_dir`. No model is run here. Returns what
-    is written to pair.json.
+    `settings` is the config's `models` section: `base` and `chat` are directories, ids of the hub, or both models of
+    the demo (`demo.DEMO_MODELS`), which are copied from `shipped` (or trained) into `out_dir`. No other model is run
+    here. Returns what is written to pair.json.
 
     Raises
     ------
@@ -469,13 +476,13 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
     """
     started = time.time()
     replacements = {int(old): int(new) for old, new in settings.get("base_token_replacements", {}).items()}
-    inside = "demo" in (settings["base"], settings["chat"])
-    if inside and settings["base"] != settings["chat"]:
-        raise TunediffError("models: `base` and `chat` must both be 'demo', or neither")
+    inside = settings["base"] in DEMO_MODELS
+    if inside != (settings["chat"] in DEMO_MODELS):
+        raise TunediffError("models: `base` and `chat` must both be models of the demo, or neither")
     with building(out_dir) as partial:
         partial.mkdir(parents=True)
         if inside:
-            _place_demo(settings.get("demo", {}), shipped, partial)
+            _place_demo(settings, shipped, partial)
             resolved = {name: _resolve(str(partial / name), None) for name in ("base", "chat")}
         else:
             resolved = {name: _resolve(settings[name], settings.get(f"{name}_revision")) for name in ("base", "chat")}
@@ -490,8 +497,8 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
         _check_agreement(configs["base"], configs["chat"], tokenizer, replacements)
         facts: dict[str, Any] = {
             "inside": inside,
-            "base": "demo" if inside else base,
-            "chat": "demo" if inside else chat,
+            "base": settings["base"] if inside else base,
+            "chat": settings["chat"] if inside else chat,
             "base_revision": base_revision,
             "chat_revision": chat_revision,
             "base_digest": base_digest,

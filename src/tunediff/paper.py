@@ -15,6 +15,7 @@ CONTENTS = {
     "figures/cosine": "cosine of the two decoder directions per class; rank_sum against Δnorm",
     "figures/twins": "activation divergence of chat-only and base-only latents of the same direction",
     "figures/frequency": "how often the latents of each class fire",
+    "figures/detection": "planted concepts and the best chat-specific latent for each",
     "figures/training": "loss, FVE, L0 and dead latents during training",
     "tables/table1": "counts per class, chat-specific latents, FVE, L0, dead",
     "tables/published": "the paper's numbers beside ours",

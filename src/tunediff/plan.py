@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunediff.config import fingerprinted_paths
+from tunediff.demo import DEMO_MODELS
 from tunediff.keys import fingerprint, stage_key
 
 
@@ -70,7 +71,8 @@ class Plan:
     def fingerprints(self) -> dict[str, str]:
         """Digests of the local files the config names, and of the shipped pair where it is used."""
         found = {name: fingerprint(paths) for name, paths in fingerprinted_paths(self.config).items()}
-        if self.config["models"]["base"] == "demo" and not self.config["models"]["demo"].get("retrain", False):
+        models = self.config["models"]
+        if models["base"] in DEMO_MODELS and not models["demo"].get("retrain", False):
             found["shipped"] = fingerprint(sorted(p for p in self.shipped_pair.rglob("*") if p.is_file()))
         return found
 
@@ -80,18 +82,48 @@ class Plan:
     def _source(self, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
         return {**source, "fingerprint": self.fingerprints.get(f"source.{name}")}
 
+    def _add_pair(self, folder: str, models: Mapping[str, Any]) -> None:
+        """Add the keys of a pair of models and of the proof of its hooks."""
+        pair = _without(models, "layer", "dtype", "device", "ignore_first_tokens")
+        where = folder.replace("/", ".") or "models."
+        prints = {name: value for name, value in self.fingerprints.items() if name.startswith((where, "shipped"))}
+        upstream = ["models"] if folder else []  # the demo's other models are trained from its base model
+        self.keys[f"{folder}models"] = self._key("models.py", [pair, prints], *upstream)
+        self.keys[f"{folder}hooks"] = self._key("hooks.py", [models["layer"], models["dtype"]], f"{folder}models")
+
+    def _add_activations(self, folder: str) -> None:
+        """Add the keys of a pair's activation stores; all pairs read the same tokens."""
+        stored = [_without(self.config["activations"], "batch_tokens"), self.config["seed"]]
+        for split in self.splits:
+            key = self._key("activations.py", stored, f"tokens/{split}", f"{folder}hooks")
+            self.keys |= {f"{folder}activations/{split}/part-{i:03d}": key for i in range(self.n_parts(split))}
+
+    def _add_trained(self, folder: str) -> None:
+        """Add the keys of a pair's trained dictionaries and of what is measured on them."""
+        shared = _without(self.config.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
+        read, seed = f"{folder}activations/train/part-000", self.config["seed"]
+        for name, (settings, own_seed) in self.trained.items():
+            key = self._key("train.py", [settings, own_seed, shared, seed], read)
+            self.keys[f"{folder}crosscoders/{name}"] = key
+            self._add_measures(folder, name)
+
+    def _add_measures(self, folder: str, name: str) -> None:
+        """Add the keys of one dictionary's latent table and held-out metrics."""
+        c, crosscoder = self.config, f"{folder}crosscoders/{name}"
+        parts = {split: f"{folder}activations/{split}/part-000" for split in self.splits}
+        fitted = self._key("latents.py", [c["latents"], c["seed"]], crosscoder, *parts.values())
+        self.keys[f"{folder}latents/{name}"] = fitted
+        measured = [_without(c["evaluation"], "batch_size")]
+        metrics = self._key("evaluation.py", measured, crosscoder, parts["validation"], f"{folder}hooks")
+        self.keys[f"{folder}evaluation/{name}"] = metrics
+
     @cached_property
     def keys(self) -> dict[str, str]:
         """Content key per artifact, by its path under `results` without suffix."""
         self.keys = keys = {}  # filled in pipeline order: later stages look earlier ones up
         c, seed = self.config, self.config["seed"]
         models, tokens = c["models"], c["tokens"]
-
-        pair = _without(models, "layer", "dtype", "device", "ignore_first_tokens")
-        apart = ("source.", "crosscoders.")  # these belong to the stages that read them
-        prints = {name: value for name, value in self.fingerprints.items() if not name.startswith(apart)}
-        keys["models"] = self._key("models.py", [pair, prints])
-        keys["hooks"] = self._key("hooks.py", [models["layer"], models["dtype"]], "models")
+        self._add_pair("", models)
 
         sources = {name: self._source(name, source) for name, source in tokens["sources"].items()}
         for split in self.splits:
@@ -106,24 +138,15 @@ class Plan:
         generated = [*asked, models["dtype"], models["ignore_first_tokens"], seed]
         keys["tokens/conversations"] = self._key("conversations.py", generated, "models")
 
-        stored = [_without(c["activations"], "batch_tokens"), seed]
-        for split in self.splits:
-            key = self._key("activations.py", stored, f"tokens/{split}", "hooks")
-            keys |= {f"activations/{split}/part-{i:03d}": key for i in range(self.n_parts(split))}
-
-        shared = _without(c.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
+        self._add_activations("")
         parts = {split: f"activations/{split}/part-000" for split in self.splits}
         for name, settings in self.published.items():
             read = [settings, self.fingerprints.get(f"crosscoders.{name}"), models["layer"]]
             upstream = [parts["train"]] if self.estimates_scale(name) else []
             keys[f"crosscoders/{name}"] = self._key("import_crosscoder.py", read, *upstream)
-        for name, (settings, own_seed) in self.trained.items():
-            keys[f"crosscoders/{name}"] = self._key("train.py", [settings, own_seed, shared, seed], parts["train"])
-        for name in self.dictionaries:
-            trained = f"crosscoders/{name}"
-            keys[f"latents/{name}"] = self._key("latents.py", [c["latents"], seed], trained, *parts.values())
-            metrics = [_without(c["evaluation"], "batch_size")]
-            keys[f"evaluation/{name}"] = self._key("evaluation.py", metrics, trained, parts["validation"], "hooks")
+        self._add_trained("")
+        for name in self.published:
+            self._add_measures("", name)
         tables = [f"latents/{name}" for name in self.dictionaries]
         trained_all = [f"crosscoders/{name}" for name in self.dictionaries]
         keys["concepts/concepts"] = self._key("concepts.py", None, *tables, *trained_all, parts["validation"])
@@ -152,6 +175,7 @@ class Plan:
             "cosine": tables,
             "twins": twins,
             "frequency": tables,
+            "detection": ["concepts/concepts"],
             "training": [f"crosscoders/{name}" for name in self.trained],
         }
         printed = {
@@ -161,12 +185,24 @@ class Plan:
         }
         if not self.trained:
             del figures["training"], printed["seeds"]
+        if not any(source["from"] == "demo" for source in tokens["sources"].values()):
+            del figures["detection"]  # only the demo's corpora carry concept labels
+        for null, pair in c["nulls"].items():
+            folder = f"nulls/{null}/"
+            self._add_pair(folder, {**models, **pair})
+            self._add_activations(folder)
+            self._add_trained(folder)
         for name, upstream in figures.items():
             keys[f"figures/{name}"] = self._key(f"{name}.py", [style, seed], *upstream)
         for name, upstream in printed.items():
             keys[f"tables/{name}"] = self._key(f"{name}.py", style, *upstream)
         drawn = [name for name in keys if name.startswith(("figures/", "tables/"))]
         keys["paper"] = self._key("paper.py", None, *drawn)
+        if c["nulls"]:
+            folders = ["", *(f"nulls/{null}/" for null in c["nulls"])]
+            stages = [f"{folder}{stage}" for folder in folders for stage in ("latents", "evaluation")]
+            own = [f"{stage}/{name}" for stage in stages for name in self.trained]
+            keys["nulls/summary"] = self._key("nulls.py", style, *own)
         shown = ["causal/summary", "concepts/concepts", "figures/fig4", *tables, *metrics_all]
         keys["summary"] = self._key("summary.py", None, *shown)
         return keys

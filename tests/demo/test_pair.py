@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2ForCausalLM
 
 from tunediff.demo.grammar import BEHAVIOURS, chat_documents, web_documents
-from tunediff.demo.pair import Corpus, PairConfig, build_tokenizer, train_pair
+from tunediff.demo.pair import VARIANTS, Corpus, PairConfig, build_tokenizer, train_pair, train_variant
 from tunediff.errors import TunediffError
 
 SHIPPED = Path(__file__).parents[2] / "resources" / "demo-pair"
@@ -97,6 +97,14 @@ def test_tiny_pair_trains_and_reloads(tmp_path):
         logits[name] = full(ids).logits
         assert torch.equal(logits[name], reference(ids).logits)
     assert not torch.equal(logits["base"], logits["chat"])
+    learned = {v: train_variant(v, tmp_path / "base", tmp_path / v, config) for v in VARIANTS}
+    assert learned["retuned"]["chat_loss"] < learned["continued"]["chat_loss"]
+    assert learned["continued"]["web_loss"] < report["base"]["web_loss"]
+    for variant in VARIANTS:
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / variant, dtype=torch.float32, attn_implementation="eager"
+        )
+        assert not any(torch.equal(model(ids).logits, other) for other in logits.values())
 
 
 def test_budgets_below_one_batch_are_refused(tmp_path):

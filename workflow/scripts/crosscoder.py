@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 results, key = Path(snakemake.config["results"]), snakemake.params.key
 with job(snakemake):
-    publish(snakemake.wildcards.name, results / ".work" / key, key, results / "crosscoders")
+    publish(snakemake.wildcards.name, results / ".work" / key, key, Path(snakemake.output.store).parent)

@@ -1,4 +1,4 @@
-"""Resolve the model pair and compare its tokenizers."""
+"""Resolve a model pair (the run's own or a null) and compare its tokenizers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +9,10 @@ from tunediff.workflow import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
+models, shipped = snakemake.config["models"], Path(snakemake.scriptdir).parents[1] / "resources/demo-pair"
+if snakemake.wildcards.pair:
+    models = models | snakemake.config["nulls"][Path(snakemake.wildcards.pair).name]
+    models["demo"] = {**models["demo"], "retrain": False}
+    shipped = Path(snakemake.input.own)  # the run's own demo models
 with job(snakemake):
-    prepare_pair(
-        snakemake.config["models"],
-        Path(snakemake.scriptdir).parents[1] / "resources/demo-pair",
-        Path(snakemake.output.store),
-        key=snakemake.params.key,
-    )
+    prepare_pair(models, shipped, Path(snakemake.output.store), key=snakemake.params.key)

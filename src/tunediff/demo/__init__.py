@@ -1,1 +1,3 @@
 """The embedded demo: a generated corpus with known concepts and a small Gemma-2 pair trained on it."""
+
+DEMO_MODELS = ("demo-base", "demo-chat", "demo-retuned", "demo-continued")  # names of its models in a config

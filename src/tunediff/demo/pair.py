@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -48,6 +49,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+VARIANTS = ("retuned", "continued")
+VARIANT_SEED = 1000  # of their corpora; the pair's own are seeds 0 to 2
 _IGNORED = -100  # the label that cross-entropy leaves out
 _VOCABULARY_SAMPLE = (
     12_000  # documents of each corpus that the vocabulary is read from: the rarest word occurs > 20 times
@@ -319,6 +322,52 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory:
     tokenizer.save_pretrained(directory)
 
 
+def _held_out(tokenizer: PreTrainedTokenizerFast, config: PairConfig) -> tuple[Corpus, Corpus]:
+    """The web texts and chats that losses are measured on."""
+    web = Corpus(islice(web_documents(config.seed + 2, "validation"), config.held_out_documents), tokenizer)
+    chats = Corpus(islice(chat_documents(config.seed + 2, "validation"), config.held_out_documents), tokenizer)
+    return web, chats
+
+
+class Tuning(NamedTuple):
+    """What a chat-tuning saw."""
+
+    chat_tokens: int
+    web_tokens: int
+    tokens_per_second: float
+
+
+def _tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: PairConfig, seed: int) -> Tuning:
+    """Chat-tune a base model in place on the conversations, web texts and order of `seed`."""
+    chats = Corpus(chat_documents(seed), tokenizer, config.chat_tokens)
+    batches = list(chats.batches(config.batch_tokens, seed))
+    kept = Corpus(
+        web_documents(seed + 1), tokenizer, int(config.chat_tokens * config.web_share / (1 - config.web_share))
+    )
+    batches += list(kept.batches(config.batch_tokens, seed)) if config.web_share else []
+    Random(seed).shuffle(batches)
+    rate = _train(model, batches, config.chat_lr, config.weight_decay, "chat-tuning")
+    return Tuning(chats.tokens, kept.tokens if config.web_share else 0, rate)
+
+
+def train_variant(variant: str, base: Path, out_dir: Path, config: PairConfig) -> dict[str, object]:
+    """Train a model to compare the pair with, from the base model saved at `base`; save it, return what it learned.
+
+    `retuned` is chat-tuned as the chat model was, with other conversations of the same kind in another order;
+    `continued` goes on with new web text, for as many tokens at the same learning rate.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    if variant == "retuned":
+        _tune(model, tokenizer, config, VARIANT_SEED)
+    else:
+        web = Corpus(web_documents(VARIANT_SEED), tokenizer, int(config.chat_tokens / (1 - config.web_share)))
+        batches = list(web.batches(config.batch_tokens, VARIANT_SEED))
+        _train(model, batches, config.chat_lr, config.weight_decay, "more web text")
+    _save(model, tokenizer, out_dir)
+    return _evaluate(out_dir, tokenizer, *_held_out(tokenizer, config), config)
+
+
 def train_pair(out_dir: Path, config: PairConfig) -> dict:
     """Train the pair, save it in bfloat16 under `out_dir`/base and /chat, and return what is in `out_dir`/report.json.
 
@@ -359,19 +408,11 @@ def train_pair(out_dir: Path, config: PairConfig) -> dict:
     _save(base, tokenizer, out_dir / "base")
 
     chat = deepcopy(base)
-    chat_corpus = Corpus(chat_documents(config.seed), tokenizer, config.chat_tokens)
-    batches = list(chat_corpus.batches(config.batch_tokens, config.seed))
-    kept = Corpus(
-        web_documents(config.seed + 1), tokenizer, int(config.chat_tokens * config.web_share / (1 - config.web_share))
-    )
-    batches += list(kept.batches(config.batch_tokens, config.seed)) if config.web_share else []
-    Random(config.seed).shuffle(batches)
-    chat_rate = _train(chat, batches, config.chat_lr, config.weight_decay, "chat-tuning")
+    tuning = _tune(chat, tokenizer, config, config.seed)
     _save(chat, tokenizer, out_dir / "chat")
     trained = time.perf_counter() - started
 
-    web = Corpus(islice(web_documents(config.seed + 2, "validation"), config.held_out_documents), tokenizer)
-    chats = Corpus(islice(chat_documents(config.seed + 2, "validation"), config.held_out_documents), tokenizer)
+    web, chats = _held_out(tokenizer, config)
     report = {
         "base": _evaluate(out_dir / "base", tokenizer, web, chats, config),
         "chat": _evaluate(out_dir / "chat", tokenizer, web, chats, config),
@@ -380,12 +421,12 @@ def train_pair(out_dir: Path, config: PairConfig) -> dict:
         "vocabulary": len(tokenizer),
         "tokens": {
             "base_web": web_corpus.tokens,
-            "chat": chat_corpus.tokens,
-            "chat_web": kept.tokens if config.web_share else 0,
+            "chat": tuning.chat_tokens,
+            "chat_web": tuning.web_tokens,
             "held_out_web": web.tokens,
             "held_out_chat": chats.tokens,
         },
-        "tokens_per_second": {"base": base_rate, "chat": chat_rate},
+        "tokens_per_second": {"base": base_rate, "chat": tuning.tokens_per_second},
         "seconds": {"training": trained, "all": time.perf_counter() - started},
         "threads": torch.get_num_threads(),
         "device": "cpu",

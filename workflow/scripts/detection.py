@@ -1,0 +1,18 @@
+"""Draw how well the best chat-specific latents detect the planted concepts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.detection import draw
+from tunediff.figures.style import Style, save
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    drawing = draw(pd.read_parquet(snakemake.input.concepts), style)
+    save(*drawing, Path(snakemake.output.pdf).with_suffix(""), style)
