@@ -141,3 +141,27 @@ def evaluation(fve: float = 0.88, l0: float = 52.3, dead: float = 0.04) -> dict:
     metrics += [{"metric": "l0", "model": "both", "subset": "all", "value": l0}]
     metrics += [{"metric": "dead_fraction", "model": "both", "subset": "all", "value": dead}]
     return {"metrics": metrics, "n_tokens": {"all": 1_000_000, "web": 500_000}}
+
+
+def concepts() -> pd.DataFrame:
+    """A concept table of two crosscoders and two seeds; one of three concepts is not planted."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "concept": concept,
+            "planted": concept != "weather",
+            "crosscoder": f"{kind}-seed{seed}",
+            "pool": pool,
+            "latent": 3,
+        }
+        for kind in ("l1", "batchtopk")
+        for seed in (0, 1)
+        for concept in ("refusal", "joke_onset", "weather")
+        for pool in ("chat-specific", "all")
+    ]
+    table = pd.DataFrame(rows)
+    for column in ("auroc", "precision", "recall"):
+        table[column] = generator.uniform(0.5, 1, len(table))
+    table["rank"] = generator.integers(1, 60, len(table)).astype(float)
+    table["auroc_among_onsets"] = table["auroc"].where(table["concept"] == "joke_onset")
+    return table

@@ -70,6 +70,8 @@ def stage(tmp_path_factory):
     frame["latent"] = np.arange(20, dtype=np.int32)
     frame["chat_specific"] = np.arange(20) >= 8
     frame["nu_error"] = np.linspace(0, 1, 20).astype(np.float32)
+    frame["rank_sum"] = np.float32(40) - np.arange(20, dtype=np.float32)  # the last latent is the most chat-specific
+    frame.loc[19, "rank_sum"] = np.nan
     return activation_store(folder / "part-000.zarr", tokens, h), tokens, crosscoder, LatentTable(frame, SOURCES), h
 
 
@@ -90,7 +92,7 @@ def test_the_planted_reader_is_found_in_its_pool_only(stage):
     best = frame.set_index(["concept", "pool"])
     found = best.loc["refusal", "all"]
     assert found[["latent", "auroc", "recall"]].tolist() == [7, 1.0, 1.0]
-    assert found["nu_error"] == pytest.approx(7 / 19)
+    assert found["nu_error"] == pytest.approx(7 / 19) and found["rank"] == 19 - 7
     other = best.loc["refusal", "chat-specific"]
     assert other["latent"] >= 8 and other["auroc"] < 1
     assert best["planted"].tolist() == [True, True, False, False]

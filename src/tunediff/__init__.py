@@ -2,9 +2,10 @@
 
 Modules follow the data and import only leftwards:
 ``documents → demo → corpora → tokens → models → conversations, activations → sparse → crosscoder → dictionaries →
-training → scaling → latents → evaluation, concepts, causal, twins, seeds → tables, nulls, figures → report``. ``exchange``
-reads and writes other libraries' crosscoders, ``planted`` and ``truth`` make and score known latents; ``errors``,
-``artifacts``, ``statistics`` serve them all; ``config``, ``keys``, ``plan``, ``finished``, ``workflow`` the pipeline.
+training → scaling → latents → evaluation, concepts, causal, twins, seeds → tables, nulls, figures → report``.
+``exchange`` reads and writes other libraries' crosscoders, ``planted`` and ``truth`` make and score known latents;
+``errors``, ``artifacts``, ``statistics`` serve them all; ``config``, ``keys``, ``plan``, ``finished``, ``workflow`` the
+pipeline.
 
 Dimension names in jaxtyping annotations: ``token`` (positions), ``model`` (2: base, chat), ``d_model`` (activation
 width d), ``latent`` (dictionary size F), ``nonzero`` (stored entries of a sparse code), ``vocab``.

@@ -41,10 +41,11 @@ def null_rates(
 
 def draw_nulls(table: pd.DataFrame, models: Mapping[str, tuple[str, str]], style: Style) -> Drawing:
     """Typeset `null_rates`, one line per pair and crosscoder; `models` names both models of each pair."""
-    cells, rules = [], set()
-    for pair, rows in table.groupby("pair", sort=False):
+    cells: list[list[str]] = []
+    rules: set[int] = set()
+    for pair in dict.fromkeys(table["pair"]):
         rules.add(len(cells))
-        for row in rows.to_dict("records"):
+        for row in table[table["pair"] == pair].to_dict("records"):
             line = [f"{pair or 'the pair itself'}, {look.display_name(row['crosscoder'])}", f"{row['live']:,}"]
             for name in CALLS:
                 share, low, high = (100 * row[f"{name}_share{end}"] for end in ("", "_low", "_high"))
@@ -55,8 +56,8 @@ def draw_nulls(table: pd.DataFrame, models: Mapping[str, tuple[str, str]], style
     against = "; ".join(f"{pair}: {base} and {chat}" for pair, (base, chat) in models.items() if pair)
     note = (
         f"Pairs (as base, as chat): {against}. The second of these learned no concept that the first lacks, so every "
-        "call is a false positive; the pair itself stands for comparison. Calls over latents of any class, as a share of the live ones "
-        "with Wilson's 95 % interval (as if latents were independent). FVE and L0 on held-out tokens."
+        "call is a false positive; the pair itself stands for comparison. Calls over latents of any class, as a share "
+        "of the live ones with Wilson's 95 % interval (as if latents were independent). FVE, L0: held-out tokens."
     )
     title = "Chat-specific latents where nothing is chat-specific"
     return Drawing(typeset(heads, cells, rules - {0}, title, note, style), table)

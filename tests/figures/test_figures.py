@@ -9,9 +9,18 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figure_tables import LABELS, histories, kl_summary, latent_table, latent_tables, twin_tables, without_chat_only
+from figure_tables import (
+    LABELS,
+    concepts,
+    histories,
+    kl_summary,
+    latent_table,
+    latent_tables,
+    twin_tables,
+    without_chat_only,
+)
 from tunediff.errors import TunediffError
-from tunediff.figures import cosine, fig2, fig3, fig4, frequency, style, template, training, twins
+from tunediff.figures import cosine, detection, fig2, fig3, fig4, frequency, style, template, training, twins
 from tunediff.figures.style import Drawing, Style
 
 STYLE = Style(dpi=60)
@@ -26,6 +35,7 @@ FROM_LATENTS = {"fig2": fig2, "fig3": fig3, "template": template, "cosine": cosi
 ALL: dict[str, Callable[[], Drawing]] = {
     **{name: lambda module=module: module.draw(latent_tables(), STYLE) for name, module in FROM_LATENTS.items()},
     "fig4": lambda: fig4.draw(*kl_summary(), STYLE),
+    "detection": lambda: detection.draw(concepts(), STYLE),
     "twins": lambda: twins.draw(twin_tables(), STYLE),
     "training": lambda: training.draw(histories(), STYLE),
 }
@@ -264,3 +274,21 @@ def test_a_missing_column_is_named() -> None:
     tables = {"l1-seed0": latent_table().drop(columns="nu_error")}
     with pytest.raises(TunediffError, match="latents of l1-seed0: no column 'nu_error'"):
         fig2.draw(tables, STYLE)
+
+
+def test_detection_shows_the_best_chat_specific_latent_of_every_planted_concept() -> None:
+    table = concepts()
+    drawing = detection.draw(table, STYLE)
+    wanted = table[table["planted"] & (table["pool"] == "chat-specific")]
+    assert drawing.numbers["auroc"].tolist() == wanted["auroc"].tolist()
+    axes = drawing.figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["joke, onset", "refusal"]  # onsets first
+    marks = {
+        tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() != "None"
+    }
+    assert marks == {
+        tuple(wanted.loc[wanted["crosscoder"] == label].set_index("concept")["auroc"][["joke_onset", "refusal"]])
+        for label in wanted["crosscoder"].unique()
+    }
+    nothing = detection.draw(table[~table["planted"]], STYLE)
+    assert "no chat concept is labelled" in texts(nothing)

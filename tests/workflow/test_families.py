@@ -37,5 +37,13 @@ def test_family_runs_to_the_figures(family: str, tiny_pairs: Callable[[str], Tin
     if family == "qwen2":  # answers given by the source, compressed stores
         checkout.edit_config("conversations.answers", "given")
         checkout.edit_config("activations.codec", "blosc")
+        checkout.edit_config("nulls.same", {"base": str(pair.chat), "chat": str(pair.chat)})
     checkout.run()
     assert_complete(checkout)
+    if family == "qwen2":
+        checkout.run("nulls")
+        rates = pd.read_csv(checkout.root / "results/nulls/summary.csv").fillna({"pair": ""})
+        assert rates["pair"].tolist() == ["", "", "same", "same"] and (rates["live"] > 0).all()
+        # one model twice: both decoders of a latent see the same gradients, so nothing is specific to either
+        assert not rates[rates["pair"] == "same"][["chat_only", "chat_specific"]].to_numpy().any()
+        assert checkout.planned("nulls") == {}

@@ -33,8 +33,12 @@ def draw(concepts: pd.DataFrame, style: Style) -> Drawing:
     order = [*onsets, *(name for name in names if name not in onsets)]
     colours = look.crosscoder_colours(shown["crosscoder"])
     kinds = list(dict.fromkeys(map(look.kind_of, colours)))
-    seeds = max(list(map(look.kind_of, colours)).count(kind) for kind in kinds)
+    seeds = len(colours) // max(1, len(kinds))
     with style.context():
+        if not order:
+            figure = style.figure(1.0)
+            look.statement(figure.subplots(), "no chat concept is labelled in these corpora", style)
+            return Drawing(figure, shown)
         figure = style.figure(ROW * len(order) + 1.9)
         axes = figure.subplots(1, len(PANELS), sharey=True)
         for panel, column in zip(axes, PANELS, strict=True):
@@ -49,12 +53,12 @@ def draw(concepts: pd.DataFrame, style: Style) -> Drawing:
         look.legend(figure, handles, "Planted chat concepts and the best chat-specific latent for each")
         look.note(
             figure,
-            f"{f'One mark per seed ({seeds}). ' if seeds > 1 else ''}Validation tokens. Onset: the position that predicts "
-            "an answer's first token; its best latent is the one with the highest AUROC among the onsets of all answers, "
-            "of other concepts the one with the highest AUROC over all tokens. Precision and recall of the latent firing. "
-            f"Rank: place of that latent in the dictionary's list by rank({look.NU_RECONSTRUCTION}) + "
-            f"rank({look.NU_ERROR}), 1 is the most chat-specific. No mark: too few labelled tokens, or no chat-specific "
-            "latent.",
+            (f"One mark per seed ({seeds}). " if seeds > 1 else "")
+            + "Validation tokens. Onset: the position that predicts an answer's first token; its best latent is the "
+            "one of highest AUROC among the onsets of all answers, that of other concepts the one of highest AUROC "
+            "over all tokens. Precision and recall of the latent firing. Rank: place of that latent in the "
+            f"dictionary's list by rank({look.NU_RECONSTRUCTION}) + rank({look.NU_ERROR}), 1 is the most "
+            "chat-specific. No mark: too few labelled tokens, or no chat-specific latent.",
             style,
         )
     return Drawing(figure, shown.drop(columns=["planted", "pool"]).reset_index(drop=True))
