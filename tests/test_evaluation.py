@@ -96,7 +96,9 @@ def reference_losses(stage, means, documents, replacements):
     return losses, n
 
 
-def test_cross_entropy_against_forward_hooks(stage):
+@pytest.mark.parametrize("at_once", [1 << 25, 100])
+def test_cross_entropy_against_forward_hooks(stage, monkeypatch, at_once):
+    monkeypatch.setattr("tunediff.evaluation.LOGITS_AT_ONCE", at_once)
     _, tokens, crosscoder, models, _ = stage
     means = torch.randn(3, 16, dtype=torch.float64)
     replacements = {5: 6, 7: 8}

@@ -27,14 +27,13 @@ from tunediff.artifacts import building, provenance, seal, write_text
 from tunediff.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.latents import LatentTable
-from tunediff.models import ResidualModel, replace_tokens
+from tunediff.models import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.sparse import SparseCode, sparse_decode
 from tunediff.statistics import percentile_interval, resample_weights
 from tunediff.tokens import LEFT_OUT, Mask, TokenStore, first_response_positions, response_positions
 
 SHARED_INTERVENTIONS = ("none", "template", "chat")  # no crosscoder is involved
 HALVES = ("norm_difference_best", "norm_difference_worst", "latent_scaling_best", "latent_scaling_worst")
-_LOGITS_AT_ONCE = 1 << 25  # logits compared at once, in float32
 _KL_DTYPES = {"n_all": "int32", "n_first": "int32", "conversation": "int32"}
 
 
@@ -191,7 +190,7 @@ def kl_divergence(
 ) -> Float[Tensor, "token"]:
     """Return KL(softmax(reference) ‖ softmax(other)) in nats, float64: float32 log-softmax, summed in float64."""
     result = torch.empty(len(reference), dtype=torch.float64, device=reference.device)
-    step = max(1, _LOGITS_AT_ONCE // max(1, reference.shape[1]))
+    step = max(1, LOGITS_AT_ONCE // max(1, reference.shape[1]))
     for start in range(0, len(reference), step):
         p = reference[start : start + step].float().log_softmax(-1)
         q = other[start : start + step].float().log_softmax(-1)

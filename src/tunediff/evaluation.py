@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tunediff.activations import ActivationStore
 from tunediff.artifacts import provenance, write_text
 from tunediff.crosscoder import Crosscoder
-from tunediff.models import ResidualModel, replace_tokens
+from tunediff.models import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.passes import counted_batches
 from tunediff.tokens import LEFT_OUT, TokenStore
 
@@ -147,7 +147,13 @@ def _loss_sum(model: ResidualModel, residual: Tensor, batch: Padded, scored: Ten
     logits = model.logits_from(residual, batch.token_id, batch.attention_mask, positions)
     chosen = scored[:, positions]
     labels = batch.token_id[:, positions + 1][chosen]
-    return torch.nn.functional.cross_entropy(logits[chosen].float(), labels, reduction="none").double().sum().item()
+    rows = logits[chosen]
+    step = max(1, LOGITS_AT_ONCE // rows.shape[1])
+    losses = [
+        torch.nn.functional.cross_entropy(part.float(), label, reduction="none").double().sum()
+        for part, label in zip(rows.split(step), labels.split(step), strict=True)
+    ]
+    return torch.stack(losses).sum().item()
 
 
 @torch.no_grad()

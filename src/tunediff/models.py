@@ -36,6 +36,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # number of rows changes, and bfloat16 keeps 8 bits of mantissa.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}
 
+LOGITS_AT_ONCE = 1 << 25  # turned into float32 at once by what compares logits: 128 MiB, not a batch's gigabytes
+
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
 
 
