@@ -3,6 +3,8 @@ if PLAN.published:
 
     rule import_crosscoder:
         input:
+            models=store("models"),
+            models_manifest=f"{R}/models.json",
             stores=lambda wildcards: (
                 [ancient(path) for path in parts("train", ".zarr")]
                 if PLAN.estimates_scale(wildcards.name)
@@ -28,6 +30,7 @@ if PLAN.published:
             runtime=60,
         params:
             key=key("crosscoders/{name}"),
+            models_key=KEYS["models"],
             settings=lambda wildcards: PLAN.published[wildcards.name],
             activations_key=KEYS["activations/train/part-000"],
         script:

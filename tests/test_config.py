@@ -105,9 +105,19 @@ def test_defaults_come_from_the_schema_and_given_values_win() -> None:
     assert "aux_weight" not in DEMO["crosscoders"]["batchtopk"]  # the input is not edited
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+WHOLE = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name != "seeds.yaml")
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path: Path) -> None:
     load(path, SCHEMA)
+
+
+def test_seeds_go_on_top_of_another_config() -> None:
+    more = yaml.safe_load((ROOT / "config/seeds.yaml").read_text())
+    assert list(more) == ["training"]
+    config = check({**DEMO, "training": {**DEMO["training"], **more["training"]}}, SCHEMA)
+    assert config["training"]["seeds"] == [0, 1, 2]
 
 
 def described(node: dict, key: str = "") -> None:

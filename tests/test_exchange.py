@@ -233,7 +233,10 @@ def test_imported_artifact_is_what_later_stages_load(tmp_path: Path) -> None:
     s = state()
     settings = {"path": write(tmp_path / "hub", s, k=100), "layout": "auto", "revision": None, "file": None}
     target = tmp_path / "results" / "batchtopk"
-    import_published(settings, None, target, {"layer": 13}, key="abc")
+    with pytest.raises(TunediffError, match="a crosscoder of models 10 wide, these are 16 wide"):
+        import_published(settings, None, target, {"layer": 13}, 16, key="abc")
+    assert not target.exists()
+    import_published(settings, None, target, {"layer": 13}, 10, key="abc")
     loaded = Crosscoder.load(target, key="abc")
     assert_equal(loaded, s)
     assert loaded.config["layer"] == 13 and loaded.config["source"]["path"] == settings["path"]

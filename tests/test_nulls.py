@@ -5,8 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from figure_tables import LABELS, evaluation, latent_tables
-from tunediff.figures.style import Style
-from tunediff.nulls import draw_nulls, null_rates
+from tunediff.nulls import null_rates
 
 EVALUATIONS = {label: evaluation() for label in LABELS}
 SAME = {
@@ -34,11 +33,3 @@ def test_rates_count_calls_among_live_latents() -> None:
         assert own["chat_specific_share_low"] == pytest.approx(centre - half)
         assert own["chat_specific_share_high"] == pytest.approx(centre + half)
         assert null["chat_specific_share"] == 0 < null["chat_specific_share_high"] < own["chat_specific_share"]
-
-
-def test_the_table_names_the_models_of_every_null() -> None:
-    rates = null_rates(PAIRS)
-    drawing = draw_nulls(rates, {"": ("a", "b"), "same": ("demo-chat", "demo-chat")}, Style(dpi=60))
-    text = "\n".join(t.get_text() for t in drawing.figure.findobj(lambda artist: hasattr(artist, "get_text")))
-    assert "same: demo-chat and demo-chat" in " ".join(text.split())
-    assert drawing.numbers is rates and text.count("the pair itself, ") == 2

@@ -423,12 +423,14 @@ def import_published(
     store: ActivationStore | None,
     target: Path,
     facts: Mapping[str, Any] | None = None,
+    d_model: int | None = None,
     *,
     key: str,
 ) -> Crosscoder:
     """Make the artifact of a published crosscoder (config section of `kind: published`), as training makes one.
 
-    `store` is only read to estimate an input scale that is not given; `facts` (the layer) go into config.json.
+    `store` is only read to estimate an input scale that is not given; `facts` (the layer) go into config.json. Of
+    another width than `d_model`, where that is given, it is refused before anything long reads it.
     """
     started = time.time()
     chosen = {name: settings.get(name) for name in ("revision", "file", "input_scale", "code_normalization")}
@@ -442,6 +444,12 @@ def import_published(
     if chosen["input_scale"] is not None:
         about["input_scale"] = {"values": list(chosen["input_scale"]), "from": scale_from}
     crosscoder = load_published(settings["path"], layout, **chosen, facts=about)
+    width = crosscoder.decoder_weight.shape[2]
+    if d_model not in (None, width):
+        raise TunediffError(
+            f"{settings['path']}: a crosscoder of models {width} wide, these are {d_model} wide; give one trained on "
+            "this pair"
+        )
     with building(target) as partial:
         crosscoder.save(partial)
     seal(target, "crosscoder", key, crosscoder.config, provenance(started))

@@ -143,7 +143,7 @@ class Plan:
         for name, settings in self.published.items():
             read = [settings, self.fingerprints.get(f"crosscoders.{name}"), models["layer"]]
             upstream = [parts["train"]] if self.estimates_scale(name) else []
-            keys[f"crosscoders/{name}"] = self._key("import_crosscoder.py", read, *upstream)
+            keys[f"crosscoders/{name}"] = self._key("import_crosscoder.py", read, "models", *upstream)
         self._add_trained("")
         for name in self.published:
             self._add_measures("", name)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from figure_tables import (
     LABELS,
     concepts,
+    evaluation,
     histories,
     kl_summary,
     latent_table,
@@ -20,8 +21,9 @@ from figure_tables import (
     without_chat_only,
 )
 from tunediff.errors import TunediffError
-from tunediff.figures import cosine, detection, fig2, fig3, fig4, frequency, style, template, training, twins
+from tunediff.figures import cosine, detection, fig2, fig3, fig4, frequency, nulls, style, template, training, twins
 from tunediff.figures.style import Drawing, Style
+from tunediff.nulls import null_rates
 
 STYLE = Style(dpi=60)
 MISSING = {
@@ -32,10 +34,20 @@ MISSING = {
     "frequency": "no latent fires (64 dead)",
 }
 FROM_LATENTS = {"fig2": fig2, "fig3": fig3, "template": template, "cosine": cosine, "frequency": frequency}
+MODELS = {"": ("base", "chat"), "same": ("demo-chat", "demo-chat")}
+
+
+def rates() -> pd.DataFrame:
+    """The rates of a pair and of one null."""
+    pair = latent_tables(), {label: evaluation() for label in LABELS}
+    return null_rates({"": pair, "same": pair})
+
+
 ALL: dict[str, Callable[[], Drawing]] = {
     **{name: lambda module=module: module.draw(latent_tables(), STYLE) for name, module in FROM_LATENTS.items()},
     "fig4": lambda: fig4.draw(*kl_summary(), STYLE),
     "detection": lambda: detection.draw(concepts(), STYLE),
+    "nulls": lambda: nulls.draw(rates(), MODELS, STYLE),
     "twins": lambda: twins.draw(twin_tables(), STYLE),
     "training": lambda: training.draw(histories(), STYLE),
 }
@@ -292,3 +304,16 @@ def test_detection_shows_the_best_chat_specific_latent_of_every_planted_concept(
     }
     nothing = detection.draw(table[~table["planted"]], STYLE)
     assert "no chat concept is labelled" in texts(nothing)
+
+
+def test_nulls_show_every_call_and_name_the_models() -> None:
+    table = rates()
+    drawing = nulls.draw(table, MODELS, STYLE)
+    shown = texts(drawing)
+    assert "same: demo-chat and demo-chat" in " ".join(shown.split())
+    axes = drawing.figure.axes[0]
+    marks = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == len(table)]
+    for x, name in zip(marks, ("chat_only", "chat_specific", "chat_specific_interval"), strict=True):
+        np.testing.assert_allclose(x, 100 * table[f"{name}_share"])
+    for row in table.to_dict("records"):
+        assert f"{row['chat_only']:,}, {row['chat_specific']:,}, {row['chat_specific_interval']:,}" in shown

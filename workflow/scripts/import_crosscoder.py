@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.activations import ActivationStore
+from tunediff.artifacts import read_manifest
 from tunediff.exchange import import_published
 from tunediff.workflow import job
 
@@ -16,6 +17,7 @@ with job(snakemake):
         params.settings,
         ActivationStore(stores, key=params.activations_key) if stores else None,
         Path(snakemake.output.store),
-        facts={"layer": snakemake.config["models"]["layer"]},
+        {"layer": snakemake.config["models"]["layer"]},
+        read_manifest(Path(snakemake.input.models), "models", params.models_key).facts["d_model"],
         key=params.key,
     )

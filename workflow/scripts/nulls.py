@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from tunediff.figures.nulls import draw
 from tunediff.figures.style import Style, save
-from tunediff.nulls import draw_nulls, null_rates
+from tunediff.nulls import null_rates
 from tunediff.workflow import job
 
 if TYPE_CHECKING:
@@ -24,4 +25,4 @@ with job(snakemake):
         metrics = {Path(p).stem: json.loads(Path(p).read_text(encoding="utf-8")) for p in read.metrics[own]}
         found[pair] = tables, metrics
     models = {pair: (Path(of["base"]).name, Path(of["chat"]).name) for pair, of in pairs.items()}
-    save(*draw_nulls(null_rates(found), models, style), Path(snakemake.output.pdf).with_suffix(""), style)
+    save(*draw(null_rates(found), models, style), Path(snakemake.output.pdf).with_suffix(""), style)
