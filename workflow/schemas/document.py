@@ -22,6 +22,7 @@ line that names the key and the remedy.
 | `gemma2-2b-published.yaml` | the same tables and figures from the authors' own dictionaries, nothing trained |
 | `llama32-1b.yaml` | Llama 3.2 1B, layer 8 |
 | `planted.yaml` | the truth test: activations made from known latents instead of a model pair |
+| `seeds.yaml` | on top of another: each dictionary from three seeds |
 
 This page is written from `workflow/schemas/config.schema.yaml` by `workflow/schemas/document.py`.
 """
@@ -67,6 +68,7 @@ def document(schema: dict[str, Any]) -> str:
         ref["$ref"].rsplit("/", 1)[-1] for ref in schema["properties"]["crosscoders"]["additionalProperties"]["oneOf"]
     ):
         blocks.append(table(f"A crosscoder with `kind: {kind}`", schema["$defs"][kind]))
+    blocks.append(table("A pair of `nulls`", schema["$defs"]["null_pair"]))
     blocks.append(table("An arm of `planted`", schema["$defs"]["planted_arm"]))
     return "\n".join(blocks)
 
