@@ -9,12 +9,9 @@ from matplotlib.transforms import Transform
 
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
+from tunediff.nulls import CALLS
 
-MARKS = {
-    "chat_only": (f"{look.NORM_DIFFERENCE} ≥ 0.9", look.VERMILLION, "o"),
-    "chat_specific": (f"{look.NU_RECONSTRUCTION} < 0.5, {look.NU_ERROR} < 0.2", look.BLUE, "s"),
-    "chat_specific_interval": ("the same, 95 % intervals below", look.SKY, "D"),
-}
+MARKS = dict(zip(CALLS, look.RULES.values(), strict=True))
 ROW = 0.27  # inches per crosscoder
 
 
@@ -24,11 +21,11 @@ def draw(table: pd.DataFrame, models: Mapping[str, tuple[str, str]], style: Styl
     with style.context():
         figure = style.figure(ROW * len(rows) + 1.75)
         axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=[1, 0.95])
-        for n, (name, (_, colour, marker)) in enumerate(MARKS.items()):
+        for n, (name, mark) in enumerate(MARKS.items()):
             y = [line + 0.24 * (n - 1) for line in range(len(rows))]
             share, low, high = (100 * table[f"{name}_share{end}"] for end in ("", "_low", "_high"))
-            axes.hlines(y, low, high, color=colour, linewidth=1.0)
-            axes.plot(share, y, marker, color=colour, markersize=3.5, clip_on=False)
+            axes.hlines(y, low, high, color=mark.colour, linewidth=1.0)
+            axes.plot(share, y, mark.marker, color=mark.colour, markersize=3.5, clip_on=False)
         axes.set_xlim(left=0)
         axes.set_xlabel("live latents called chat-specific, %")
         axes.set_yticks(range(len(rows)), [_name(row["pair"], row["crosscoder"]) for row in rows])
@@ -46,8 +43,8 @@ def draw(table: pd.DataFrame, models: Mapping[str, tuple[str, str]], style: Styl
             if line and row["pair"] != rows[line - 1]["pair"]:
                 axes.axhline(line - 0.5, color=look.GREY, linewidth=0.4)
         handles = [
-            Line2D([], [], linestyle="", marker=marker, markersize=4, color=colour, label=name)
-            for name, colour, marker in MARKS.values()
+            Line2D([], [], linestyle="", marker=mark.marker, markersize=4, color=mark.colour, label=mark.name)
+            for mark in MARKS.values()
         ]
         look.legend(figure, handles, "Latents called chat-specific where nothing is chat-specific, by", columns=3)
         against = "; ".join(f"{pair}: {base} and {chat}" for pair, (base, chat) in models.items() if pair)

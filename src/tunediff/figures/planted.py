@@ -1,7 +1,7 @@
 """The planted benchmark: what each crosscoder makes of each kind of concept, and how far each rule can be believed."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,23 +15,9 @@ from tunediff.figures.style import Drawing, Style
 from tunediff.tables import typeset
 from tunediff.truth import UNDECIDED_UP_TO, Scores, over_seeds, rates
 
-
-class Mark(NamedTuple):
-    """How a rule or ranking is drawn."""
-
-    name: str
-    colour: str
-    marker: str
-
-
-RULES = {
-    "norm_difference": Mark(f"{look.NORM_DIFFERENCE} ≥ 0.9", look.VERMILLION, "o"),
-    "nu_point": Mark(f"{look.NU_RECONSTRUCTION} < 0.5, {look.NU_ERROR} < 0.2", look.BLUE, "s"),
-    "nu_interval": Mark("the same, 95 % intervals below", look.SKY, "D"),
-}
 RANKINGS = {
-    "auroc_norm_difference": Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
-    "auroc_rank_sum": Mark("rank sum of ν", look.BLUE, "s"),
+    "auroc_norm_difference": look.Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
+    "auroc_rank_sum": look.Mark("rank sum of ν", look.BLUE, "s"),
 }
 ROW_INCHES = 0.165
 HEAD_INCHES = 0.72  # of a row of panels: its titles and axis
@@ -63,7 +49,7 @@ def called(scores: Scores) -> pd.DataFrame:
     """Return, per arm, crosscoder and group of concepts, the shares found, and found and called by each rule."""
     concepts = _groups(scores.concepts)
     pieces = []
-    for rule in ("found", *RULES):
+    for rule in ("found", *look.RULES):
         hit = concepts["found"] if rule == "found" else concepts["found"] & concepts[f"chat_{rule}"]
         by = ["arm", "crosscoder", "kind", "group"]
         pieces.append(rates(concepts.assign(hit=hit.astype(float)), by, "hit").assign(rule=rule))
@@ -77,7 +63,7 @@ def by_factor(scores: Scores) -> pd.DataFrame:
     by = ["arm", "crosscoder", "factor"]
     pieces = [
         rates(concepts.assign(hit=concepts[f"chat_{rule}"].astype(float)), by, "hit").assign(rule=rule)
-        for rule in RULES
+        for rule in look.RULES
     ]
     return pd.concat(pieces, ignore_index=True).sort_values(["arm", "factor"], kind="stable", ignore_index=True)
 
@@ -87,7 +73,7 @@ def quality(scores: Scores) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (arm, crosscoder), table in scores.crosscoders.groupby(["arm", "crosscoder"], sort=False):
         for quantity in ("precision", "false_positives", "auroc"):
-            names = RULES if quantity != "auroc" else [name.removeprefix("auroc_") for name in RANKINGS]
+            names = look.RULES if quantity != "auroc" else [name.removeprefix("auroc_") for name in RANKINGS]
             for rule in names:
                 interval = over_seeds(table[f"{quantity}_{rule}"].to_numpy())
                 row = {"arm": arm, "crosscoder": crosscoder, "quantity": quantity, "rule": rule}
@@ -96,7 +82,7 @@ def quality(scores: Scores) -> pd.DataFrame:
 
 
 def _points(
-    axes: Axes, rows: pd.DataFrame, positions: Sequence[float], mark: Mark, offset: float, **look_: Any
+    axes: Axes, rows: pd.DataFrame, positions: Sequence[float], mark: look.Mark, offset: float, **look_: Any
 ) -> None:
     """Draw means with their intervals at heights `positions`."""
     y = np.asarray(positions) + offset
@@ -111,7 +97,7 @@ def _kinds(axes: Axes, rows: pd.DataFrame, groups: Sequence[str]) -> None:
     height = {group: len(groups) - 1 - n for n, group in enumerate(groups)}
     found = rows[rows["rule"] == "found"]
     axes.barh([height[group] for group in found["group"]], found["mean"], height=0.78, color="#E6E6E6", zorder=0)
-    for n, (rule, mark) in enumerate(RULES.items()):
+    for n, (rule, mark) in enumerate(look.RULES.items()):
         part = rows[rows["rule"] == rule]
         _points(axes, part, [height[group] for group in part["group"]], mark, 0.24 * (1 - n))
     for group in found["group"]:
@@ -144,7 +130,7 @@ def _quality(figure: FigureBase, rows: pd.DataFrame, style: Style) -> None:
     }
     for axes, (quantity, title) in zip(all_axes, titles.items(), strict=True):
         part = rows[rows["quantity"] == quantity]
-        marks = RULES if quantity != "auroc" else {n.removeprefix("auroc_"): m for n, m in RANKINGS.items()}
+        marks = look.RULES if quantity != "auroc" else {n.removeprefix("auroc_"): m for n, m in RANKINGS.items()}
         for n, (rule, mark) in enumerate(marks.items()):
             own = part[part["rule"] == rule]
             y = [height[pair] for pair in zip(own["arm"], own["crosscoder"], strict=True)]
@@ -170,7 +156,7 @@ def _quality(figure: FigureBase, rows: pd.DataFrame, style: Style) -> None:
 def _factors(all_axes: Sequence[Axes], rows: pd.DataFrame, crosscoders: Sequence[str], arm: str) -> None:
     """Draw, per crosscoder, the share of the found weaker concepts that is called against their strength in base."""
     for axes, name in zip(all_axes, crosscoders, strict=True):
-        for n, (rule, mark) in enumerate(RULES.items()):
+        for n, (rule, mark) in enumerate(look.RULES.items()):
             own = rows[(rows["arm"] == arm) & (rows["crosscoder"] == name) & (rows["rule"] == rule)]
             x = own["factor"].to_numpy() + 0.006 * (n - 1)
             axes.vlines(x, own["low"], own["high"], color=mark.colour, linewidth=1.0)
@@ -222,7 +208,7 @@ def draw(scores: Scores, style: Style) -> Drawing:
         _quality(parts[-1], qualities, style)
         handles: list[Any] = [
             Line2D([], [], linestyle="", marker=mark.marker, markersize=4, color=mark.colour, label=mark.name)
-            for mark in RULES.values()
+            for mark in look.RULES.values()
         ]
         handles.insert(0, Patch(color="#E6E6E6", label="found (a latent's activation correlates > 0.7)"))
         handles.append(

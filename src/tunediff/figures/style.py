@@ -35,6 +35,22 @@ NU_RECONSTRUCTION = r"$\nu^{r}$"
 NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
 NU_NAMES = {"nu_error": NU_ERROR, "nu_reconstruction": NU_RECONSTRUCTION}
 
+
+class Mark(NamedTuple):
+    """How a rule or ranking is printed and drawn."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+# by which a latent is called chat-specific
+RULES = {
+    "norm_difference": Mark(f"{NORM_DIFFERENCE} ≥ 0.9", VERMILLION, "o"),
+    "nu_point": Mark(f"{NU_RECONSTRUCTION} < 0.5, {NU_ERROR} < 0.2", BLUE, "s"),
+    "nu_interval": Mark("the same, 95 % intervals below", SKY, "D"),
+}
+
 NU_ERROR_THRESHOLD = 0.2  # chat-specific below this ν^ε (paper, section 4)
 NU_RECONSTRUCTION_THRESHOLD = 0.5  # and below this ν^r
 
