@@ -130,8 +130,10 @@ def pair_settings(base: Path, chat: Path) -> dict:
 
 
 def test_prepare_pair_and_hook_record(prepared_pair: PairInfo, tiny_pairs, tmp_path: Path) -> None:
+    pair = tiny_pairs("gemma2")
+    assert (prepared_pair.base, prepared_pair.chat) == (str(pair.base), str(pair.chat))  # read where they are
     assert (prepared_pair.d_model, prepared_pair.n_layers, prepared_pair.layer) == (32, 4, 1)
-    assert prepared_pair.vocab_size == len(tiny_pairs("gemma2").tokenizer) == prepared_pair.tokenizer["size"]
+    assert prepared_pair.vocab_size == len(pair.tokenizer) == prepared_pair.tokenizer["size"]
     verify_pair(prepared_pair, "cpu", tmp_path / "hooks.json", key="h")
     facts = json.loads((tmp_path / "hooks.json").read_text())
     assert facts["key"] == "h" and facts["base"]["logits_from_own_residual"] <= 1e-5
@@ -142,7 +144,8 @@ def test_prepare_demo_copies_the_shipped_pair(tiny_pairs, tmp_path: Path) -> Non
     shipped = tiny_pairs("gemma2").base.parent
     demo = {"base": "demo-base", "chat": "demo-chat", "demo": {"retrain": False}}
     out = tmp_path / "models"
-    prepare_pair(demo, shipped, out, key="k")
+    facts = prepare_pair(demo, shipped, out, key="k")
+    assert facts["base_inside"] and facts["chat_inside"] and facts["base"] == "demo-base"
     first = manifest_path(out).read_text()
     assert Path(load_pair(out, 1, "float32", key="k").base) == out / "base"
     moved = tmp_path / "elsewhere"

@@ -22,7 +22,18 @@ from typing import Any
 
 from tunediff.errors import TunediffError
 
-RECORDED_PACKAGES = ("tunediff", "torch", "transformers", "nnsight", "datasets", "zarr", "numpy", "pandas", "snakemake")
+RECORDED_PACKAGES = (
+    "tunediff",
+    "torch",
+    "transformers",
+    "peft",
+    "nnsight",
+    "datasets",
+    "zarr",
+    "numpy",
+    "pandas",
+    "snakemake",
+)
 
 
 def file_sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +58,7 @@ def replace_tokens(ids: Int[Tensor, "*shape"], table: Mapping[int, int]) -> Int[
     return replaced
 
 
-def _reading(what: str, path: str, error: Exception) -> TunediffError:
+def reading_error(what: str, path: str, error: Exception) -> TunediffError:
     """Turn what transformers and the hub raise into one line with a remedy."""
     cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if "gated" in str(error).lower() or "401" in cause or "403" in cause:
@@ -81,7 +81,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise _reading("tokenizer", str(path), error) from error
+        raise reading_error("tokenizer", str(path), error) from error
     if not tokenizer.is_fast:
         raise TunediffError(f"{path}: its tokenizer is not a fast one (no character offsets); save it with tokenizers")
     return tokenizer
@@ -93,8 +93,11 @@ def load_tokenizers(
     replacements: Mapping[int, int],
     base_revision: str | None = None,
     chat_revision: str | None = None,
+    told: tuple[str, str] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the chat tokenizer, having checked that the base model reads the same ids as the same tokens.
+
+    `told` is how errors name the two, if not by their paths.
 
     Raises
     ------
@@ -102,15 +105,19 @@ def load_tokenizers(
         No chat template, or ids that stand for different tokens and are not in `replacements`.
     """
     tokenizer = load_tokenizer(chat, chat_revision)
+    base_told, chat_told = told or (str(base), str(chat))
     if not tokenizer.chat_template:
-        raise TunediffError(f"{chat}: the tokenizer has no chat template; add chat_template.jinja to its directory")
+        raise TunediffError(
+            f"{chat_told}: the tokenizer has no chat template; add chat_template.jinja to its directory"
+        )
     of_base = {index: token for token, index in load_tokenizer(base, base_revision).get_vocab().items()}
     of_chat = {index: token for token, index in tokenizer.get_vocab().items()}
     differing = sorted(i for i, token in of_chat.items() if of_base.get(i) != token and i not in replacements)
     if differing:
         shown = ", ".join(f"{i}: {of_base.get(i)!r} / {of_chat[i]!r}" for i in differing[:5])
+        shown += ", …" * (len(differing) > 5)
         raise TunediffError(
-            f"{base} and {chat}: {len(differing)} ids differ (base / chat {shown}{', …' * (len(differing) > 5)}); "
+            f"{base_told} and {chat_told}: {len(differing)} ids differ (base / chat {shown}); "
             "use a pair with one tokenizer, or map these ids in `models.base_token_replacements`"
         )
     return tokenizer
@@ -129,7 +136,8 @@ def find_blocks(model: nn.Module, n_layers: int) -> str:
     return min(found, key=lambda name: name.count("."))
 
 
-def _text_config(config: Any) -> Any:
+def text_config(config: Any) -> Any:
+    """Return the config of the language model, which for some models is a part of the checkpoint's config."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
@@ -149,7 +157,7 @@ class ResidualModel:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layer: int, upper: bool = True, name: str = ""
     ) -> None:
         self.name = name or type(model).__name__
-        config = _text_config(model.config)
+        config = text_config(model.config)
         self.n_layers, self.d_model, self.vocab_size = config.num_hidden_layers, config.hidden_size, config.vocab_size
         check_layer(layer, self.n_layers, self.name)
         self.layer = layer
@@ -191,7 +199,7 @@ class ResidualModel:
         try:
             model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype), revision=revision)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise _reading("model", str(path), error) from error
+            raise reading_error("model", str(path), error) from error
         residual_model = cls(model, load_tokenizer(path, revision), layer, upper, name=str(path))
         residual_model.model.to(device)
         return residual_model
@@ -272,7 +280,7 @@ class ResidualModel:
         return ids[:, input_ids.shape[1] :]
 
 
-def _relative(left: Tensor, right: Tensor) -> float:
+def relative_difference(left: Tensor, right: Tensor) -> float:
     """Return the largest absolute difference over the largest absolute value."""
     left, right = left.double(), right.double()
     return float((left - right).abs().max() / right.abs().max().clamp_min(1e-12))
@@ -303,9 +311,11 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
     continued = model.logits_from(residual, ids, mask, positions)
     changed = model.logits_from(1.5 * residual, ids, mask, positions)
     differences = {
-        "residual_against_hidden_states": _relative(residual[real], whole.hidden_states[model.layer + 1][real]),
-        "logits_from_own_residual": _relative(continued, whole.logits[:, positions.to(model.device)]),
-        "right_padding": _relative(residual[1, :15], model.residual(ids[1:, :15])[0]),
+        "residual_against_hidden_states": relative_difference(
+            residual[real], whole.hidden_states[model.layer + 1][real]
+        ),
+        "logits_from_own_residual": relative_difference(continued, whole.logits[:, positions.to(model.device)]),
+        "right_padding": relative_difference(residual[1, :15], model.residual(ids[1:, :15])[0]),
     }
     tolerance = TOLERANCE[str(model.dtype).removeprefix("torch.")]
     for name, difference in differences.items():
@@ -314,7 +324,7 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
                 f"{model.name}: hook check '{name}' failed at layer {model.layer} (relative difference "
                 f"{difference:.2g}, tolerated {tolerance:g}); this architecture is not supported by this version"
             )
-    effect = _relative(changed, continued)
+    effect = relative_difference(changed, continued)
     if not effect > 0:
         raise TunediffError(f"{model.name}: replacing the residual of block {model.layer} changes no logit")
     return {
@@ -366,7 +376,7 @@ def load_pair(models_dir: Path, layer: int, dtype: str, *, key: str | None = Non
     """
     manifest = check(models_dir, "models", key)
     values = json.loads((models_dir / "pair.json").read_text(encoding="utf-8"))
-    paths = {name: str(models_dir / name) if values["inside"] else values[name] for name in ("base", "chat")}
+    paths = {name: str(models_dir / name) if values[f"{name}_inside"] else values[name] for name in ("base", "chat")}
     check_layer(layer, values["n_layers"], paths["chat"])
     torch_dtype(dtype)
     return PairInfo(
@@ -408,23 +418,67 @@ def directory_digest(directory: Path) -> str:
     return hashlib.sha256(json.dumps([[path.name, file_sha256(path)] for path in files]).encode()).hexdigest()
 
 
-def _resolve(model: str, revision: str | None) -> tuple[str, str | None, str]:
-    """Return (directory or hub id, commit of the hub, digest) of a model named in the config."""
+class _Placed(NamedTuple):
+    """Where a model of a pair is, and what pair.json says of it."""
+
+    path: str  # directory, or id of the hub
+    revision: str | None  # commit of the hub, None for directories
+    digest: str  # of a directory's files; the commit of a model of the hub
+    told: str  # how messages and pair.json name it
+    inside: bool = False  # whether it is a directory of the artifact itself
+    adapter: dict[str, Any] | None = None  # what it was merged from, and what was checked
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is an id of the hub (`organisation/model`) rather than that of a directory."""
+    path = Path(name).expanduser()
+    return name.count("/") == 1 and not name.startswith(".") and not path.is_absolute() and not path.is_dir()
+
+
+def _locate(model: str, revision: str | None, config_file: str = "config.json") -> tuple[Path, str | None]:
+    """Return the directory of a model or adapter named in the config, fetched if need be, and its commit of the hub."""
     directory = Path(model).expanduser()
     if directory.is_dir():
-        if not (directory / "config.json").is_file():
-            raise TunediffError(f"{directory}: has no config.json; give a directory written by save_pretrained")
-        return str(directory.resolve()), None, directory_digest(directory)
-    if directory.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        if not (directory / config_file).is_file():
+            raise TunediffError(f"{directory}: has no {config_file}; give a directory written by save_pretrained")
+        return directory.resolve(), None
+    if not is_hub_id(model):
         raise TunediffError(f"{model}: no such directory, and not an id of the hub (`organisation/model`)")
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot = snapshot_download(model, revision=revision, allow_patterns=list(WEIGHT_FILES))
+        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=list(WEIGHT_FILES)))
     except (OSError, ValueError) as error:  # the hub's own errors are among them
-        raise _reading("model", model, error) from error
-    commit = Path(snapshot).name
-    return model, commit, commit
+        raise reading_error("model", model, error) from error
+    return snapshot, snapshot.name
+
+
+def _resolve(model: str, revision: str | None) -> _Placed:
+    directory, commit = _locate(model, revision)
+    if commit is None:
+        return _Placed(str(directory), None, directory_digest(directory), str(directory))
+    return _Placed(model, commit, commit, model)
+
+
+def _merge(model: Mapping[str, Any], target: Path) -> _Placed:
+    """Merge a base model with its adapter into the directory `target`."""
+    from tunediff.adapters import merge_adapter  # peft takes seconds to import
+
+    base, adapter = model["base"], model["adapter"]
+    base_directory, base_commit = _locate(base, model.get("base_revision"))
+    directory, commit = _locate(adapter, model.get("revision"), "adapter_config.json")
+    checked = merge_adapter(base_directory, directory, target, base_name=base, adapter_name=adapter)
+    facts = {
+        "base": base if base_commit else str(base_directory),
+        "base_revision": base_commit,
+        "base_digest": base_commit or directory_digest(base_directory),
+        "adapter": adapter if commit else str(directory),
+        "revision": commit,
+        "digest": commit or directory_digest(directory),
+        **checked,
+    }
+    told = f"{facts['base']} with adapter {facts['adapter']}"
+    return _Placed(str(target), None, directory_digest(target), told, inside=True, adapter=facts)
 
 
 def _place_demo(settings: Mapping[str, Any], shipped: Path, target: Path) -> None:
@@ -467,44 +521,45 @@ def _check_agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, r
 def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, key: str) -> dict[str, Any]:
     """Resolve a pair of models and check that they fit together; write `out_dir` and its manifest.
 
-    `settings` is the config's `models` section: `base` and `chat` are directories, ids of the hub, or both models of
-    the demo (`demo.DEMO_MODELS`), which are copied from `shipped` (or trained) into `out_dir`. No other model is run
-    here. Returns what is written to pair.json.
+    `settings` is the config's `models` section: `base` and `chat` are directories, ids of the hub, mappings of a base
+    and an adapter, which are merged into `out_dir`, or both models of the demo (`demo.DEMO_MODELS`), which are copied
+    from `shipped` (or trained) into it. Only what is merged or trained is run here. Returns what pair.json holds.
 
     Raises
     ------
     TunediffError
-        A model or tokenizer cannot be read, or the two do not fit together.
+        A model, adapter or tokenizer cannot be read, or two of them do not fit together.
     """
     started = time.time()
     replacements = {int(old): int(new) for old, new in settings.get("base_token_replacements", {}).items()}
-    inside = settings["base"] in DEMO_MODELS
-    if inside != (settings["chat"] in DEMO_MODELS):
+    demo = settings["base"] in DEMO_MODELS
+    if demo != (settings["chat"] in DEMO_MODELS):
         raise TunediffError("models: `base` and `chat` must both be models of the demo, or neither")
     with building(out_dir) as partial:
         partial.mkdir(parents=True)
-        if inside:
+        if demo:
             _place_demo(settings, shipped, partial)
-            resolved = {name: _resolve(str(partial / name), None) for name in ("base", "chat")}
-        else:
-            resolved = {name: _resolve(settings[name], settings.get(f"{name}_revision")) for name in ("base", "chat")}
+        placed: dict[str, _Placed] = {}
+        for name in ("base", "chat"):
+            model, target = settings[name], partial / name
+            if demo:
+                placed[name] = _Placed(str(target), None, directory_digest(target), model, inside=True)
+            elif isinstance(model, str):
+                placed[name] = _resolve(model, settings.get(f"{name}_revision"))
+            else:
+                placed[name] = _merge(model, target)
         configs = {}
-        for name, (path, revision, _) in resolved.items():
+        for name, of in placed.items():
             try:
-                configs[name] = _text_config(AutoConfig.from_pretrained(path, revision=revision))
+                configs[name] = text_config(AutoConfig.from_pretrained(of.path, revision=of.revision))
             except (OSError, ValueError, KeyError) as error:
-                raise _reading("model", path, error) from error
-        (base, base_revision, base_digest), (chat, chat_revision, chat_digest) = resolved["base"], resolved["chat"]
-        tokenizer = load_tokenizers(base, chat, replacements, base_revision, chat_revision)
+                raise reading_error("model", of.told, error) from error
+        base, chat = placed["base"], placed["chat"]
+        tokenizer = load_tokenizers(
+            base.path, chat.path, replacements, base.revision, chat.revision, (base.told, chat.told)
+        )
         _check_agreement(configs["base"], configs["chat"], tokenizer, replacements)
         facts: dict[str, Any] = {
-            "inside": inside,
-            "base": settings["base"] if inside else base,
-            "chat": settings["chat"] if inside else chat,
-            "base_revision": base_revision,
-            "chat_revision": chat_revision,
-            "base_digest": base_digest,
-            "chat_digest": chat_digest,
             "d_model": configs["chat"].hidden_size,
             "n_layers": configs["chat"].num_hidden_layers,
             "vocab_size": configs["chat"].vocab_size,
@@ -517,6 +572,14 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
                 "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
             },
         }
+        for name, of in placed.items():
+            facts |= {
+                name: of.told,
+                f"{name}_inside": of.inside,
+                f"{name}_revision": of.revision,
+                f"{name}_digest": of.digest,
+                f"{name}_adapter": of.adapter,
+            }
         (partial / "pair.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     seal(out_dir, "models", key, facts, provenance(started))
     return facts
