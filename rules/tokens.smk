@@ -14,7 +14,7 @@ rule tokens:
         "../envs/tunediff.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=MEMORY["tokens"],
         runtime=720,
     params:
         key=key("tokens/{split}"),
@@ -38,11 +38,12 @@ rule conversations:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=MODEL_MB,
+        mem_mb=MEMORY["conversations"],
         runtime=240,
         gpu=GPU,
     params:
         key=KEYS["tokens/conversations"],
         models_key=KEYS["models"],
+        shared_with=PLAN.conversations_shared_with,
     script:
         "../workflow/scripts/conversations.py"

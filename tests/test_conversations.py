@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tunediff.conversations import ConversationSettings, build_conversations
+from tunediff.corpora import documents
 from tunediff.errors import TunediffError
 from tunediff.models import PairInfo
 from tunediff.tokens import Mask, response_positions
@@ -20,7 +21,7 @@ def source(folder: Path, n: int = 8) -> dict:
     rows = [
         {
             "messages": [
-                {"role": "user", "content": "word " * (i % 4 + 1)},
+                {"role": "user", "content": "word " * (i + 1)},
                 {"role": "assistant", "content": f"answer {i}"},
                 {"role": "user", "content": "more"},
             ]
@@ -43,7 +44,7 @@ def test_generated_answers_are_greedy(prepared_pair: PairInfo, tmp_path: Path) -
     end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
     for i in range(5):
         ids, mask = store.token_id[store.document(i)], store.mask[store.document(i)]
-        content = "word " * (i % 4 + 1)
+        content = "word " * (i + 1)
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=True
         )["input_ids"]
@@ -78,6 +79,37 @@ def test_given_answers(prepared_pair: PairInfo, tmp_path: Path) -> None:
 
 
 def test_too_few_requests_are_counted(prepared_pair: PairInfo, tmp_path: Path) -> None:
-    wanted = r"3 usable requests, 5 are asked \(1 skipped_system, 0 skipped_template, 1 skipped_long"
+    wanted = r"3 usable requests, `conversations.count` asks for 5 \(1 skipped as system, 1 skipped as long\)"
     with pytest.raises(TunediffError, match=wanted):
         build_conversations(source(tmp_path, 3), prepared_pair, SETTINGS, 0, "cpu", tmp_path / "c.zarr", key="k")
+
+
+def requests(path: Path, texts: list[str]) -> dict:
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return {"from": "local", "path": str(path), "column": "text"}
+
+
+def test_copies_of_a_request_are_left_out_and_counted(prepared_pair: PairInfo, tmp_path: Path) -> None:
+    asked = requests(tmp_path / "r.jsonl", ["a cat", "A  Cat ", "a dog", "a cat", "ａ ｄｏｇ", "a cow"])
+    settings = ConversationSettings(count=3, max_prompt_tokens=40, max_tokens=50, batch_size=2)
+    store = build_conversations(asked, prepared_pair, settings, 0, "cpu", tmp_path / "c.zarr", key="k")
+    tokenizer = prepared_pair.load_tokenizer()
+    texts = [tokenizer.decode(store.token_id[store.document(i)]) for i in range(3)]
+    assert all(animal in text for animal, text in zip(("cat", "dog", "cow"), texts, strict=True))
+    facts = json.loads((tmp_path / "c.json").read_text())["facts"]["by_source"]["requests"]
+    assert facts["skipped_copy"] == 3
+
+
+def test_a_file_of_its_own_is_used_whole_and_a_shared_one_says_why_not(prepared_pair: PairInfo, tmp_path: Path) -> None:
+    asked = requests(tmp_path / "r.jsonl", [f"word number {i}" for i in range(30)])
+    settings = ConversationSettings(count=30, max_prompt_tokens=40, max_tokens=44, batch_size=30)
+    store = build_conversations(asked, prepared_pair, settings, 0, "cpu", tmp_path / "c.zarr", key="k")
+    assert store.n_documents == 30
+    in_validation = len(list(documents(asked, "validation", 0)))
+    match = (
+        f"{in_validation} usable requests.*only its validation share is used, for `tokens.sources.talk` reads the same"
+    )
+    with pytest.raises(TunediffError, match=match):
+        build_conversations(
+            asked, prepared_pair, settings, 0, "cpu", tmp_path / "d.zarr", key="k", shared_with="talk"
+        )  # fmt: skip

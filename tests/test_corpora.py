@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tunediff import corpora
-from tunediff.corpora import check_source, documents, planted_concepts
+from tunediff.corpora import chat_concepts, check_source, concept_kinds, documents
 from tunediff.documents import Message
 from tunediff.errors import TunediffError
 
@@ -51,6 +51,27 @@ def test_split_depends_on_content_alone(tmp_path: Path) -> None:
     twice = local(jsonl(tmp_path / "two.jsonl", [{"text": t} for t in reversed(TEXTS * 2)]))
     first, second = ({d.messages[0].content for d in documents(s, "validation", 0)} for s in (one, twice))
     assert first == second and not second & {d.messages[0].content for d in documents(twice, "train", 0)}
+
+
+def test_copies_that_differ_in_case_or_space_are_in_one_split(tmp_path: Path) -> None:
+    rows = [{"text": text} for i in range(100) for text in (f"Text {i}", f"text  {i} ", f"TEXT {i}")]
+    source = local(jsonl(tmp_path / "one.jsonl", rows), validation_share=0.5)
+    train, validation = ({d.messages[0].content.split()[1] for d in documents(source, s, 0)} for s in corpora.SPLITS)
+    assert len(train) + len(validation) == 100 and train and validation
+    assert len(list(documents(source, "train", 0, whole=True))) == 300
+
+
+def test_sources_that_read_the_same_data(tmp_path: Path) -> None:
+    one, two = (local(jsonl(tmp_path / f"{n}.jsonl", [{"text": n}])) for n in "ab")
+    assert corpora.reads_same_data(one, dict(one, column="other"))
+    assert corpora.reads_same_data(one, local(tmp_path / "*.jsonl"))
+    assert corpora.reads_same_data(two, dict(one, validation_path=two["path"]))
+    assert not corpora.reads_same_data(one, two)
+    hub = {"from": "hub", "path": "o/d", "split": "train", "name": None}
+    assert corpora.reads_same_data(hub, dict(hub, column="x"))
+    assert not corpora.reads_same_data(hub, dict(hub, split="test")) and not corpora.reads_same_data(hub, one)
+    demo = {"from": "demo", "part": "chat"}
+    assert not corpora.reads_same_data(demo, demo)  # its requests are made for their split
 
 
 def test_own_validation_files_are_used_whole(tmp_path: Path) -> None:
@@ -150,16 +171,18 @@ def test_hub_rows_splits_and_errors(monkeypatch) -> None:
         check_source(hub | {"column": "body"}, "web")
 
 
-def test_demo_source_and_its_planted_concepts() -> None:
+def test_demo_source_and_its_chat_concepts() -> None:
     sources = {part: {"from": "demo", "part": part} for part in ("web", "chat")}
     assert not next(documents(sources["web"], "train", 0)).is_chat
-    planted = planted_concepts(sources)
+    own = chat_concepts(sources)
     carried = {
         part: {s.concept for d in islice(documents(source, "train", 0), 800) for m in d.messages for s in m.spans}
         for part, source in sources.items()
     }
-    assert planted & carried["chat"] and not planted & carried["web"]
-    assert set(corpora.concepts(sources["chat"])) >= planted | carried["web"]
-    assert planted_concepts({"x": {"from": "local"}}) == set()
+    assert own & carried["chat"] and not own & carried["web"]
+    assert set(corpora.concepts(sources["chat"])) >= own | carried["web"]
+    assert chat_concepts({"x": {"from": "local"}}) == set()
+    assert concept_kinds(sources)["refusal_theft_onset"] == "refusal_onset"
+    assert concept_kinds({"x": {"from": "local"}}) == {}
     with pytest.raises(TunediffError, match="part 'poems'"):
         next(documents({"from": "demo", "part": "poems"}, "train", 0))

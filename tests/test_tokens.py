@@ -1,6 +1,6 @@
 """Masks, labels, budgets and splits, against the tokenizers' own ids and transformers' own assistant mask."""
 
-from itertools import islice, repeat
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -199,10 +199,22 @@ def test_budgets_are_exact_and_sources_are_mixed(web: int, talk: int, length: in
     assert all((e.mask & Mask.IGNORED != 0).tolist() == [i < 3 for i in range(len(e.mask))] for e in encodings)
 
 
+def test_copies_are_left_out_and_counted() -> None:
+    renderer = ChatRenderer(TOKENIZER["gemma2"])
+    words = ["one", "two", "One ", "three", "ｔｗｏ", "four", "five"]  # the second "two" in full-width letters
+    different = ["one", "two", "three", "four", "five"]
+    stream, wanted = ([Document(str(i), (Message("text", w),)) for i, w in enumerate(ws)] for ws in (words, different))
+    alone = renderer.texts(wanted, 64)
+    budget = sum(len(encoding.token_id) for encoding in alone)
+    encodings, _, facts = encode_budgets({"web": iter(stream)}, {"web": budget}, renderer, 64)
+    assert [e.token_id.tolist() for e in encodings] == [e.token_id.tolist() for e in alone]
+    assert facts["web"]["skipped_copy"] == 2
+
+
 def test_too_small_a_source_says_how_many_tokens_there_are() -> None:
     renderer = ChatRenderer(TOKENIZER["gemma2"])
-    system = Document("s", (Message("system", "x"), Message("user", "y")))
-    streams = {"web": texts(1, 1), "chat": iter([system, system])}
+    system = [Document("s", (Message("system", "x"), Message("user", text))) for text in ("y", "z")]
+    streams = {"web": texts(1, 1), "chat": iter(system)}
     n = len(next(iter(renderer.texts(list(texts(1, 1)), LONG))).token_id)
     with pytest.raises(TunediffError, match=f"source 'web' has only {n} tokens, its budget is 5000"):
         encode_budgets({"web": texts(1, 1)}, {"web": 5000}, renderer, LONG)
@@ -274,9 +286,16 @@ def test_damaged_token_stores_are_loud(tmp_path: Path) -> None:
 
 
 def test_streams_are_read_no_further_than_needed() -> None:
-    endless = (Document("d", (Message("text", "a fox"),)) for _ in repeat(None))
+    endless = (Document("d", (Message("text", f"a fox {i}"),)) for i in count())
     encodings, _, _ = encode_budgets({"web": endless}, {"web": 40}, ChatRenderer(TOKENIZER["qwen2"]), 8)
-    assert sum(len(e.token_id) for e in islice(encodings, None)) == 40
+    assert sum(len(e.token_id) for e in encodings) == 40
+
+
+def test_a_source_without_end_that_repeats_itself_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("tunediff.documents.MAX_COPIES", 50)
+    endless = (Document("d", (Message("text", f"a fox {i % 3}"),)) for i in count())
+    with pytest.raises(TunediffError, match="repeats itself: 50 copies in a row after 3 different texts"):
+        encode_budgets({"web": endless}, {"web": 400}, ChatRenderer(TOKENIZER["qwen2"]), 8)
 
 
 def test_onset_labels_fall_on_the_position_before_the_answer() -> None:

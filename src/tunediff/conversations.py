@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from tunediff.corpora import documents
-from tunediff.documents import Document, Message
+from tunediff.documents import Distinct, Document, Message
 from tunediff.errors import TunediffError
 from tunediff.models import PairInfo, ResidualModel
 from tunediff.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write_store
@@ -28,7 +28,6 @@ class ConversationSettings:
     answers: str = "generate"  # "generate": the chat model's greedy answers; "given": the source's second message
     batch_size: int = 16  # conversations per generation batch
     ignore_first_tokens: int = 0  # marked as ignored at the start of each conversation
-    split: str = "validation"  # split of the source the requests are taken from
 
 
 def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:
@@ -81,8 +80,12 @@ def build_conversations(
     out: Path,
     *,
     key: str,
+    shared_with: str | None = None,
 ) -> TokenStore:
     """Write `settings.count` conversations: the first user turn of each document of `source`, and one answer.
+
+    A request that equals an earlier one is left out, so all are different. `shared_with` names the token source that
+    reads the same data: then only the validation share is used, which nothing is trained on, else all of `source`.
 
     Raises
     ------
@@ -98,36 +101,41 @@ def build_conversations(
         )
     tokenizer = pair.load_tokenizer()
     renderer = ChatRenderer(tokenizer, (), settings.ignore_first_tokens)
-    skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_long": 0, "skipped_unanswered": 0}
+    skipped = dict.fromkeys(("system", "template", "long", "unanswered"), 0)
+    distinct = Distinct()
     kept: list[Encoding] = []
-    for document in documents(source, settings.split, seed):
+    for document in documents(source, "validation", seed, whole=shared_with is None):
         if len(kept) == settings.count:
             break
         turns = document.messages
         if turns[0].role == "system":
-            skipped["skipped_system"] += 1
+            skipped["system"] += 1
             continue
         user = Message("user", turns[0].content)  # a column of plain requests is fine too
+        if not distinct.is_new([user]):
+            continue
         prompt = renderer.chats([Document(document.id, (user,))], 1 << 20, prompt=True)[0]
         if not isinstance(prompt, Encoding):
-            skipped["skipped_template"] += 1
+            skipped["template"] += 1
         elif len(prompt.token_id) > settings.max_prompt_tokens:
-            skipped["skipped_long"] += 1
+            skipped["long"] += 1
         elif settings.answers == "generate":
             kept.append(prompt)
         elif len(turns) < 2 or turns[1].role != "assistant":
-            skipped["skipped_unanswered"] += 1
+            skipped["unanswered"] += 1
         else:
             whole = renderer.chats([Document(document.id, (user, turns[1]))], settings.max_tokens)[0]
             if isinstance(whole, Encoding):
                 kept.append(whole)
             else:
-                skipped["skipped_template"] += 1
+                skipped["template"] += 1
+    skipped["copy"] = distinct.copies
     if len(kept) < settings.count:
-        counts = ", ".join(f"{n} {kind}" for kind, n in skipped.items())
+        counts = ", ".join(f"{n} skipped as {kind}" for kind, n in skipped.items() if n) or "none skipped"
+        part = f"; only its validation share is used, for `tokens.sources.{shared_with}` reads the same data"
         raise TunediffError(
-            f"source of the causal experiment: {len(kept)} usable requests, {settings.count} are asked ({counts}); "
-            "lower `conversations.count` or give a larger source"
+            f"conversations: the source has {len(kept)} usable requests, `conversations.count` asks for "
+            f"{settings.count} ({counts}{part if shared_with else ''}); lower the count or give a larger source"
         )
     if settings.answers == "generate":
         stop_ids = [i for i in dict.fromkeys((renderer.end_of_turn, tokenizer.eos_token_id)) if i is not None]
@@ -138,12 +146,18 @@ def build_conversations(
         "sources": ["requests"],
         "kinds": ["chat"],
         "concepts": [],
-        "split": settings.split,
+        "split": "validation",
         "seed": seed,
         "answers": settings.answers,
         "max_length": settings.max_tokens,
         "ignore_first_tokens": settings.ignore_first_tokens,
     }
     ended = sum(bool(e.mask[-1] & Mask.TEMPLATE) for e in kept)
-    facts = {"requests": {"documents": len(kept), "ended_their_turn": ended, **skipped}}
+    facts = {
+        "requests": {
+            "documents": len(kept),
+            "ended_their_turn": ended,
+            **{f"skipped_{kind}": n for kind, n in skipped.items()},
+        }
+    }
     return write_store(out, kept, [0] * len(kept), attributes, facts, key, started, device)

@@ -9,14 +9,13 @@ A column of texts gives plain texts, a column of lists of {role, content} (or {f
 
 import glob
 import gzip
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunediff.documents import Document, Message
+from tunediff.documents import Document, Message, text_digest
 from tunediff.errors import TunediffError
 
 SPLITS = ("train", "validation")
@@ -28,11 +27,11 @@ FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only
 DEFAULT_VALIDATION_SHARE = 0.1  # of the documents, where the source has no validation split of its own
 
 
-def documents(source: Mapping[str, Any], split: str, seed: int) -> Iterator[Document]:
+def documents(source: Mapping[str, Any], split: str, seed: int, whole: bool = False) -> Iterator[Document]:
     """Yield the documents of one split of a source, lazily and always in the same order.
 
-    Where a source has no validation split of its own, a hash of each document's content decides which split it is
-    in, so that no text is in both.
+    Where a source has no validation split of its own, a hash of each document's text decides which split it is in, so
+    that no text is in both. With `whole`, such a source is not divided.
 
     Raises
     ------
@@ -46,7 +45,7 @@ def documents(source: Mapping[str, Any], split: str, seed: int) -> Iterator[Docu
     share = float(source.get("validation_share", DEFAULT_VALIDATION_SHARE))
     for where, value in _values(source, split):
         document = _document(value, where)
-        if document is not None and (own_split or in_split(document, split, share)):
+        if document is not None and (own_split or whole or in_split(document, split, share)):
             yield document
 
 
@@ -59,7 +58,7 @@ def concepts(source: Mapping[str, Any]) -> list[str]:
     return list(grammar.CONCEPTS)
 
 
-def planted_concepts(sources: Mapping[str, Mapping[str, Any]]) -> set[str]:
+def chat_concepts(sources: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Return the labelled concepts that only chats carry: what a chat-specific latent can be about."""
     if not any(source["from"] == "demo" for source in sources.values()):
         return set()
@@ -69,13 +68,32 @@ def planted_concepts(sources: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return set(names[: names.index(FIRST_SHARED_CONCEPT)])
 
 
+def concept_kinds(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the labelled concept that each kind is of, for those that are kinds: a refusal about weapons, say."""
+    if not any(source["from"] == "demo" for source in sources.values()):
+        return {}
+    from tunediff.demo import grammar
+
+    return dict(grammar.KIND_OF)
+
+
 def in_split(document: Document, split: str, validation_share: float) -> bool:
-    """Tell whether a document is in `split`, by a stable hash of its content."""
-    digest = hashlib.blake2b(digest_size=8)
-    for message in document.messages:
-        digest.update(f"{message.role}\0{message.content}\0".encode("utf-8", "surrogatepass"))
-    in_validation = int.from_bytes(digest.digest(), "big") < validation_share * 2**64
+    """Tell whether a document is in `split`, by a stable hash of its text: copies of one text are in one split."""
+    in_validation = text_digest(document.messages) < validation_share * 2**64
     return in_validation == (split == "validation")
+
+
+def reads_same_data(source: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two sources may yield the same documents: one data set and split of the hub, or a common file."""
+    if source["from"] != other["from"] or source["from"] == "demo":
+        return False
+    if source["from"] == "hub":
+        return all(source.get(name) == other.get(name) for name in ("path", "name", "split"))
+    files = [
+        {path.resolve() for name in ("path", "validation_path") if one.get(name) for path in _files(one[name])}
+        for one in (source, other)
+    ]
+    return bool(files[0] & files[1])
 
 
 def _demo(source: Mapping[str, Any], split: str, seed: int) -> Iterator[Document]:

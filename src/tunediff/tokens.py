@@ -25,7 +25,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from tunediff.artifacts import building, check, provenance, seal
 from tunediff.corpora import concepts as source_concepts
 from tunediff.corpora import documents
-from tunediff.documents import ANSWER_ONSET, ONSET, Document, Message
+from tunediff.documents import ANSWER_ONSET, ONSET, Distinct, Document, Message
 from tunediff.errors import TunediffError
 
 
@@ -37,9 +37,10 @@ class Mask(IntFlag):
     ASSISTANT = 4  # content and end-of-turn token of an assistant turn
     USER = 8  # content of a user turn
     IGNORED = 16  # among the first `ignore_first_tokens` of its document
+    OUTLIER = 32  # a massive activation in one of the models: set in activation stores, by their harvest
 
 
-LEFT_OUT = Mask.BOS | Mask.IGNORED  # of training and of every metric
+LEFT_OUT = Mask.BOS | Mask.IGNORED | Mask.OUTLIER  # of training and of every metric
 KEEP_ALL = Mask(0)
 
 FLAT = {"token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "label": "uint64"}
@@ -419,13 +420,16 @@ class _Source:
     """Encodings of one source, one after the other, with a count of what was left out."""
 
     def __init__(self, stream: Iterator[Document], renderer: ChatRenderer, max_length: int) -> None:
-        self.skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_empty": 0}
+        self.skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_empty": 0, "skipped_copy": 0}
         self.is_chat: bool | None = None
         self.last_refusal = ""
         self._encodings = self._encode(stream, renderer, max_length)
 
     def _encode(self, stream: Iterator[Document], renderer: ChatRenderer, max_length: int) -> Iterator[Encoding]:
-        while batch := list(islice(stream, TOKENISER_BATCH)):
+        distinct = Distinct()
+        different = (document for document in stream if distinct.is_new(document.messages))
+        while batch := list(islice(different, TOKENISER_BATCH)):
+            self.skipped["skipped_copy"] = distinct.copies
             self.is_chat = batch[0].is_chat
             if any(document.is_chat != self.is_chat for document in batch):
                 raise TunediffError(f"{batch[0].id}: plain texts and conversations are mixed; make them two sources")
@@ -513,7 +517,8 @@ def tokenize_split(
 ) -> TokenStore:
     """Write the tokens of one split: exactly `budgets[name]` tokens of each source, documents mixed in proportion.
 
-    Documents are cut to `max_length` tokens and not packed; the last of a source is cut to meet its budget.
+    Documents are cut to `max_length` tokens and not packed; the last of a source is cut to meet its budget. A copy of
+    an earlier text of its source is left out and counted (`skipped_copy`).
 
     Raises
     ------

@@ -22,4 +22,5 @@ with job(snakemake):
         resolve_device(models["device"]),
         Path(snakemake.output.store),
         key=snakemake.params.key,
+        shared_with=snakemake.params.shared_with,
     )
