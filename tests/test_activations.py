@@ -1,5 +1,6 @@
 """Harvest against direct forward passes; store round trips; damage of every kind; shuffled, seekable batches."""
 
+import json
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -26,7 +28,7 @@ from tunediff.activations import (
 from tunediff.artifacts import building, manifest_path, seal
 from tunediff.errors import TunediffError
 from tunediff.models import PairInfo
-from tunediff.tokens import Encoding, Mask, TokenStore, write_store
+from tunediff.tokens import LEFT_OUT, Encoding, Mask, TokenStore, write_store
 
 SETTINGS = HarvestSettings(
     part_tokens=256, shard_tokens=64, chunk_tokens=16, batch_tokens=120, codec="crc32c", dtype="float32"
@@ -120,6 +122,59 @@ def test_windows_change_nothing(tokens, parts, prepared_pair: PairInfo, tmp_path
     harvest_part(tokens, prepared_pair, 0, SETTINGS, out, 5, "cpu", key="a")
     a, b = (torch.cat([batch.activations for batch in ActivationStore([p]).chunks()]) for p in (out, parts[0]))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_massive_activations_are_marked_as_a_plain_rule_marks_them(
+    tokens: TokenStore, parts: list[Path], prepared_pair: PairInfo, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    factor = 1.2  # this pair's norms are alike; some tokens are above
+    paths = [tmp_path / path.name for path in parts]
+    for i, path in enumerate(paths):
+        harvest_part(tokens, prepared_pair, i, replace(SETTINGS, outlier_factor=factor), path, 5, "cpu", key="a")
+    limits = []
+    for path in paths:
+        batch = next(ActivationStore([path]).chunks(chunks_per_batch=100))
+        original, source = tokens.mask[batch.row], tokens.doc_source[batch.doc]
+        counted = [m & (Mask.BOS | Mask.IGNORED) == 0 for m in original]
+        norms = np.array([[np.linalg.norm(h) for h in pair] for pair in batch.activations.numpy()])
+        limit = [factor * np.median(norms[counted, m]) for m in range(2)]
+        massive = [norm[0] > limit[0] or norm[1] > limit[1] for norm in norms]
+        assert 0 < sum(massive) < len(massive)
+        assert batch.mask.tolist() == [m | 32 * out for m, out in zip(original.tolist(), massive, strict=True)]
+        facts = json.loads(manifest_path(path).read_text())["facts"]["outliers"]
+        of_web, of_chat = (
+            sum(o and c and s == k for o, c, s in zip(massive, counted, source, strict=True)) for k in (0, 1)
+        )
+        assert facts["tokens"] == {"web": of_web, "chat": of_chat}
+        np.testing.assert_allclose(list(facts["norm"].values()), limit, rtol=1e-6)
+        limits.append(limit)
+    store = ActivationStore(paths)
+    np.testing.assert_allclose(store.outlier_norm, np.max(limits, axis=0), rtol=1e-6)
+    left = store.kept(LEFT_OUT)
+    assert not (store.mask[left] & np.uint8(Mask.OUTLIER)).any() and left.sum() < (store.mask & np.uint8(17) == 0).sum()
+    plain = tmp_path / "plain.zarr"
+    harvest_part(tokens, prepared_pair, 0, replace(SETTINGS, outlier_factor=None), plain, 5, "cpu", key="a")
+    assert ActivationStore([plain]).outlier_norm is None
+    assert not (ActivationStore([plain]).mask & np.uint8(Mask.OUTLIER)).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_residual_that_is_not_finite_stops_every_reader(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "part-000.zarr"
+    layout = HarvestSettings(shard_tokens=32, chunk_tokens=8, dtype="float32")
+    write_part(path, 64, 4, layout)
+    group = zarr.open_group(str(path), mode="r+")
+    stored = np.asarray(group["chat"][:])
+    stored[41, 2] = value
+    for shard in range(2):
+        group["chat"][shard * 32 : (shard + 1) * 32] = stored[shard * 32 : (shard + 1) * 32]
+    seal(path, "activations", "k", {})
+    store = ActivationStore([path])
+    for read in (lambda: list(store.chunks()), lambda: list(islice(store.batches(16, 0, 2), 8))):
+        with pytest.raises(TunediffError, match=r"part-000.zarr: the residual of token 41 is not finite"):
+            read()
 
 
 def test_non_finite_and_overflow_name_the_model(tokens, prepared_pair: PairInfo, tmp_path: Path, monkeypatch) -> None:

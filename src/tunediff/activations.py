@@ -3,6 +3,9 @@
 A part is a zarr v3 group. `base` and `chat` are sharded along tokens; with the default codec a shard file is the
 chunks in order, each followed by its crc32c, then an index: it is read directly, at the speed of the page cache.
 Rows are permuted within each shard, so that a contiguous chunk already mixes documents.
+
+Some tokens of real models have massive activations (ten times the median norm and more). They are stored, but carry a
+mask bit and are left out of training and of every metric, as BOS is.
 """
 
 import os
@@ -20,7 +23,7 @@ import google_crc32c
 import numpy as np
 import torch
 import zarr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -52,6 +55,7 @@ class HarvestSettings:
     batch_tokens: int = 16_384  # tokens of one forward pass, padding included
     codec: str = "crc32c"  # "crc32c", or "blosc" (a third smaller, slower to read)
     dtype: str = "bfloat16"  # of the stored residuals
+    outlier_factor: float | None = 5.0  # norms above this many medians are massive activations; None: no mask
 
 
 class ActivationBatch(NamedTuple):
@@ -98,6 +102,24 @@ def from_stored(array: NDArray[Any], dtype: str) -> Float[Tensor, "..."]:
 
 def _rebuild(part: Path) -> str:
     return f"delete {manifest_path(part)} and run snakemake again"
+
+
+class Outliers(NamedTuple):
+    """Massive activations of one part."""
+
+    massive: Bool[np.ndarray, "token"]  # a norm is above the limit, in one model at least
+    median: dict[str, float]  # norm of the counted tokens, per model
+    limit: dict[str, float]  # largest norm that is no outlier, per model
+
+
+def find_outliers(
+    norms: Float[np.ndarray, "token model"], counted: Bool[np.ndarray, "token"], factor: float
+) -> Outliers:
+    """Return the tokens with a norm above `factor` medians; the median is over the counted tokens, per model."""
+    medians = np.median(norms[counted], axis=0) if counted.any() else np.full(2, np.inf)
+    massive: NDArray[np.bool_] = np.asarray((norms > factor * medians).any(axis=1))
+    median = {name: float(value) for name, value in zip(MODELS, medians, strict=True)}
+    return Outliers(massive, median, {name: factor * value for name, value in median.items()})
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -185,13 +207,14 @@ class _Harvester:
 
     def window(
         self, token_id: NDArray[Any], doc_start: NDArray[Any], low: int, high: int, part: int, bar: Any
-    ) -> dict[str, NDArray[Any]]:
-        """Return the stored residuals of rows [low, high), documents that straddle the border run whole.
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+        """Return stored residuals and norms [row, model] of rows [low, high); straddling documents run whole.
 
         `token_id` holds the ids of all documents touched, the first at row `doc_start[0]`.
         """
         storage = STORAGE[self.dtype]
         stored = {name: np.empty((high - low, self.d_model), dtype=storage.numpy) for name in MODELS}
+        norms = np.empty((high - low, 2), dtype=np.float32)
         lengths = np.diff(doc_start)
         for batch in length_batches(lengths.tolist(), self.batch_tokens):
             ids = torch.zeros((len(batch), int(lengths[batch].max())), dtype=torch.long)
@@ -202,7 +225,7 @@ class _Harvester:
             rows = np.concatenate([np.arange(doc_start[d], doc_start[d + 1]) for d in batch])
             kept = (rows >= low) & (rows < high)
             select = torch.from_numpy(kept)
-            for name, model in self.models.items():
+            for m, (name, model) in enumerate(self.models.items()):
                 residual = model.residual(replace_tokens(ids, self.replacements[name]), real.long())
                 values = residual[real.to(residual.device)][select.to(residual.device)]
                 if not bool(torch.isfinite(values).all()):
@@ -217,8 +240,27 @@ class _Harvester:
                         f"{float(values.abs().max()):.3g}); set `activations.dtype: bfloat16`"
                     )
                 stored[name][rows[kept] - low] = to_stored(rounded, self.dtype)
+                norms[rows[kept] - low, m] = torch.linalg.vector_norm(rounded.float(), dim=1).cpu()
             bar.update(int(kept.sum()))
-        return stored
+        return stored, norms
+
+
+def _shard_order(seed: int, shard: int, shard_tokens: int) -> NDArray[np.int64]:
+    """Return the permutation of a shard's rows; `shard` counts from the first part's first."""
+    return np.random.default_rng([seed, shard]).permutation(shard_tokens)
+
+
+def _outlier_facts(
+    outliers: Outliers, factor: float, counted: NDArray[np.bool_], source: NDArray[Any], sources: Sequence[str]
+) -> dict[str, Any]:
+    massive = counted & outliers.massive
+    return {
+        "factor": factor,
+        "median": outliers.median,
+        "norm": outliers.limit,
+        "tokens": {name: int((massive & (source == i)).sum()) for i, name in enumerate(sources)},
+        "of": {name: int((counted & (source == i)).sum()) for i, name in enumerate(sources)},
+    }
 
 
 def harvest_part(
@@ -234,7 +276,8 @@ def harvest_part(
 ) -> None:
     """Run both models over token rows [part · part_tokens, (part + 1) · part_tokens) and write their residuals.
 
-    Rows are permuted within each shard by (seed, number of the shard). The last part may be shorter.
+    Rows are permuted within each shard by (seed, number of the shard). The last part may be shorter. Tokens of massive
+    activations get the mask bit OUTLIER, by the medians of this part.
 
     Raises
     ------
@@ -267,33 +310,39 @@ def harvest_part(
         "chunk_tokens": settings.chunk_tokens,
         "seed": seed,
     }
+    mask = tokens.read("mask", first, last)
+    source = tokens.doc_source[tokens.read("doc", first, last)]
+    norms = np.empty((n, 2), dtype=np.float32)
+    facts = {**attributes, "n_tokens": n, "d_model": harvester.d_model, "outliers": None}
     bar = tqdm(total=n, desc=f"harvest {part}", unit="tok", unit_scale=True, mininterval=5, file=sys.stderr)
     with building(out) as partial, bar:
         group = create_part(partial, n, harvester.d_model, settings, attributes)
+
+        def write(name: str, values: NDArray[Any], low: int) -> None:
+            for offset in range(0, len(values), shard_tokens):
+                shard = (low - first + offset) // shard_tokens
+                order = offset + _shard_order(seed, first // shard_tokens + shard, shard_tokens)
+                _write_shard(group[name], shard, shard_tokens, values[order])
+
         for low in range(first, last, window):
             high = min(low + window, last)
             d0 = int(np.searchsorted(doc_start, low, side="right")) - 1
             d1 = int(np.searchsorted(doc_start, high, side="left"))
             bounds = doc_start[d0 : d1 + 1]
             token_id = tokens.read("token_id", int(bounds[0]), int(bounds[-1])).astype(np.int64)
-            stored = harvester.window(token_id, bounds, low, high, part, bar)
-            doc = tokens.read("doc", low, high)
-            columns = {
-                "row": np.arange(low, high, dtype=np.int64),
-                "token_id": tokens.read("token_id", low, high),
-                "doc": doc,
-                "pos": tokens.read("pos", low, high),
-                "mask": tokens.read("mask", low, high),
-                "source": tokens.doc_source[doc],
-            }
-            for offset in range(0, high - low, shard_tokens):
-                shard = (low - first + offset) // shard_tokens
-                order = offset + np.random.default_rng([seed, first // shard_tokens + shard]).permutation(shard_tokens)
-                for name in MODELS:
-                    _write_shard(group[name], shard, shard_tokens, stored[name][order])
-                for name, values in columns.items():
-                    _write_shard(group[name], shard, shard_tokens, values[order])
-    facts = {**attributes, "n_tokens": n, "d_model": harvester.d_model}
+            stored, norms[low - first : high - first] = harvester.window(token_id, bounds, low, high, part, bar)
+            for name in MODELS:
+                write(name, stored[name], low)
+        if settings.outlier_factor is not None:
+            counted = (mask & np.uint8(LEFT_OUT)) == 0
+            outliers = find_outliers(norms, counted, settings.outlier_factor)
+            facts["outliers"] = _outlier_facts(outliers, settings.outlier_factor, counted, source, tokens.sources)
+            mask = np.where(outliers.massive, mask | np.uint8(Mask.OUTLIER), mask)
+        write("row", np.arange(first, last, dtype=np.int64), first)
+        write("mask", mask, first)
+        write("source", source, first)
+        for name in ("token_id", "doc", "pos"):
+            write(name, tokens.read(name, first, last), first)
     seal(out, "activations", key, facts, provenance(started, device, tokens_per_second=n / (time.time() - started)))
 
 
@@ -304,7 +353,7 @@ class _Part:
     """One part, read chunk by chunk."""
 
     def __init__(self, path: Path, key: str | None, checksums: bool) -> None:
-        check(path, "activations", key, checksums)
+        self.outliers: dict[str, Any] | None = check(path, "activations", key, checksums).facts.get("outliers")
         self.path = path
         self.group: Any = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(self.group.attrs)
@@ -394,6 +443,12 @@ class ActivationStore:
         self.n_chunks: int = self.n_tokens // self.chunk_tokens
         self._first_chunk = np.cumsum([0] + [part.n_chunks for part in self.parts])
 
+    @property
+    def outlier_norm(self) -> list[float] | None:
+        """Largest norm that is no massive activation, per model (of the part where it is largest); None: no mask."""
+        limits = [part.outliers["norm"] for part in self.parts if part.outliers is not None]
+        return [max(limit[name] for limit in limits) for name in MODELS] if limits else None
+
     def _column(self, name: str) -> NDArray[Any]:
         return np.concatenate([part.row_array(name) for part in self.parts])
 
@@ -445,6 +500,7 @@ class ActivationStore:
         return buffer
 
     def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
+        self._require_finite(activations.numpy(), rows)
         return ActivationBatch(
             activations,
             self.row[rows],
@@ -454,6 +510,17 @@ class ActivationStore:
             self.mask[rows],
             self.source[rows],
         )
+
+    def _require_finite(self, activations: NDArray[np.float32], rows: NDArray[Any]) -> None:
+        """Raise for the first row that holds a NaN or an infinity; one sum over all tells that there is none."""
+        if np.isfinite(np.add.reduce(activations, axis=None)):
+            return
+        bad = rows[~np.isfinite(activations).all(axis=(1, 2))]
+        if len(bad):
+            part = self.parts[int(np.searchsorted(self._first_chunk, bad[0] // self.chunk_tokens, side="right")) - 1]
+            raise TunediffError(
+                f"{part.path}: the residual of token {self.row[bad[0]]} is not finite; {_rebuild(part.path)}"
+            )
 
     def _gather(self, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> None:
         """Write rows `chosen` of a buffer [model, row, d_model] to `out` [token, model, d_model], as float32.
