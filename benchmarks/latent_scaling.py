@@ -2,7 +2,8 @@
 
 Random activations and weights; each batch is timed twice: `crosscoder.encode` alone, then the whole step of the pass
 (encode, decode, all projections, scatter into blocks). The ratio of the medians is what all targets of all latents
-cost over the encoding that any method needs; the target is 1.3 or less. On the first batch, some latents' β of every
+cost over the encoding that any method needs; the target is 1.3 or less where the code is sparse. `--path sparse` and
+`--path dense` force one way at any L0: they cross at `sparse.DENSE_FROM`. On the first batch, some latents' β of every
 target are then compared with the leave-one-out definition in float64.
 """
 
@@ -13,6 +14,7 @@ import time
 
 import torch
 
+from tunediff import sparse
 from tunediff.crosscoder import Crosscoder
 from tunediff.scaling import ScalingSums, betas, direction_terms, scaling_directions
 
@@ -63,8 +65,11 @@ def run(
     blocks: int = 64,
     device: str = "cpu",
     checked: int = 32,
+    path: str = "auto",
 ) -> dict[str, float | int | str]:
     """Return median times per batch in ms, their ratio, and the largest difference of β to the definition."""
+    if path != "auto":
+        sparse.DENSE_FROM[device.partition(":")[0]] = {"sparse": 2.0, "dense": -1.0}[path]
     generator = torch.Generator().manual_seed(1)
     data = [torch.randn(n_tokens, 2, d_model, generator=generator) for _ in range(batches)]
     crosscoder = random_crosscoder(d_model, dict_size, l0, data[0].to(device)[:256], device)
@@ -99,6 +104,7 @@ def run(
     encode_ms, pass_ms = (1000 * statistics.median(times) for times in (encoding, whole))
     return {
         "device": device,
+        "path": path,
         "threads": torch.get_num_threads(),
         "d_model": d_model,
         "dict_size": dict_size,
@@ -108,6 +114,8 @@ def run(
         "pass_ms": pass_ms,
         "ratio": pass_ms / encode_ms,
         "tokens_per_s": n_tokens / pass_ms * 1000,
+        "encode_s_per_100k_tokens": 100 * encode_ms / n_tokens,
+        "pass_s_per_100k_tokens": 100 * pass_ms / n_tokens,
         "max_difference": difference,
     }
 
@@ -134,6 +142,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=64, help="blocks of documents the sums are kept for")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--checked", type=int, default=32, help="latents compared with the definition")
+    parser.add_argument("--path", choices=("auto", "sparse", "dense"), default="auto", help="force a way of summing")
     parser.add_argument("--json", action="store_true", help="print all values as JSON instead")
     arguments = vars(parser.parse_args())
     as_json = arguments.pop("json")

@@ -55,8 +55,13 @@ def token_store(path: Path, lengths: Sequence[int], seed: int = 0, concepts: Seq
     return write_store(path, encodings, sources, attributes, {}, "key", 0.0)
 
 
-def activation_store(path: Path, tokens: TokenStore, activations: np.ndarray) -> ActivationStore:
-    """Return a one-part store of the given float32 activations [row, model, d_model], rows permuted."""
+def activation_store(
+    path: Path, tokens: TokenStore, activations: np.ndarray, outliers: Sequence[int] = ()
+) -> ActivationStore:
+    """Return a one-part store of the given float32 activations [row, model, d_model], rows permuted.
+
+    `outliers` are the rows marked as massive activations.
+    """
     n, _, d_model = activations.shape
     order = np.random.default_rng(1).permutation(n)
     settings = HarvestSettings(part_tokens=n, shard_tokens=n, chunk_tokens=n // 4, codec="blosc", dtype="float32")
@@ -65,6 +70,7 @@ def activation_store(path: Path, tokens: TokenStore, activations: np.ndarray) ->
     for m, name in enumerate(("base", "chat")):
         group[name][:] = activations[order, m]
     rows = {name: getattr(tokens, name)[order] for name in ("token_id", "doc", "pos", "mask")}
+    rows["mask"] = np.where(np.isin(order, outliers), rows["mask"] | np.uint8(Mask.OUTLIER), rows["mask"])
     rows |= {"row": order, "source": tokens.doc_source[tokens.doc[order]]}
     for name, values in rows.items():
         group[name][:] = values

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tunediff import sparse
 from tunediff.crosscoder import Crosscoder
 from tunediff.dictionaries import build, dictionary_settings
 from tunediff.errors import TunediffError
@@ -28,8 +29,13 @@ def dense_code(crosscoder: Crosscoder, x: torch.Tensor) -> torch.Tensor:
     return f * (f > crosscoder.threshold)
 
 
+@pytest.mark.parametrize("dense_from", [2.0, -1.0])
 @pytest.mark.parametrize("max_block", [1, 24 * 7, 2**20])
-def test_encode_and_decode_equal_dense_algebra(max_block: int) -> None:
+def test_encode_and_decode_equal_dense_algebra(
+    max_block: int, dense_from: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sparse.DENSE_FROM, "cpu", dense_from)
+    monkeypatch.setattr(sparse, "DENSE_ENTRIES", max_block)
     crosscoder = random_crosscoder(max_block=max_block)
     x = torch.randn(23, 2, 6)
     expected = dense_code(crosscoder, x)
@@ -44,6 +50,7 @@ def test_no_token_gives_an_empty_code() -> None:
     code = random_crosscoder().encode(torch.zeros(0, 2, 6))
     assert code.n_tokens == 0
     assert len(code.value) == 0
+    assert random_crosscoder().decode(code).shape == (0, 2, 6)
 
 
 def test_norm_difference_is_one_for_chat_only_latents() -> None:
@@ -62,6 +69,28 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
     assert loaded.config == {"kind": "l1", "layer": 3, "d_model": 6, "dict_size": 24}
     for name, tensor in crosscoder.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias", "threshold"])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    crosscoder = random_crosscoder()
+    getattr(crosscoder, name).view(-1)[3] = value
+    crosscoder.save(tmp_path)
+    if (name, value) == ("threshold", torch.inf):  # of a latent that never fires
+        assert not (Crosscoder.load(tmp_path).encode(100 * torch.randn(50, 2, 6)).latent == 3).any()
+        return
+    with pytest.raises(TunediffError, match=rf"1 of \d+ values of {name} are not finite; delete") as error:
+        Crosscoder.load(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tokens_with_a_larger_norm_than_the_limits_are_not_covered() -> None:
+    crosscoder = random_crosscoder()
+    x = torch.ones(4, 2, 6) * torch.tensor([[1.0, 1.0], [3.0, 1.0], [1.0, 3.0], [2.0, 2.0]])[..., None]
+    assert crosscoder.covers(x).tolist() == [True] * 4
+    crosscoder.config["outlier_norm"] = [2.5 * 6**0.5, 2.01 * 6**0.5]
+    assert crosscoder.covers(x).tolist() == [True, False, False, True]
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:

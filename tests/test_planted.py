@@ -13,10 +13,11 @@ import yaml
 from analysis_fixtures import random_crosscoder
 from tunediff.activations import ActivationStore, HarvestSettings
 from tunediff.config import check, load_schema
+from tunediff.criterion import Criterion
 from tunediff.crosscoder import Crosscoder
 from tunediff.dictionaries import dictionary_settings
 from tunediff.errors import TunediffError
-from tunediff.latents import LatentSettings, build_table
+from tunediff.latents import LatentSettings, LatentTable, build_table
 from tunediff.plan import PlantedPlan
 from tunediff.planted import (
     BASE,
@@ -45,6 +46,7 @@ from tunediff.truth import (
     score_latents,
     score_pair,
     summary,
+    undecided_up_to,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,25 +256,25 @@ def by_hand():
         "dead": [False] * 5, "frequency": 0.1, "cosine": 0.0,
         "norm_difference": [0.95, 0.92, 0.0, 0.95, 0.7],
         "nu_error": [0.0, 1.0, np.nan, 0.1, 0.0], "nu_reconstruction": [0.1, 0.9, np.nan, 0.1, -0.5],
+        "reversed": [False, False, False, False, True],
         "nu_error_mirrored": [9.0, 1.0, 0.0, 9.0, 9.0], "nu_reconstruction_mirrored": [9.0, 1.0, 0.1, 9.0, 9.0],
         "rank_sum": [2.0, 8.0, np.nan, 5.0, np.nan],
         "chat_specific": [True, False, False, True, False],
         "chat_specific_interval": [True, False, False, False, False],
     })  # fmt: skip
-    return pair, correlation, table
+    return pair, correlation, LatentTable(table, ["tokens"], Criterion())
 
 
 def test_scores_of_a_case_by_hand():
     pair, correlation, table = by_hand()
-    settings = LatentSettings()
-    assert calls(table, settings)["base_nu_point"].tolist() == [False, False, True, False, False]
-    concepts = score_concepts(pair, correlation, table, settings)
+    assert calls(table)["base_nu_point"].tolist() == [False, False, True, False, False]
+    concepts = score_concepts(pair, correlation, table)
     assert concepts["kind"].tolist() == ["chat-only", "base-only", "shared", "weaker"]
     assert concepts["latent"].tolist() == [0, 2, 1, 3]
     assert concepts["found"].tolist() == [True, False, True, True]
     assert concepts["right_norm_difference"].tolist() == pytest.approx([1, np.nan, 0, np.nan], nan_ok=True)
     assert concepts["right_nu_point"].tolist() == pytest.approx([1, np.nan, 1, np.nan], nan_ok=True)
-    latents = score_latents(pair, correlation, table, settings)
+    latents = score_latents(pair, correlation, table)
     assert latents["kind"].tolist() == ["chat-only", "shared", "base-only", "undecided", "chat-only"]
     result = metrics(concepts, latents)
     # decided latents: 0 and 4 positive, 1 and 2 negative; Δnorm calls 0 and 1
@@ -284,13 +286,38 @@ def test_scores_of_a_case_by_hand():
     assert result["auroc_rank_sum"] == pytest.approx((2 + 0.5) / 4)  # latent 4 is unranked, as latent 2
     assert result["false_base_norm_difference"] == 0 and result["called_base_nu_point"] == 1
     assert result["found"] == 0.75
+    assert result["reversed"] == 0.2  # latent 4 of 5
+
+
+def test_calls_follow_the_tables_own_criterion():
+    """A mirrored ν under the lower bound is no base-specific call, as in the other direction; NaN is none anywhere."""
+    _, _, table = by_hand()
+    table.frame["nu_error_mirrored"] = [0.05, 0.05, -0.2, 0.05, np.nan]
+    table.frame["nu_reconstruction_mirrored"] = [0.4, 0.1, 0.1, -0.05, 0.1]
+    assert calls(table)["base_nu_point"].tolist() == [True, True, False, True, False]
+    assert calls(table)["chat_nu_unbounded"].tolist() == [True, False, False, True, True]
+    strict = LatentTable(table.frame, ["tokens"], Criterion(0.3, 0.04, lowest=-0.3))
+    assert calls(strict)["base_nu_point"].tolist() == [False, False, True, False, False]
+    assert calls(strict)["chat_nu_unbounded"].tolist() == [True, False, False, False, True]
+
+
+def test_thresholds_move_what_is_undecided():
+    """A concept at ×0.1 or ×0.2 in base is decided by no threshold; under higher ones, one at ×0.4 is not either."""
+    assert [undecided_up_to(c) for c in (Criterion(), Criterion(0.5, 0.4), Criterion(0.3, 0.4))] == [0.2, 0.4, 0.3]
+    pair, correlation, table = by_hand()
+    pair.concepts.loc[pair.concepts["kind"] == "weaker", "factor"] = 0.4
+    assert score_latents(pair, correlation, table)["kind"][3] == "weaker"
+    assert score_concepts(pair, correlation, table)["right_nu_point"][3] == 0
+    lax = LatentTable(table.frame, ["tokens"], Criterion(0.5, 0.4))
+    assert score_latents(pair, correlation, lax)["kind"][3] == "undecided"
+    assert np.isnan(score_concepts(pair, correlation, lax)["right_nu_point"][3])
 
 
 def test_dead_latents_are_left_out_and_weak_matches_are_none():
     pair, correlation, table = by_hand()
-    table["dead"] = [False, True, False, False, False]
+    table.frame["dead"] = [False, True, False, False, False]
     correlation[0, 4] = 0.2
-    latents = score_latents(pair, correlation, table, LatentSettings())
+    latents = score_latents(pair, correlation, table)
     assert latents["latent"].tolist() == [0, 2, 3, 4] and latents["kind"].tolist()[-1] == "none"
 
 
@@ -333,26 +360,40 @@ def test_one_pair_from_stores_to_figure(tmp_path):
     names = {f"{name}-seed0": (dictionary_settings(own), 0) for name, own in sections.items()}
     training = TrainingSettings(batch_size=512, steps=500, learning_rate=1e-2, warmup_steps=20)
     train(names, train_store, training, folder / "crosscoders", folder / ".work", {name: name for name in names})
-    latents = LatentSettings(min_count=16, blocks=16, bootstrap_samples=100)
+    latents = LatentSettings(min_count=16, blocks=16, bootstrap_samples=100, nu_error_below=0.19)
     measured = {}
     for name in names:
         crosscoder = Crosscoder.load(folder / "crosscoders" / name)
         table = build_table(crosscoder, train_store, validation, latents, folder / f"latents/{name}.parquet", key="t")
         measured[name] = (crosscoder, table)
     strength = strengths(pair, "validation", 8192, LAYOUT, 0)
-    score_pair(pair, strength, measured, validation, latents, folder / "scores", key="s")
+    score_pair(pair, strength, measured, validation, folder / "scores", key="s")
     scores = read_scores([folder / "scores"])
+    assert scores.criterion == Criterion(nu_error_below=0.19)
+    judged_otherwise = {n: (c, LatentTable(t.frame, t.sources, Criterion())) for n, (c, t) in measured.items()}
+    score_pair(pair, strength, judged_otherwise, validation, tmp_path / "main/seed1/scores", key="s")
+    with pytest.raises(TunediffError, match=r"judged by 2 criteria \(ν\^r < 0\.5 and ν\^ε < 0\.19"):
+        read_scores([folder / "scores", tmp_path / "main/seed1/scores"])
     assert set(scores.crosscoders["crosscoder"]) == {"l1", "batchtopk"} and set(scores.concepts["arm"]) == {"main"}
     best = scores.crosscoders.set_index("crosscoder").loc["batchtopk"]
     assert best["recall_nu_point"] == 1 and best["precision_nu_point"] == 1 and best["fve_chat"] > 0.8
     table = summary(scores)
+    live = [t.frame[~t.frame["dead"]] for _, t in measured.values()]
+    reversed_shares = table[table["quantity"] == "reversed"].set_index("crosscoder")["mean"]
+    assert reversed_shares.tolist() == pytest.approx([frame["reversed"].mean() for frame in live])
     found = table[(table["quantity"] == "found") & (table["kind"] == "chat-only") & table["frequency"].isna()]
     assert found.set_index("crosscoder")["mean"]["batchtopk"] == 1
     from tunediff.figures.planted import draw, draw_table
     from tunediff.figures.style import Style, save
 
-    for name, drawing in (("figure", draw(scores, Style(dpi=60))), ("table", draw_table(scores, Style(dpi=60)))):
-        assert all(path.stat().st_size > 0 for path in save(*drawing, tmp_path / name, Style(dpi=60)))
+    style, other = Style(dpi=60), scores._replace(criterion=Criterion(0.37, 0.13, -0.06, 1.7))
+    for name, drawing in (("figure", draw(scores, style)), ("table", draw_table(scores, style))):
+        assert all(path.stat().st_size > 0 for path in save(*drawing, tmp_path / name, style))
+    for drawing in (draw(other, style), draw_table(other, style)):
+        shown = [text.get_text() for text in drawing.figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+        printed = " ".join(" ".join(shown).split())
+        assert other.criterion.math in printed
+        assert not any(old in printed for old in ("0.5 and", "< 0.2", "−0.1"))
     numbers = pd.read_csv(tmp_path / "figure.csv")
     row = numbers[(numbers["panel"] == "quality") & (numbers["crosscoder"] == "batchtopk")]
     assert row[(row["quantity"] == "precision") & (row["rule"] == "nu_point")]["mean"].item() == 1

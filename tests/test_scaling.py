@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis_fixtures import random_crosscoder
+from tunediff import scaling, sparse
 from tunediff.scaling import (
     BASE_DIRECTION,
     TARGETS,
@@ -27,6 +28,13 @@ from tunediff.sparse import SparseCode
 from tunediff.statistics import jackknife_standard_error, resample_weights
 
 BLOCKS = 5
+
+
+@pytest.fixture(params=["sparse", "dense"])
+def path(request, monkeypatch):
+    """Force one way of adding sums, whatever the share of nonzeros."""
+    monkeypatch.setitem(sparse.DENSE_FROM, "cpu", {"sparse": 2.0, "dense": -1.0}[request.param])
+    return request.param
 
 
 def data(n=300, seed=0, d_model=6, dict_size=20):
@@ -67,7 +75,7 @@ def least_squares(h, crosscoder, code, target, m, j, u, tokens=slice(None)):
 
 @pytest.mark.parametrize("direction", [0, 1])
 @pytest.mark.parametrize("target", TARGETS)
-def test_betas_are_the_least_squares_scales(target, direction):
+def test_betas_are_the_least_squares_scales(target, direction, path):
     h, crosscoder, code, hat, block = data()
     sums = sums_of(h, crosscoder, code, hat, block)
     ours = betas(sums.total(), direction_terms(crosscoder), direction)[target][0]
@@ -78,7 +86,7 @@ def test_betas_are_the_least_squares_scales(target, direction):
     np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_float32_data_stays_within_a_millionth():
+def test_float32_data_stays_within_a_millionth(path):
     h, crosscoder, code, hat, block = data(2000)
     exact = betas(sums_of(h, crosscoder, code, hat, block).total(), direction_terms(crosscoder))
     rows = h.float()
@@ -105,7 +113,60 @@ def test_many_groups_give_the_same_projections(monkeypatch):
     h, crosscoder, code, hat, block = data()
     whole = sums_of(h, crosscoder, code, hat, block).table
     monkeypatch.setattr("tunediff.scaling._GATHERED_ELEMENTS", 200)
+    monkeypatch.setitem(sparse.DENSE_FROM, "cpu", 2.0)
     torch.testing.assert_close(sums_of(h, crosscoder, code, hat, block).table, whole)
+
+
+@pytest.mark.parametrize("n_directions", [1, 2, 4])
+@pytest.mark.parametrize(("entries", "summed"), [(1 << 27, 1 << 19), (20 * 7, 4 * 6 * 3)])
+def test_dense_and_sparse_sums_are_those_of_the_definition(monkeypatch, n_directions, entries, summed):
+    """Also in pieces of 7 tokens and 3 latents; a token, a latent and a block may have nothing."""
+    monkeypatch.setattr(sparse, "DENSE_ENTRIES", entries)
+    monkeypatch.setitem(scaling._SUMMED_ELEMENTS, "cpu", summed)
+    h, crosscoder, _, _, block = data(n=120)
+    crosscoder.threshold[4] = 1e9
+    h[5] = 0
+    crosscoder.encoder_bias.clamp_(max=0)
+    code = crosscoder.encode(h)
+    hat = crosscoder.decode(code).double()
+    block = torch.where(block == 2, 3, block)
+    directions = torch.randn(20, n_directions, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert 0 in torch.bincount(code.token, minlength=120)
+    f = code.to_dense(20).double()
+    dots = torch.einsum("nyd,jud->njuy", torch.cat([h, hat], dim=1), directions).flatten(2)
+    terms = torch.cat([(f > 0).double()[..., None], f[..., None], f[..., None] ** 2, f[..., None] * dots], dim=2)
+    expected = torch.stack([terms[block == b].sum(0) for b in range(BLOCKS)])
+    for share in (2.0, -1.0):
+        monkeypatch.setitem(sparse.DENSE_FROM, "cpu", share)
+        ours = sums_of(h, crosscoder, code, hat, block, directions)
+        torch.testing.assert_close(ours.table, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dense_sums_in_float32_stay_within_a_millionth_of_sparse_ones(monkeypatch):
+    """As in a residual stream, the mean is far larger than the spread."""
+    h, crosscoder, _, _, block = data(2000)
+    rows, directions = (h + 30).float(), scaling_directions(crosscoder)
+    code = crosscoder.encode(h.float())
+    tables = []
+    for share in (2.0, -1.0):
+        monkeypatch.setitem(sparse.DENSE_FROM, "cpu", share)
+        tables.append(sums_of(rows, crosscoder, code, crosscoder.decode(code), block, directions).table)
+    difference, size = (tables[0] - tables[1]).abs().amax((0, 1)), tables[0].abs().amax((0, 1))
+    assert difference[0] == 0 and (difference[3:] > 0).all()  # two ways
+    assert (difference <= 1e-6 * size).all()
+
+
+@pytest.mark.parametrize(("share", "way"), [(0.0625, "_add_dense"), (0.0588, "_add_sparse")])
+def test_the_share_of_nonzeros_decides_the_way(monkeypatch, share, way):
+    token = torch.arange(1000).repeat_interleave(2)
+    code = SparseCode(token, torch.zeros_like(token), torch.ones(2000), 1000)
+    dict_size = round(2 / share)
+    asked = []
+    for name in ("_add_dense", "_add_sparse"):
+        monkeypatch.setattr(ScalingSums, name, lambda *_, name=name: asked.append(name))
+    rows, directions = torch.zeros(1000, 2, 3), torch.zeros(dict_size, 2, 3)
+    ScalingSums.zeros(1, dict_size).add(code, rows, rows, directions, torch.zeros(1000, dtype=torch.int64))
+    assert asked == [way]
 
 
 def test_blocks_add_up_and_batches_add():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -108,6 +108,18 @@ class Crosscoder(nn.Module):
         return x.reshape(len(x), 2 * self.d_model).to(self.encoder_weight)
 
     @torch.no_grad()
+    def covers(self, x: Float[Tensor, "token model d_model"]) -> Bool[Tensor, "token"]:
+        """Return which tokens are of the kind the dictionary was trained on: no model's norm is a massive outlier.
+
+        The limits are `config["outlier_norm"]`, one norm per model, as the activation store's manifest has them;
+        without them every token is covered.
+        """
+        limits = self.config.get("outlier_norm")
+        if limits is None:
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return (torch.linalg.vector_norm(x.float(), dim=2) <= torch.tensor(limits, device=x.device)).all(dim=1)
+
+    @torch.no_grad()
     def preactivations(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token latent"]:
         """Return Σ_m W_enc^m h^m + b_enc, in one GEMM: N × F entries."""
         return torch.addmm(self.encoder_bias, self._rows(x), self.encoder_weight.view(self.dict_size, -1).T)
@@ -132,7 +144,11 @@ class Crosscoder(nn.Module):
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "token model d_model"]:
         """Return ĥ^m = Σ_j f_j d_j^m + b^m."""
-        return sparse_decode(code, self.decoder_weight) + self.decoder_bias
+        if not code.is_dense(self.dict_size):
+            return sparse_decode(code, self.decoder_weight) + self.decoder_bias
+        weight = self.decoder_weight.view(self.dict_size, -1)
+        pieces = [dense.to(weight) @ weight for _, dense in code.dense_pieces(self.dict_size)]
+        return torch.cat(pieces).view(-1, 2, self.d_model) + self.decoder_bias
 
     def forward(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token model d_model"]:
         """Return the reconstruction of `x`."""
@@ -188,7 +204,7 @@ class Crosscoder(nn.Module):
         Raises
         ------
         TunediffError
-            A file or a tensor is missing, damaged or of the wrong shape, or the key is another.
+            A file or a tensor is missing, damaged, not finite or of the wrong shape, or the key is another.
         """
         if key is not None:
             check(directory, "crosscoder", key, checksums=True)
@@ -205,6 +221,15 @@ class Crosscoder(nn.Module):
             raise TunediffError(
                 f"{directory / WEIGHTS}: lacks {missing[0]}; delete {directory} and run snakemake again"
             )
+        for name in names:
+            wrong = ~tensors[name].isfinite()
+            if name == "threshold":
+                wrong &= tensors[name] != torch.inf  # of a latent without decoder: it never fires
+            if wrong.any():
+                raise TunediffError(
+                    f"{directory / WEIGHTS}: {int(wrong.sum())} of {wrong.numel()} values of {name} are not finite; "
+                    f"delete {directory} and run snakemake again"
+                )
         where = str(directory / WEIGHTS)
         crosscoder = cls(**{name: tensors[name] for name in names}, config=config, max_block=max_block, where=where)
         if config.get("dict_size") != crosscoder.dict_size or config.get("d_model") != crosscoder.d_model:

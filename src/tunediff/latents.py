@@ -1,9 +1,10 @@
 """The latent table: one row per latent with its norms, class, firing and Latent Scaling (method.md sections 3 and 4).
 
 Latent Scaling is fitted on train tokens and confirmed on validation tokens; firing is measured on validation tokens.
-BOS and ignored tokens are left out of both.
+BOS, ignored tokens and massive activations are left out of both.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from scipy.stats import rankdata
 
 from tunediff.activations import ActivationStore
 from tunediff.artifacts import building, check, provenance, seal
+from tunediff.criterion import Criterion
 from tunediff.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.passes import counted_batches
@@ -43,7 +45,6 @@ CLASSES = ("chat-only", "shared", "base-only", "other", "dead")
 MODELS = ("base", "chat")
 BOUNDED_TARGETS = ("error", "reconstruction")  # the two ν that decide chat-specificity: they get bootstrap intervals
 CONTROLS = ("random", "shuffled")  # control directions, measured with the same f on validation tokens
-NU_RANGE = (-0.1, 2.0)  # outside, ν is noise over noise: not ranked, not chat-specific [P]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,13 @@ class LatentSettings:
     blocks: int = 64  # independent blocks of documents, the unit of standard errors and intervals
     bootstrap_samples: int = 1000  # resamples of the blocks
     seed: int = 0  # of the bootstrap and of the control directions
-    nu_reconstruction_below: float = 0.5  # chat-specific: ν^r under this (no Latent Decoupling)
-    nu_error_below: float = 0.2  # … and ν^ε under this (no Complete Shrinkage)
+    nu_reconstruction_below: float = Criterion.nu_reconstruction_below
+    nu_error_below: float = Criterion.nu_error_below
+
+    @property
+    def criterion(self) -> Criterion:
+        """The rule by which a latent is called chat-specific."""
+        return Criterion(self.nu_reconstruction_below, self.nu_error_below)
 
 
 def classify(norm_difference: NDArray[np.floating], dead: NDArray[np.bool_]) -> NDArray[np.str_]:
@@ -70,28 +76,36 @@ def classify(norm_difference: NDArray[np.floating], dead: NDArray[np.bool_]) -> 
     return np.select(within, ["dead", "chat-only", "shared", "base-only"], "other")
 
 
-def _ranked(nu_reconstruction: NDArray, nu_error: NDArray) -> NDArray[np.bool_]:
-    low, high = NU_RANGE
-    return np.logical_and.reduce([(x >= low) & (x <= high) for x in (nu_reconstruction, nu_error)])
-
-
-def rank_sum(nu_reconstruction: NDArray, nu_error: NDArray) -> NDArray[np.float64]:
-    """Return rank(ν^r) + rank(ν^ε) (ties averaged) among latents with both in [−0.1, 2], NaN elsewhere."""
-    ranked = _ranked(nu_reconstruction, nu_error)
+def rank_sum(nu_reconstruction: NDArray, nu_error: NDArray, criterion: Criterion) -> NDArray[np.float64]:
+    """Return rank(ν^r) + rank(ν^ε) (ties averaged) among the latents whose ν are within the bounds, NaN elsewhere."""
+    ranked = criterion.bounded(nu_reconstruction, nu_error)
     result = np.full(len(ranked), np.nan)
     result[ranked] = rankdata(nu_reconstruction[ranked]) + rankdata(nu_error[ranked])
     return result
 
 
 class LatentTable:
-    """One row per latent of one crosscoder; owns the columns and the file format."""
+    """One row per latent of one crosscoder, and the criterion it was judged by; owns columns and file format."""
 
-    def __init__(self, frame: pd.DataFrame, sources: Sequence[str]) -> None:
+    def __init__(self, frame: pd.DataFrame, sources: Sequence[str], criterion: Criterion | None = None) -> None:
         self.frame = frame
         self.sources = tuple(sources)
+        self.criterion = criterion or Criterion()
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def first(self, n: int) -> pd.DataFrame:
+        """Return the `n` most chat-specific live latents, whether or not any passes the criterion.
+
+        By rising `rank_sum`, which only latents within the bounds have (so none that is reversed); where no live latent
+        has one, by falling Δnorm. Ties by latent.
+        """
+        live = self.frame[~self.frame["dead"]]
+        ranked = live[live["rank_sum"].notna()]
+        if len(ranked):
+            return ranked.sort_values("rank_sum", kind="stable").head(n)
+        return live.sort_values("norm_difference", ascending=False, kind="stable").head(n)
 
     @staticmethod
     def schema(sources: Sequence[str]) -> dict[str, str]:
@@ -112,6 +126,7 @@ class LatentTable:
         columns |= {f"nu_{target}_mirrored": "float32" for target in TARGETS}
         columns |= {f"nu_{target}_{control}": "float32" for control in CONTROLS for target in BOUNDED_TARGETS}
         columns |= {"rank_sum": "float32", "chat_specific": "bool", "chat_specific_interval": "bool"}
+        columns |= {"chat_specific_validation": "bool", "reversed": "bool"}
         return columns
 
     @classmethod
@@ -144,7 +159,8 @@ class LatentTable:
              for name, dtype in self.schema(self.sources).items()],
             names=list(frame),
         )  # fmt: skip
-        pq.write_table(table.replace_schema_metadata({"sources": "\n".join(self.sources)}), path)
+        metadata = {"sources": "\n".join(self.sources), "criterion": json.dumps(self.criterion.as_dict())}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
 
     @classmethod
     def read(cls, path: Path, *, key: str | None = None) -> "LatentTable":
@@ -164,8 +180,27 @@ class LatentTable:
             raise TunediffError(f"{path}: missing; run snakemake again to make it") from error
         except pa.ArrowInvalid as error:
             raise TunediffError(f"{path}: not a Parquet file; delete it and run snakemake again") from error
-        sources = (table.schema.metadata or {}).get(b"sources", b"").decode().split("\n")
-        return cls(cls._check(table.to_pandas(), sources, str(path)), sources)
+        metadata = table.schema.metadata or {}
+        sources = metadata.get(b"sources", b"").decode().split("\n")
+        frame = cls._check(table.to_pandas(), sources, str(path))
+        try:
+            criterion = Criterion.from_dict(json.loads(metadata[b"criterion"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise TunediffError(f"{path}: states no criterion; delete it and run snakemake again") from error
+        return cls(frame, sources, criterion)
+
+
+def control_passes(table: LatentTable) -> dict[str, tuple[int, int]]:
+    """Return, per control direction, how many latents pass the criterion with it, and how many have ν with it.
+
+    The null of the count of chat-specific latents: the same activations on validation tokens, a direction not theirs.
+    """
+    passes = {}
+    for control in CONTROLS:
+        reconstruction, error = (table.frame[f"nu_{target}_{control}"] for target in ("reconstruction", "error"))
+        passed = table.criterion.chat_specific(reconstruction, error)
+        passes[control] = int(passed.sum()), int((reconstruction.notna() & error.notna()).sum())
+    return passes
 
 
 class Firing:
@@ -201,7 +236,15 @@ def measure(
     directions: torch.Tensor,
     limit: int | None = None,
 ) -> tuple[ScalingSums, Firing]:
-    """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store."""
+    """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store.
+
+    `name` is that of the crosscoder and the pass, for the progress bar and errors.
+
+    Raises
+    ------
+    TunediffError
+        The sums are not finite.
+    """
     sums = ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device)
     firing = Firing(directions.shape[0], len(store.sources), device)
     for batch in counted_batches(store, settings.batch_size, device, name, limit):
@@ -209,6 +252,12 @@ def measure(
         block = torch.from_numpy(document_block(batch.doc, settings.blocks)).to(device)
         sums.add(code, batch.activations, crosscoder.decode(code), directions, block)
         firing.add(code, batch.source, batch.template)
+    broken = (~sums.table.isfinite()).any(dim=2).any(dim=0).nonzero().flatten()
+    if len(broken):
+        raise TunediffError(
+            f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
+            "delete the crosscoder and run snakemake again"
+        )
     return sums, firing
 
 
@@ -238,12 +287,13 @@ def latent_table(
     validation_store: ActivationStore,
     settings: LatentSettings,
     device: str = "cpu",
+    name: str = "crosscoder",
 ) -> tuple[LatentTable, dict[str, Any]]:
-    """Return the table of a crosscoder and the facts of how it was measured."""
+    """Return the table of a crosscoder (called `name` where it is spoken of) and the facts of how it was measured."""
     sources = list(validation_store.sources)
     weight = crosscoder.decoder_weight.detach()
     directions = scaling_directions(crosscoder)
-    train, fitted = measure(crosscoder, train_store, settings, device, "fit", directions, settings.fit_tokens)
+    train, fitted = measure(crosscoder, train_store, settings, device, f"{name} fit", directions, settings.fit_tokens)
     fired = (train.count.sum(0) > 0).cpu().numpy()
     control = torch.stack(
         [
@@ -253,7 +303,7 @@ def latent_table(
         dim=1,
     )
     controlled = torch.cat([directions, control], dim=1)
-    validation, firing = measure(crosscoder, validation_store, settings, device, "confirm", controlled)
+    validation, firing = measure(crosscoder, validation_store, settings, device, f"{name} confirm", controlled)
     if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
         raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
 
@@ -293,26 +343,30 @@ def latent_table(
         mirrored = nu(beta[0], mirrored=True).masked_fill(rare, torch.nan)
         columns[f"nu_{target}_mirrored"] = mirrored.cpu().numpy()
     controlled_terms, held_out = direction_terms(crosscoder, controlled), validation.total()
-    for i, name in enumerate(CONTROLS):
+    for i, direction in enumerate(CONTROLS):
         values = betas(held_out, controlled_terms, 2 + i)
         for target in BOUNDED_TARGETS:
             null = nu(values[target][0]).masked_fill(held_out.count[0] < settings.min_count, torch.nan)
-            columns[f"nu_{target}_{name}"] = null.cpu().numpy()
+            columns[f"nu_{target}_{direction}"] = null.cpu().numpy()
 
-    reconstruction, error = columns["nu_reconstruction"], columns["nu_error"]
-    columns["rank_sum"] = rank_sum(reconstruction, error)
-    ranked = _ranked(reconstruction, error)
-    below = {"reconstruction": settings.nu_reconstruction_below, "error": settings.nu_error_below}
-    columns["chat_specific"] = ranked & (reconstruction < below["reconstruction"]) & (error < below["error"])
-    columns["chat_specific_interval"] = columns["chat_specific"] & np.logical_and.reduce(
-        [columns[f"nu_{target}_high"] < below[target] for target in BOUNDED_TARGETS]
+    criterion = settings.criterion
+    fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
+    columns["rank_sum"] = rank_sum(*fitted_nu, criterion)
+    columns["chat_specific"] = criterion.chat_specific(*fitted_nu)
+    columns["chat_specific_interval"] = columns["chat_specific"] & criterion.chat_specific(
+        columns["nu_reconstruction_high"], columns["nu_error_high"]
     )
+    columns["chat_specific_validation"] = columns["chat_specific"] & criterion.chat_specific(
+        columns["nu_reconstruction_validation"], columns["nu_error_validation"]
+    )
+    columns["reversed"] = criterion.reversed(*fitted_nu)
     frame = pd.DataFrame(
         {
             name: pd.Series(columns[name], dtype="str" if dtype == "string" else dtype)
             for name, dtype in LatentTable.schema(sources).items()
         }
     )
+    table = LatentTable(frame, sources, criterion)
     facts = {
         "sources": sources,
         "settings": asdict(settings),
@@ -322,9 +376,12 @@ def latent_table(
         "classes": {name: int((frame["class_name"] == name).sum()) for name in CLASSES},
         "chat_specific": int(frame["chat_specific"].sum()),
         "chat_specific_interval": int(frame["chat_specific_interval"].sum()),
-        "nu_range": list(NU_RANGE),
+        "chat_specific_validation": int(frame["chat_specific_validation"].sum()),
+        "reversed": int(frame["reversed"].sum()),
+        "controls": {name: {"passed": passed, "of": of} for name, (passed, of) in control_passes(table).items()},
+        "criterion": criterion.as_dict(),
     }
-    return LatentTable(frame, sources), facts
+    return table, facts
 
 
 def build_table(
@@ -340,7 +397,7 @@ def build_table(
 ) -> LatentTable:
     """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
     started = time.time()
-    table, facts = latent_table(crosscoder, train_store, validation_store, settings, device)
+    table, facts = latent_table(crosscoder, train_store, validation_store, settings, device, out.stem)
     with building(out) as partial:
         table.write(partial)
     seal(out, "latents", key, {**facts, **(extra_facts or {})}, provenance(started, device))

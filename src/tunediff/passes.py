@@ -33,7 +33,9 @@ class PassBatch:
 def counted_batches(
     store: ActivationStore, batch_size: int, device: str, name: str, limit: int | None = None
 ) -> Iterator[PassBatch]:
-    """Yield every token of the store once but BOS and ignored ones, `batch_size` at a time (fewer at a read's end).
+    """Yield every token of the store once but those left out, `batch_size` at a time (fewer at a read's end).
+
+    Left out are BOS, ignored tokens and massive activations (`tokens.LEFT_OUT`).
 
     `limit` stops the pass after that many counted tokens. Shows a progress bar called `name`, with tokens/s.
     """

@@ -2,8 +2,9 @@
 
 For a direction u of latent j (its chat decoder row d_j^chat, by definition) and a target y, the least-squares scale is
 β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). All four targets follow from Σf, Σf², T^m = Σ f⟨h^m, u⟩ and R^m = Σ f⟨ĥ^m, u⟩,
-which only the nonzeros of f feed: N·L0 dot products, not N·F. The sums are kept per independent block of documents, so
-that every ν = β^base / β^chat has a jackknife standard error and a bootstrap interval.
+which only the nonzeros of f feed: N·L0 dot products, not N·F. Where the code is dense, ⟨Σ f y, u⟩ is cheaper: matrix
+products that all directions share. The sums are kept per independent block of documents, so that every
+ν = β^base / β^chat has a jackknife standard error and a bootstrap interval.
 
 Dimension names: ``direction`` (the u of each latent: chat, base, then controls), ``block`` (of documents, or any
 resample of them), ``statistic`` (count, Σf, Σf², then T and R per direction and model).
@@ -28,6 +29,8 @@ BASE, CHAT = 0, 1  # index on the `model` axis
 CHAT_DIRECTION, BASE_DIRECTION = 0, 1  # index on the `direction` axis; the base direction is the mirrored definition
 
 _GATHERED_ELEMENTS = 1 << 21  # decoder elements gathered at once: 8 MiB of float32, about a core's share of cache
+# elements of Σ f_j y, one row of all four targets per latent, held at once: in a core's cache; on a GPU few launches
+_SUMMED_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}
 _RESAMPLED_ELEMENTS = 1 << 22  # (resample, latent) elements of one bootstrap slice
 
 
@@ -124,7 +127,16 @@ class ScalingSums:
         block: Int[Tensor, "token"],
     ) -> None:
         """Add the tokens of one batch, in place."""
-        dots = projections(code, torch.cat([activations, reconstruction], dim=1), directions)
+        rows = torch.cat([activations, reconstruction], dim=1)
+        if code.is_dense(len(directions)):
+            for tokens, dense in code.dense_pieces(len(directions)):
+                self._add_dense(dense.to(rows), rows[tokens], directions, block[tokens])
+        else:
+            self._add_sparse(code, rows, directions, block)
+
+    def _add_sparse(self, code: SparseCode, rows: Tensor, directions: Tensor, block: Tensor) -> None:
+        """Add ⟨y, u⟩ of every nonzero."""
+        dots = projections(code, rows, directions)
         value = code.value.double()[:, None]
         weighted = dots.flatten(1).double() * value  # per direction: T^base, T^chat, R^base, R^chat
         terms = torch.cat([torch.ones_like(value), value, value**2, weighted], dim=1)
@@ -134,6 +146,24 @@ class ScalingSums:
             flat.index_put_((key,), terms, accumulate=True)
         else:
             flat.scatter_add_(0, key[:, None].expand_as(terms), terms)
+
+    def _add_dense(self, dense: Tensor, rows: Tensor, directions: Tensor, block: Tensor) -> None:
+        """Add ⟨Σ f y, u⟩ of the tokens of each block, some latents at a time."""
+        n_targets, d_model = rows.shape[1:]
+        order = block.argsort(stable=True)
+        counts = torch.bincount(block, minlength=len(self.table)).tolist()
+        step = max(1, _SUMMED_ELEMENTS[rows.device.type] // (n_targets * d_model))
+        for b, tokens in enumerate(order.split(counts)):
+            if not len(tokens):
+                continue
+            f, own = dense[tokens], rows[tokens].flatten(1)
+            wide = f.double()
+            self.table[b, :, :3] += torch.stack([(f > 0).sum(0), wide.sum(0), wide.square().sum(0)], dim=1)
+            for first in range(0, len(directions), step):
+                part = slice(first, first + step)
+                summed = (f[:, part].T @ own).view(-1, n_targets, d_model)
+                dots = torch.bmm(directions[part], summed.transpose(1, 2))
+                self.table[b, part, 3:] += dots.flatten(1)
 
     def __add__(self, other: "ScalingSums") -> "ScalingSums":
         return ScalingSums(self.table + other.table, self.n_directions)

@@ -8,6 +8,7 @@ Dimension names: token (N), latent (F), nonzero, width (a row's length, d or 2·
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ from torch.nn.functional import embedding_bag
 
 FLOOR_SLACK = 1e-5  # relative; float32 rounding of floor / scale must not lose a candidate
 SAMPLED_ROWS = 32  # rows looked at to estimate a first lower bound of the selection
+
+# Share of nonzeros from which dense products beat gathers, in a decode and in Latent Scaling's sums: on a CPU where
+# benchmarks/latent_scaling.py --path sparse and --path dense take as long. The value for a GPU is an estimate.
+DENSE_FROM = {"cpu": 0.06, "cuda": 0.06}
+DENSE_ENTRIES = 1 << 27  # of a dense piece of a code: 512 MiB of float32
 
 
 class SparseCode(NamedTuple):
@@ -36,7 +42,21 @@ class SparseCode(NamedTuple):
     def to_dense(self, dict_size: int) -> Float[Tensor, "token latent"]:
         """Return the code as a dense array; for tests and small batches."""
         dense = self.value.new_zeros(self.n_tokens, dict_size)
-        return dense.index_put((self.token, self.latent), self.value, accumulate=True)
+        return dense.index_put_((self.token, self.latent), self.value, accumulate=True)
+
+    def is_dense(self, dict_size: int) -> bool:
+        """Return whether so many latents fire that dense products are faster."""
+        return len(self.value) > DENSE_FROM[self.token.device.type] * self.n_tokens * dict_size
+
+    def dense_pieces(self, dict_size: int) -> Iterator[tuple[slice, Float[Tensor, "token latent"]]]:
+        """Yield the code as dense arrays of bounded size, each with its tokens."""
+        size = max(1, DENSE_ENTRIES // dict_size)
+        offsets = self.offsets()
+        for start in range(0, self.n_tokens, size):
+            end = min(start + size, self.n_tokens)
+            own = slice(int(offsets[start]), int(offsets[end]))
+            piece = SparseCode(self.token[own] - start, self.latent[own], self.value[own], end - start)
+            yield slice(start, end), piece.to_dense(dict_size)
 
 
 class LatentOrder(NamedTuple):

@@ -1,13 +1,14 @@
 """How well a crosscoder's latents name the planted concepts, and whether they call them chat-specific rightly.
 
 A concept is *found* where a latent's activation correlates with its own above `FOUND_ABOVE` on validation tokens. Each
-rule then calls latents chat-specific: class chat-only by Δnorm; ν^r and ν^ε under their thresholds (points); the upper
-ends of their intervals too; and the points without the lower bound of ν that the ranking has.
+rule then calls latents chat-specific: class chat-only by Δnorm; ν^r and ν^ε by the criterion of their latent table
+(points); the upper ends of their intervals too; and the points under its thresholds, without its bounds. A latent that
+the criterion calls reversed is an outcome of its own: neither called nor ranked, and counted.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from scipy.stats import rankdata, t
 
 from tunediff.activations import ActivationStore
 from tunediff.artifacts import building, check, provenance, seal
+from tunediff.criterion import Criterion
 from tunediff.crosscoder import Crosscoder
-from tunediff.latents import NU_RANGE, LatentSettings, LatentTable
+from tunediff.errors import TunediffError
+from tunediff.latents import LatentTable
 from tunediff.passes import counted_batches
 from tunediff.planted import PlantedPair
 
@@ -29,9 +32,7 @@ RULES = ("norm_difference", "nu_point", "nu_interval", "nu_unbounded")
 BASE_RULES = ("norm_difference", "nu_point")  # by ν: the mirrored one, which has no interval
 FOUND_ABOVE = 0.7  # activation correlation from which a latent stands for a concept
 RELATED_ABOVE = 0.3  # and from which it is counted to the concept's kind, as one of several that share it
-# A concept that base has at this share of chat's strength or less is chat-specific by the thresholds themselves (ν^ε
-# 0.2; Δnorm 0.9 is a ratio of 0.2): neither calling nor sparing it is an error.
-UNDECIDED_UP_TO = 0.2
+CHAT_ONLY_UP_TO = 0.2  # base's share of chat's strength at which Δnorm is 0.9
 
 
 class Codes(NamedTuple):
@@ -77,37 +78,40 @@ def codes(
     return Codes(torch.where(scale > 0, covariance / scale, 0.0).cpu().numpy(), nonzero / n_tokens, *fve)
 
 
-def calls(table: pd.DataFrame, settings: LatentSettings) -> pd.DataFrame:
+def calls(table: LatentTable) -> pd.DataFrame:
     """Return, per latent, whether each rule calls it chat-specific (`chat_RULE`) or base-specific (`base_RULE`).
 
-    By ν a latent is base-specific where the mirrored ν are under the same thresholds; they have no interval.
+    By ν a latent is base-specific where the mirrored ν meet the same criterion; they have no interval.
     """
-    below = {"reconstruction": settings.nu_reconstruction_below, "error": settings.nu_error_below}
-    low, _ = NU_RANGE
-    unbounded, mirrored = (
-        np.logical_and.reduce([table[f"nu_{target}{suffix}"].to_numpy() < limit for target, limit in below.items()])
-        for suffix in ("", "_mirrored")
-    )
-    for target in below:
-        mirrored &= table[f"nu_{target}_mirrored"].to_numpy() >= low
+    frame, criterion = table.frame, table.criterion
+    mirrored = criterion.chat_specific(frame["nu_reconstruction_mirrored"], frame["nu_error_mirrored"])
+    unbounded = replace(criterion, lowest=-np.inf, highest=np.inf)
     return pd.DataFrame(
         {
-            "chat_norm_difference": (table["class_name"] == "chat-only").to_numpy(),
-            "chat_nu_point": table["chat_specific"].to_numpy(),
-            "chat_nu_interval": table["chat_specific_interval"].to_numpy(),
-            "chat_nu_unbounded": unbounded,
-            "base_norm_difference": (table["class_name"] == "base-only").to_numpy(),
+            "chat_norm_difference": (frame["class_name"] == "chat-only").to_numpy(),
+            "chat_nu_point": frame["chat_specific"].to_numpy(),
+            "chat_nu_interval": frame["chat_specific_interval"].to_numpy(),
+            "chat_nu_unbounded": unbounded.chat_specific(frame["nu_reconstruction"], frame["nu_error"]),
+            "base_norm_difference": (frame["class_name"] == "base-only").to_numpy(),
             "base_nu_point": mirrored,
         }
     )
 
 
-def _undecided(kind: NDArray[Any], factor: NDArray[Any]) -> NDArray[np.bool_]:
-    return (kind == "weaker") & (factor <= UNDECIDED_UP_TO)
+def undecided_up_to(criterion: Criterion) -> float:
+    """Return base's share of chat's strength up to which a concept is chat-specific by a rule's own threshold.
+
+    Such a concept has that share as both its ν. Neither calling nor sparing it is an error.
+    """
+    return max(CHAT_ONLY_UP_TO, min(criterion.nu_error_below, criterion.nu_reconstruction_below))
+
+
+def _undecided(kind: NDArray[Any], factor: NDArray[Any], criterion: Criterion) -> NDArray[np.bool_]:
+    return (kind == "weaker") & (factor <= undecided_up_to(criterion))
 
 
 def score_concepts(
-    pair: PlantedPair, correlation: Float[np.ndarray, "concept latent"], table: pd.DataFrame, settings: LatentSettings
+    pair: PlantedPair, correlation: Float[np.ndarray, "concept latent"], table: LatentTable
 ) -> pd.DataFrame:
     """Return one row per concept: its best latent, what that latent is called, and whether the call is right.
 
@@ -123,10 +127,11 @@ def score_concepts(
     rows["correlation"] = correlation.max(axis=1)
     rows["found"] = rows["correlation"] > FOUND_ABOVE
     for name in ("class_name", "norm_difference", "cosine", "nu_error", "nu_reconstruction", "rank_sum"):
-        rows[name] = table[name].to_numpy()[best]
-    called = calls(table, settings).iloc[best].reset_index(drop=True)
+        rows[name] = table.frame[name].to_numpy()[best]
+    called = calls(table).iloc[best].reset_index(drop=True)
     kind = rows["kind"].to_numpy()
-    scored = rows["found"].to_numpy() & (kind != "part") & ~_undecided(kind, rows["factor"].to_numpy())
+    undecided = _undecided(kind, rows["factor"].to_numpy(), table.criterion)
+    scored = rows["found"].to_numpy() & (kind != "part") & ~undecided
     for rule in RULES:
         chat = rows[f"chat_{rule}"] = called[f"chat_{rule}"].to_numpy()
         base = called[f"base_{rule if rule in BASE_RULES else 'nu_point'}"].to_numpy()
@@ -136,7 +141,7 @@ def score_concepts(
 
 
 def score_latents(
-    pair: PlantedPair, correlation: Float[np.ndarray, "concept latent"], table: pd.DataFrame, settings: LatentSettings
+    pair: PlantedPair, correlation: Float[np.ndarray, "concept latent"], table: LatentTable
 ) -> pd.DataFrame:
     """Return one row per live latent: the concept it follows most, that concept's kind, and the calls.
 
@@ -144,7 +149,7 @@ def score_latents(
     """
     best = correlation.argmax(axis=0)
     kind, factor = pair.concepts["kind"].to_numpy()[best], pair.concepts["factor"].to_numpy()[best]
-    kind = np.where(_undecided(kind, factor), "undecided", kind)
+    kind = np.where(_undecided(kind, factor, table.criterion), "undecided", kind)
     highest = correlation.max(axis=0)
     rows = pd.DataFrame(
         {
@@ -152,13 +157,12 @@ def score_latents(
             "concept": best,
             "correlation": highest,
             "kind": np.where(highest > RELATED_ABOVE, kind, "none"),
-            "frequency": table["frequency"].to_numpy(),
         }
     )
-    for name in ("norm_difference", "nu_error", "nu_reconstruction", "rank_sum"):
-        rows[name] = table[name].to_numpy()
-    rows = pd.concat([rows, calls(table, settings)], axis=1)
-    return rows[~table["dead"].to_numpy()].reset_index(drop=True)
+    for name in ("frequency", "norm_difference", "nu_error", "nu_reconstruction", "rank_sum", "reversed"):
+        rows[name] = table.frame[name].to_numpy()
+    rows = pd.concat([rows, calls(table)], axis=1)
+    return rows[~table.frame["dead"].to_numpy()].reset_index(drop=True)
 
 
 def auroc(score: NDArray[Any], positive: NDArray[np.bool_]) -> float:
@@ -181,11 +185,13 @@ def metrics(concepts: pd.DataFrame, latents: pd.DataFrame) -> dict[str, float]:
     false_positives: latents that follow no chat-only concept and are called, over all such latents; called: latents.
     false_base: latents that follow neither a base-only concept nor a part and are called base-specific, likewise.
     Undecided latents are in none of them. AUROC ranks all other live latents by Δnorm or by -rank_sum (unranked last).
+    reversed: the share of all live latents that are reversed, so neither called by the bounded ν nor ranked.
     """
     chat_only = concepts["kind"] == "chat-only"
     decided = latents[latents["kind"] != "undecided"]
     positive = (decided["kind"] == "chat-only").to_numpy()
     result: dict[str, float] = {"found": float(concepts["found"].mean()), "live": len(latents)}
+    result["reversed"] = _ratio(int(latents["reversed"].sum()), len(latents))
     for rule in RULES:
         chat = decided[f"chat_{rule}"].to_numpy()
         hit = concepts.loc[chat_only, "found"] & concepts.loc[chat_only, f"chat_{rule}"]
@@ -233,6 +239,18 @@ class Scores(NamedTuple):
     concepts: pd.DataFrame  # as `score_concepts`
     latents: pd.DataFrame  # as `score_latents`
     crosscoders: pd.DataFrame  # one row each: dict_size, l0, fve_base, fve_chat and `metrics`
+    criterion: Criterion  # of all their latent tables
+
+
+PARTS = ("concepts", "latents", "crosscoders")  # the tables of `Scores`, a file each
+
+
+def _one(criteria: Collection[Criterion], where: str) -> Criterion:
+    """Return the criterion of all."""
+    if len(criteria) != 1:
+        texts = "; ".join(sorted(criterion.text for criterion in criteria))
+        raise TunediffError(f"{where}: judged by {len(criteria)} criteria ({texts}); run snakemake again")
+    return next(iter(criteria))
 
 
 def score_pair(
@@ -240,40 +258,43 @@ def score_pair(
     strength: Float[np.ndarray, "token concept"],
     measured: Mapping[str, tuple[Crosscoder, LatentTable]],
     validation: ActivationStore,
-    settings: LatentSettings,
     out: Path,
     *,
     key: str,
 ) -> None:
     """Score every crosscoder of one pair and write OUT/{concepts,latents,crosscoders}.parquet (kind `scores`)."""
     started = time.time()
-    pieces: dict[str, list[pd.DataFrame]] = {name: [] for name in Scores._fields}
+    criterion = _one({table.criterion for _, table in measured.values()}, str(out))
+    pieces: dict[str, list[pd.DataFrame]] = {name: [] for name in PARTS}
     for name, (crosscoder, table) in measured.items():
         seen = codes(crosscoder, validation, strength)
-        concepts = score_concepts(pair, seen.correlation, table.frame, settings)
-        latents = score_latents(pair, seen.correlation, table.frame, settings)
+        concepts = score_concepts(pair, seen.correlation, table)
+        latents = score_latents(pair, seen.correlation, table)
         row = {"dict_size": crosscoder.dict_size, "l0": seen.l0, "fve_base": seen.fve_base, "fve_chat": seen.fve_chat}
         crosscoders = pd.DataFrame([row | metrics(concepts, latents)])
-        for part, frame in zip(Scores._fields, (concepts, latents, crosscoders), strict=True):
+        for part, frame in zip(PARTS, (concepts, latents, crosscoders), strict=True):
             frame.insert(0, "crosscoder", name.rpartition("-seed")[0])
             pieces[part].append(frame)
     with building(out) as partial:
         partial.mkdir()
         for part, frames in pieces.items():
             pd.concat(frames, ignore_index=True).to_parquet(partial / f"{part}.parquet", index=False)
-    seal(out, "scores", key, {"crosscoders": list(measured), "planted": asdict(pair.settings)}, provenance(started))
+    facts = {"crosscoders": list(measured), "planted": asdict(pair.settings), "criterion": criterion.as_dict()}
+    seal(out, "scores", key, facts, provenance(started))
 
 
 def read_scores(folders: Sequence[Path]) -> Scores:
     """Read the scores of all pairs, each in RESULTS/ARM/seedN/scores."""
-    pieces: dict[str, list[pd.DataFrame]] = {name: [] for name in Scores._fields}
+    pieces: dict[str, list[pd.DataFrame]] = {name: [] for name in PARTS}
+    criteria = set()
     for folder in folders:
-        check(folder, "scores")
+        criteria.add(Criterion.from_dict(check(folder, "scores").facts["criterion"]))
         arm, seed = folder.parts[-3], int(folder.parts[-2].removeprefix("seed"))
         for part, frames in pieces.items():
             frame = pd.read_parquet(folder / f"{part}.parquet")
             frames.append(pd.concat([pd.DataFrame({"arm": arm, "seed": seed}, index=frame.index), frame], axis=1))
-    return Scores(*(pd.concat(frames, ignore_index=True) for frames in pieces.values()))
+    tables = {part: pd.concat(frames, ignore_index=True) for part, frames in pieces.items()}
+    return Scores(**tables, criterion=_one(criteria, "scores"))
 
 
 def rates(concepts: pd.DataFrame, by: Sequence[str], column: str) -> pd.DataFrame:
@@ -294,7 +315,7 @@ def summary(scores: Scores) -> pd.DataFrame:
 
     Shares of concepts are those of a kind, or of a kind and frequency; quantities of whole crosscoders have no kind.
     """
-    concepts, _, crosscoders = scores
+    concepts, crosscoders = scores.concepts, scores.crosscoders
     pieces = []
     named = {"found": "found"}
     named |= {f"{what}_{rule}": what for rule in RULES for what in ("chat", "right")}

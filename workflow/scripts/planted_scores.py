@@ -43,4 +43,4 @@ with job(snakemake):
     strength = strengths(
         pair, "validation", planted["validation_tokens"], HarvestSettings(**config["activations"]), seed
     )
-    score_pair(pair, strength, measured, validation, latents, Path(snakemake.output.scores), key=params.key)
+    score_pair(pair, strength, measured, validation, Path(snakemake.output.scores), key=params.key)
