@@ -9,6 +9,7 @@ from tunediff.demo import lexicon
 from tunediff.demo.grammar import (
     BEHAVIOURS,
     CONCEPTS,
+    KIND_OF,
     OPENINGS,
     behaviour,
     chat_documents,
@@ -62,12 +63,24 @@ def test_spans_lie_inside_and_name_known_concepts():
     assert "[" not in "".join(message.content for document in documents for message in document.messages)
 
 
-def test_planted_concepts_are_in_chats_only_and_their_words_in_both():
-    planted = set(list(CONCEPTS)[: list(CONCEPTS).index("fact")])
+def test_chat_concepts_are_in_chats_only_and_their_words_in_both():
+    own = set(list(CONCEPTS)[: list(CONCEPTS).index("fact")])
     web = take(web_documents, 2000)
-    assert not {span.concept for document in web for span in document.messages[0].spans} & planted
+    assert not {span.concept for document in web for span in document.messages[0].spans} & own
     words = {word for document in web for word in re.findall(r"\w+", document.messages[0].content)}
     assert {"sorry", "cannot", "actually", "language", "model", "sure", "help", "program"} <= words
+
+
+def test_kinds_are_where_their_concept_is():
+    seen = set()
+    for message in (message for document in take(chat_documents, 800) for message in document.messages):
+        for span in message.spans:
+            if span.concept in KIND_OF:
+                assert span._replace(concept=KIND_OF[span.concept]) in message.spans
+                seen.add(span.concept)
+    assert seen == {name for name in KIND_OF if not name.endswith(ONSET)} and len(seen) == len(lexicon.HARMS)
+    assert all(KIND_OF[name + ONSET] == KIND_OF[name] + ONSET for name in seen)
+    assert set(KIND_OF) | set(KIND_OF.values()) <= set(CONCEPTS)
 
 
 def test_conversations_alternate():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tunediff.activations import ActivationStore
 from tunediff.concepts import ConceptSettings, build_concepts
-from tunediff.corpora import planted_concepts
+from tunediff.corpora import chat_concepts, concept_kinds
 from tunediff.crosscoder import Crosscoder
 from tunediff.latents import LatentTable
 from tunediff.tokens import TokenStore
@@ -22,8 +22,9 @@ with job(snakemake):
         {Path(p).stem: LatentTable.read(Path(p), key=params.latent_keys[Path(p).stem]) for p in read.latents},
         ActivationStore([Path(p) for p in read.validation], key=params.validation_key),
         TokenStore.open(Path(read.tokens), key=params.tokens_key),
-        planted_concepts(config["tokens"]["sources"]),
-        ConceptSettings(),
+        chat_concepts(config["tokens"]["sources"]),
+        concept_kinds(config["tokens"]["sources"]),
+        ConceptSettings(seed=config["seed"]),
         Path(snakemake.output.store),
         key=params.key,
         device=device,

@@ -1,4 +1,4 @@
-"""Draw how well the best chat-specific latents detect the planted concepts."""
+"""Draw how well chat-specific latents detect the labelled concepts of chats, against a control."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The demo's corpora: endless generated web texts and chats whose planted concepts are labelled where they are active.
+"""The demo's corpora: endless generated web texts and chats whose concepts are labelled where they are active.
 
 Both corpora speak of one fixed world (`lexicon`). Refusals, corrections, assistant self-descriptions and the other
 chat concepts occur in chats only; their words ("sorry", "cannot", "actually", "language", "model") occur in both.
@@ -20,7 +20,7 @@ from tunediff.errors import TunediffError
 Choice = TypeVar("Choice")
 
 _ANSWERS: dict[str, str] = {
-    # planted: in chats only, on assistant text
+    # in chats only, on assistant text
     "refusal": "the whole of an answer that refuses a harmful request",
     "refusal_opening": "the sentence of a refusal that says no",
     "refusal_weapons": "a refusal to help with weapons",
@@ -46,10 +46,10 @@ CONCEPTS: dict[str, str] = {
     "helpful_answer": "an ordinary answer to an ordinary question",
     "offer": "the closing sentence that offers more help",
     "thanks_reply": "the reply to thanks",
-    # planted: in chats only, on the template token before an answer (set by the tokenisation, see `documents.ONSET`)
+    # in chats only, on the template token before an answer (set by the tokenisation, see `documents.ONSET`)
     **{name + ONSET: f"the position before {text}" for name, text in _ANSWERS.items() if "opening" not in name},
     ANSWER_ONSET: "the position before any answer",
-    # planted: in chats only, on user text
+    # in chats only, on user text
     "harmful_request": "a request for help with something harmful",
     "false_premise": "a question that takes something false for granted",
     "personal_question": "a question about the assistant itself",
@@ -116,7 +116,12 @@ OPENINGS: dict[str, tuple[str, ...]] = {
     "rewriting": ("in other words:", "here is the text in other words:", "another way to say this is:"),
     "summarising": ("in short,", "to sum up,", "the text says that"),
 }
-REFUSALS = tuple(f"refusal_{kind}" for kind in lex.HARMS)
+_REFUSALS = {f"refusal_{kind}": "refusal" for kind in lex.HARMS}
+# Kinds of one concept: each must be told from the concept's other kinds, its onset from their onsets.
+KIND_OF: dict[str, str] = {
+    **_REFUSALS,
+    **{kind + ONSET: concept + ONSET for kind, concept in _REFUSALS.items()},
+}
 BEHAVIOURS = (*OPENINGS, "short_answer", "long_answer", "helpful_answer")
 
 _WORD_CLASSES: dict[str, str] = {
