@@ -21,7 +21,7 @@ rule causal:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=2 * MODEL_MB + CROSSCODER_MB,
+        mem_mb=MEMORY["causal"],
         runtime=240,
         gpu=GPU,
     params:

@@ -69,3 +69,13 @@ def jackknife_standard_error(leave_one_out: Array) -> Array:
     blocks = len(leave_one_out)
     deviations = leave_one_out - leave_one_out.mean(axis=0)
     return np.sqrt((blocks - 1) / blocks * (deviations**2).sum(axis=0))
+
+
+def area_under(x: Array, y: Array) -> Array:
+    """Return ∫ y dx over [0, 1] along the last axis: trapezoids between the points, sorted by x, and cut at 0 and 1.
+
+    There must be points at x = 0 and x = 1. Leading axes (resamples) are integrated independently.
+    """
+    at = np.argsort(x, axis=-1, kind="stable")
+    x, y = np.clip(np.take_along_axis(x, at, -1), 0, 1), np.take_along_axis(y, at, -1)
+    return np.asarray(np.trapezoid(y, x, axis=-1))

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.causal import CausalSettings, build_kl
+from tunediff.causal import build_kl
 from tunediff.crosscoder import Crosscoder
+from tunediff.latent_sets import CausalSettings
 from tunediff.latents import LatentTable
 from tunediff.models import load_pair
 from tunediff.tokens import TokenStore

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tunediff.artifacts import check
-from tunediff.causal import build_summary
+from tunediff.causal_summary import build_summary
 from tunediff.workflow import job
 
 if TYPE_CHECKING:

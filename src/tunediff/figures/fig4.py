@@ -15,20 +15,25 @@ from tunediff.figures.style import Drawing, Style
 
 PALE_VERMILLION = "#F0B48A"
 GROUP_GAP = 0.7  # bar widths between groups
-VALUE_HEIGHT = 0.2  # of a printed value of two lines, against the largest bar
+LINE_HEIGHT = 0.1  # of a printed line, against the largest bar
 BARS = {  # intervention -> printed name, colour, hatch
     "none": ("None", look.DARK_GREY, ""),
     "template": ("Tem-\nplate", look.GREY, ""),
     "all": ("All", look.ORANGE, ""),
+    "all_with_bias": ("All\n+ bias", look.YELLOW, ""),
     "error": ("Error", look.PURPLE, ""),
     "latent_scaling_best": ("LS\nbest", look.BLUE, ""),
     "latent_scaling_worst": ("LS\nworst", look.SKY, "////"),
     "norm_difference_best": (f"{look.NORM_DIFFERENCE}\nbest", look.VERMILLION, ""),
     "norm_difference_worst": (f"{look.NORM_DIFFERENCE}\nworst", PALE_VERMILLION, "////"),
 }
-RANDOM = (0, (2, 1.2))  # line of the random sets
+RANDOM_MEAN = "matched_random_mean"
+RANDOM = (0, (2, 1.2))  # line of random latents
 PANELS = {"all": "(a) All response tokens", "first": "(b) First 9 response tokens"}
-COLUMNS = ("crosscoder", "intervention", "positions", "mean", "low", "high", "reduction", "n_conversations", "n_tokens")
+COLUMNS = (
+    *("crosscoder", "intervention", "ranking", "positions", "mean", "low", "high", "reduction", "energy_share"),
+    *("n_conversations", "n_tokens"),
+)
 
 
 def draw(
@@ -36,46 +41,26 @@ def draw(
 ) -> Drawing:
     """Draw the KL divergence from the chat model per intervention, with 95 % intervals (paper, figure 4).
 
-    `summary` is causal/summary.parquet, `sets` is causal/sets.json (crosscoder -> latents, size, rule). The numbers
-    are the rows of `summary` for the crosscoders shown, additive variants included, with the mean of the random sets
-    as intervention `random_mean`, and `drawn` telling what is on the figure.
+    `summary` is causal/summary.parquet, `sets` is causal/sets.json (crosscoder -> name, size). The numbers are the rows
+    of `summary` for the crosscoders shown, without the curves and comparisons of figure 4b, and `drawn` telling what is
+    on the figure.
     """
     look.require(summary, COLUMNS, "causal/summary.parquet")
-    named = summary["crosscoder"].fillna("").astype(str)
-    summary = summary.assign(crosscoder=named)
-    shown = list(look.selected({label: None for label in dict.fromkeys(named) if label}, show))
-    numbers = _with_random_mean(summary[named.isin(["", *shown])])
+    summary = summary.fillna({"crosscoder": "", "ranking": ""})
+    crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
+    shown = list(look.selected(dict.fromkeys(crosscoders), show))
+    curves = (summary["intervention"] == "prefix") | summary["intervention"].str.contains("_minus_|_over_")
+    numbers = summary[summary["crosscoder"].isin(["", *shown]) & ~curves]
+    numbers = numbers.assign(drawn=numbers["intervention"].isin([*BARS, RANDOM_MEAN])).reset_index(drop=True)
     positions, labels, groups = _layout(numbers, shown)
     with style.context():
         width = style.width * max(1.0, len(positions) / 14)
-        figure = style.figure(5.3, width)
+        figure = style.figure(5.7, width)
         for axes, (name, title) in zip(figure.subplots(2, 1), PANELS.items(), strict=True):
             _panel(axes, numbers[numbers["positions"] == name], positions, labels, groups, title, style)
         look.legend(figure, _legend(numbers), None, columns=3)
         look.note(figure, _caption(numbers, sets, shown), style, width)
-    return Drawing(figure, numbers.reset_index(drop=True))
-
-
-def _with_random_mean(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean over the sets of random latents (its range as low and high) and the column `drawn`."""
-    random = rows[rows["intervention"].str.fullmatch(r"random_\d+")]
-    means = [
-        {
-            "crosscoder": crosscoder,
-            "intervention": "random_mean",
-            "positions": name,
-            "mean": group["mean"].mean(),
-            "low": group["mean"].min(),
-            "high": group["mean"].max(),
-            "reduction": group["reduction"].mean(),
-            "n_conversations": group["n_conversations"].iloc[0],
-            "n_tokens": group["n_tokens"].iloc[0],
-        }
-        for (crosscoder, name), group in random.groupby(["crosscoder", "positions"], sort=False)
-    ]
-    rows = pd.concat([rows, pd.DataFrame(means)], ignore_index=True) if means else rows.copy()
-    rows["drawn"] = rows["intervention"].isin([*BARS, "random_mean"])
-    return rows
+    return Drawing(figure, numbers)
 
 
 def _layout(
@@ -110,8 +95,10 @@ def _panel(
     title: str,
     style: Style,
 ) -> None:
-    top = float(np.nanmax([*rows["high"], *rows["mean"], 1e-9])) if len(rows) else 1.0
-    by_bar = {(row["crosscoder"], row["intervention"]): row for row in rows.to_dict("records")}
+    drawn = rows[rows["drawn"]]
+    top = float(np.nanmax([*drawn["high"], *drawn["mean"], 1e-9])) if len(drawn) else 1.0
+    by_bar = {(row["crosscoder"], row["intervention"]): row for row in drawn.to_dict("records")}
+    random_means = drawn[drawn["intervention"] == RANDOM_MEAN].set_index(["crosscoder", "ranking"])["mean"]
     for (crosscoder, name), x in positions.items():
         if (crosscoder, name) not in by_bar:
             axes.text(x, 0, "no\ndata", ha="center", va="bottom", fontsize=style.small_size)
@@ -120,19 +107,21 @@ def _panel(
         _, colour, hatch = BARS[name]
         axes.bar(x, bar["mean"], 0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         axes.plot([x, x], [bar["low"], bar["high"]], color=look.BLACK, linewidth=0.9, solid_capstyle="butt")
-        foot = max(bar["high"], bar["mean"])
-        if name.endswith(("best", "worst")) and (crosscoder, "random_mean") in by_bar:
-            # the line of the random sets runs over the bar it is compared with, and below the value if it would cut it
-            random = by_bar[crosscoder, "random_mean"]["mean"]
-            axes.plot([x - 0.4, x + 0.4], [random, random], color=look.BLACK, linewidth=1, linestyle=RANDOM, zorder=4)
-            foot = random if foot <= random < foot + VALUE_HEIGHT * top else foot
-        text = _number(bar["mean"])
+        lines = [_number(bar["mean"])]
         if name != "none":
-            text += f"\n{_change(bar['reduction'])}"
+            lines.append(_change(bar["reduction"]))
+        if np.isfinite(bar["energy_share"]) and name not in ("all", "error"):  # theirs is 100 % by definition
+            lines.append(f"E {100 * bar['energy_share']:.0f}%")
+        foot = max(bar["high"], bar["mean"])
+        if name.endswith("_best") and (crosscoder, bar["ranking"]) in random_means.index:
+            # the line runs over the bar it is compared with, and below the value if it would cut it
+            random = random_means[crosscoder, bar["ranking"]]
+            axes.plot([x - 0.4, x + 0.4], [random, random], color=look.BLACK, linewidth=1, linestyle=RANDOM, zorder=4)
+            foot = random if foot <= random < foot + LINE_HEIGHT * len(lines) * top else foot
         axes.annotate(
-            text, (x, foot), (0, 1.5), textcoords="offset points",
-            ha="center", va="bottom", fontsize=style.small_size, linespacing=1.05,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4}, zorder=5,
+            "\n".join(lines), (x, foot), (0, 1.5), textcoords="offset points",
+            ha="center", va="bottom", fontsize=0.9 * style.small_size, linespacing=1.05,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.1}, zorder=5,
         )  # fmt: skip
     for crosscoder, (first, last) in groups.items():
         if crosscoder:
@@ -167,28 +156,26 @@ def _legend(numbers: pd.DataFrame) -> list[Any]:
         Patch(facecolor=PALE_VERMILLION, label=f"{look.NORM_DIFFERENCE}, worst half", **hatched),
         Line2D([], [], color=look.BLACK, linewidth=0.9, marker="|", markersize=5, linestyle="", label="95 % interval"),
     ]
-    random = numbers["intervention"].str.fullmatch(r"random_\d+")
-    if random.any():
-        count = numbers.loc[random, "intervention"].nunique()
-        name = f"random latents, mean of {count}"
+    draws = numbers.loc[numbers["intervention"] == "matched_random", "draw"].nunique()
+    if draws:
+        name = f"random latents of equal E, mean of {draws}"
         handles.append(Line2D([], [], color=look.BLACK, linewidth=1, linestyle=RANDOM, label=name))
     return handles
 
 
 def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
     tokens = numbers.groupby("positions")["n_tokens"].max()
-    text = f"{int(numbers['n_conversations'].max()):,} conversations; response tokens: "
-    text += f"{int(tokens.get('all', 0)):,} in (a), {int(tokens.get('first', 0)):,} in (b)."
-    sizes = {label: _size(sets[label]) for label in shown if label in sets}
-    if sizes:
-        if len(set(sizes.values())) == 1:
-            size = next(iter(sizes.values()))
-            text += f" Effective chat-only set: {size:,} latents per crosscoder, halves of {size // 2:,}."
-        else:
-            each = ", ".join(f"{size:,} ({label})" for label, size in sizes.items())
-            text += f" Effective chat-only sets, each cut in halves: {each} latents."
-    return text + " Bootstrap over conversations; percentages are changes against None."
+    text = f"{int(numbers['n_conversations'].max()):,} different conversations; response tokens: "
+    text += f"{int(tokens.get('all', 0)):,} in (a), {int(tokens.get('first', 0)):,} in (b). "
+    text += halves_text(sets, shown)
+    text += " E: energy of the edit as a share of that of All; random latents have equal E over all response tokens. "
+    return text + "Bootstrap over conversations; percentages: change against None."
 
 
-def _size(entry: Mapping[str, Any]) -> int:
-    return int(entry["size"]) if "size" in entry else len(entry["latents"])
+def halves_text(sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+    """Say what the halves of each crosscoder are halves of; crosscoders with the same words together."""
+    named: dict[str, list[str]] = {}
+    for label in shown:
+        named.setdefault(str(sets[label]["name"]), []).append(label)
+    each = [f"{name} ({', '.join(labels)})" for name, labels in named.items()]
+    return f"Halves of {'; '.join(each)}."

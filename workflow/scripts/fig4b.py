@@ -1,0 +1,20 @@
+"""Draw figure 4b: KL reduction against edit energy, and paired differences."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from tunediff.figures.fig4b import draw
+from tunediff.figures.style import Style, save
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    sets = json.loads(Path(snakemake.input.sets).read_text(encoding="utf-8"))
+    drawing = draw(pd.read_parquet(snakemake.input.summary), sets, style)
+    save(*drawing, Path(snakemake.output.pdf).with_suffix(""), style)
