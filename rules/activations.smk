@@ -16,7 +16,7 @@ rule activations:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=MODEL_MB + SHARD_MB,
+        mem_mb=MEMORY["activations"],
         runtime=240,
         gpu=GPU,
     params:

@@ -2,32 +2,33 @@
 import sys
 from pathlib import Path
 
-from tunediff.config import check, load_schema
-from tunediff.demo import DEMO_MODELS
+from tunediff.artifacts import read_manifest
+from tunediff.config import complete, load_schema
 from tunediff.errors import TunediffError
+from tunediff.estimate import memory_mb, report, setting
 from tunediff.finished import is_finished
 from tunediff.plan import Plan, PlantedPlan
 
 ROOT = Path(workflow.basedir)
+# Jobs read this file too: they do not ask the hub for a model's size, and print no estimate.
+MAIN = workflow.is_main_process
 
 try:
-    config = check(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))
+    SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
+    SHIPPED = ROOT / "resources/demo-pair"
+    config, DERIVED = complete(config, SCHEMA, SHIPPED)
     PLANTED = "planted" in config
     MakePlan = PlantedPlan if PLANTED else Plan
-    PLAN = MakePlan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    PLAN = MakePlan(config, ROOT / "workflow/scripts", SHIPPED)
     KEYS = PLAN.keys
+    SETTING = setting(config, SHIPPED, fetch=MAIN)
 except TunediffError as error:
     print(error, file=sys.stderr)
     sys.exit(1)
 
 R = config["results"]
 GPU = 0 if config["planted" if PLANTED else "models"]["device"] == "cpu" else 1
-# Memory asked for, in MB: the demo's models are tiny, others are taken as 2-8 B parameters (override in a profile).
-DEMO = PLANTED or config["models"]["base"] in DEMO_MODELS
-MODEL_MB = 2000 if DEMO else 24000
-SHARD_MB = 500 if DEMO else 8000
-TRAIN_MB = 3000 if DEMO else 48000
-CROSSCODER_MB = 2000 if DEMO else 24000
+MEMORY = memory_mb(SETTING)  # asked for, in MB, per kind of job (override in a profile)
 FIGURES, TABLES = (
     [
         f"{R}/{name}.{suffix}"
@@ -41,6 +42,22 @@ FIGURES, TABLES = (
 
 # A pair of models has its artifacts in a folder: the run's own pair in RESULTS/, a null in RESULTS/nulls/NAME/.
 PAIRS = ["", *(f"nulls/{null}/" for null in config["nulls"])]
+
+
+def estimate():
+    """What a whole run needs, to the terminal."""
+    cores = workflow.resource_settings.cores or 1
+    if cores == 1 and workflow.output_settings.dryrun:  # `-n` names no cores
+        cores = workflow.resource_settings.max_threads or 8
+    print(report(SETTING, DERIVED, PLAN.n_jobs, cores), file=sys.stderr)
+
+
+if MAIN and workflow.output_settings.dryrun:
+    estimate()
+
+
+onstart:
+    estimate()
 
 
 wildcard_constraints:
@@ -82,3 +99,13 @@ def each_dictionary(pattern):
 def each_trained(pattern):
     """The pattern for every crosscoder and seed that is trained here: published ones have no history."""
     return [f"{R}/{pattern}".format(name=name) for name in PLAN.trained]
+
+
+def nulls_key():
+    """The key of the nulls' counts where they have run for this very config, else nothing."""
+    try:
+        return read_manifest(
+            Path(f"{R}/nulls/summary.csv"), "nulls", KEYS.get("nulls/summary", "none")
+        ).key
+    except TunediffError:
+        return ""

@@ -17,7 +17,7 @@ if PLAN.trained:
             "../envs/tunediff.yaml"
         threads: 8
         resources:
-            mem_mb=TRAIN_MB,
+            mem_mb=MEMORY["train"],
             runtime=2880,
             gpu=GPU,
         params:

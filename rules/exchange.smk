@@ -26,7 +26,7 @@ if PLAN.published:
             "../envs/tunediff.yaml"
         threads: 2
         resources:
-            mem_mb=CROSSCODER_MB,
+            mem_mb=MEMORY["dictionary"],
             runtime=60,
         params:
             key=key("crosscoders/{name}"),
@@ -51,7 +51,7 @@ rule export_crosscoder:
     conda:
         "../envs/tunediff.yaml"
     resources:
-        mem_mb=CROSSCODER_MB,
+        mem_mb=MEMORY["dictionary"],
         runtime=30,
     params:
         crosscoder_key=key("crosscoders/{name}"),

@@ -1,4 +1,4 @@
-# Per crosscoder: the latent table with Latent Scaling, the held-out metrics; over all: planted concepts.
+# Per crosscoder: the latent table with Latent Scaling, the held-out metrics; over all: labelled concepts.
 rule latents:
     input:
         crosscoder=store("{pair}crosscoders/{name}"),
@@ -18,7 +18,7 @@ rule latents:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=CROSSCODER_MB,
+        mem_mb=MEMORY["latents"],
         runtime=240,
         gpu=GPU,
     params:
@@ -50,7 +50,7 @@ rule evaluation:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=MODEL_MB + CROSSCODER_MB,
+        mem_mb=MEMORY["evaluation"],
         runtime=240,
         gpu=GPU,
     params:
@@ -84,7 +84,7 @@ rule concepts:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=CROSSCODER_MB,
+        mem_mb=MEMORY["concepts"],
         runtime=120,
         gpu=GPU,
     params:

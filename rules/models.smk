@@ -19,7 +19,7 @@ rule models:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=4000,
+        mem_mb=MEMORY["models"],
         runtime=60,
     params:
         key=key("{pair}models"),
@@ -41,7 +41,7 @@ rule hooks:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=MODEL_MB,
+        mem_mb=MEMORY["hooks"],
         runtime=30,
         gpu=GPU,
     params:

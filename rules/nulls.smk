@@ -1,4 +1,4 @@
-# What is called chat-specific in pairs where nothing is (config `nulls`), beside the run's own pair. Only on request:
+# What is called chat-specific in the null pairs (config `nulls`), beside the run's own pair. Only on request:
 # snakemake nulls
 rule null_summary:
     input:
@@ -21,6 +21,7 @@ rule null_summary:
         pdf=f"{R}/nulls/summary.pdf",
         png=f"{R}/nulls/summary.png",
         csv=f"{R}/nulls/summary.csv",
+        manifest=f"{R}/nulls/summary.json",
     log:
         f"{R}/logs/nulls/summary.log",
     benchmark:

@@ -18,7 +18,7 @@ rule twins:
         "../envs/tunediff.yaml"
     threads: 8
     resources:
-        mem_mb=CROSSCODER_MB,
+        mem_mb=MEMORY["latents"],
         runtime=120,
         gpu=GPU,
     params:
@@ -49,7 +49,7 @@ if PLAN.trained:
             "../envs/tunediff.yaml"
         threads: 8
         resources:
-            mem_mb=CROSSCODER_MB,
+            mem_mb=MEMORY["latents"],
             runtime=240,
             gpu=GPU,
         params:

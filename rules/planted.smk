@@ -30,7 +30,7 @@ rule planted_stores:
     conda:
         "../envs/tunediff.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=MEMORY["stores"],
         runtime=20,
     params:
         key=pair_key("stores"),
@@ -54,7 +54,7 @@ rule planted_scores:
     conda:
         "../envs/tunediff.yaml"
     resources:
-        mem_mb=3000,
+        mem_mb=MEMORY["scores"],
         runtime=60,
         gpu=GPU,
     params:

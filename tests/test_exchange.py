@@ -454,8 +454,8 @@ def test_published_crosscoders_have_no_seed_and_no_training() -> None:
     assert {"crosscoders/theirs", "latents/theirs", "evaluation/theirs", "latents/mine-seed0"} <= both.keys.keys()
     alone = plan({"theirs": HUB}, training=None)
     assert alone.dictionaries == ["theirs"] and not alone.trained
-    with pytest.raises(TunediffError, match="`training` is missing"):
-        plan({"mine": TRAINED, "theirs": HUB}, training=None)
+    derived = plan({"mine": TRAINED, "theirs": HUB}, training=None).config["training"]
+    assert derived["steps"] == 4 * 524288 // 2048  # four epochs of the demo's train tokens
 
 
 def test_a_published_crosscoder_moves_what_reads_it_only() -> None:

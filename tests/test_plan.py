@@ -121,6 +121,8 @@ def test_parts_cover_the_budget_and_seeds_multiply_dictionaries() -> None:
     config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}}, SCHEMA)
     plan = Plan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
     assert plan.n_parts("train") == 524288 // 131072
+    own = [name for name in plan.keys if not name.startswith("nulls/")]
+    assert plan.n_jobs == len(own) < len(plan.keys)
     assert list(plan.dictionaries) == ["l1-seed0", "batchtopk-seed0", "l1-seed1", "batchtopk-seed1"]
     assert plan.trained_seeds == {
         "l1": {0: "l1-seed0", 1: "l1-seed1"},

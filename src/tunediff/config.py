@@ -1,20 +1,24 @@
 """Reads and checks a config before anything else happens: one line per mistake, naming the key and the remedy.
 
 The JSON schema (`workflow/schemas/config.schema.yaml`) holds the keys, their types, ranges, defaults and descriptions;
-`check` adds what a schema cannot say (relations between keys, files that must exist).
+`tunediff.derive` fills in what follows from the models and files; `check` adds what a schema cannot say (relations
+between keys, files that must exist).
 """
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonschema import Draft202012Validator
 
 from tunediff.demo import DEMO_MODELS
+from tunediff.derive import DEFAULT_CROSSCODERS, derive
 from tunediff.errors import TunediffError
+
+SHIPPED_PAIR = Path("resources/demo-pair")  # runs start in the checkout
 
 TYPE_NAMES = {
     "integer": "a whole number",
@@ -43,28 +47,51 @@ def load(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
     return check(raw, schema)
 
 
+class Checked(NamedTuple):
+    """A config in which every key has a value."""
+
+    config: dict[str, Any]
+    derived: dict[str, Any]  # by dotted key: the values that were neither written nor defaults
+
+
 def check(raw: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with defaults filled in.
+    """Return the config with all values filled in; see `complete`."""
+    return complete(raw, schema).config
+
+
+def complete(
+    raw: Mapping[str, Any], schema: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool = True
+) -> Checked:
+    """Return the config with defaults and derived values filled in, and which these are.
+
+    `shipped` is the folder of the demo's pair; without `fetch` the hub is not asked for a model's config.json.
 
     Raises
     ------
     TunediffError
         The first mistake, in one line: the key, what is wrong, what to write instead.
     """
-    config = json.loads(json.dumps(raw))  # a deep copy of plain values
+    config = {"crosscoders": DEFAULT_CROSSCODERS, **raw}
+    config = json.loads(json.dumps(config))  # a deep copy of plain values
     concrete = _concrete(schema, config, schema)
     errors = sorted(Draft202012Validator(concrete).iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
     if errors:
         raise TunediffError(_explain(errors[0]))
+    if "planted" in config:
+        unread = [name for name in ("models", "tokens", "conversations", "nulls") if raw.get(name)]
+        _require(not unread, f"`{', '.join(unread)}` has no effect beside `planted`; remove it, or `planted`")
+    else:
+        _check_inputs(config)
+    derived = derive(config, shipped, fetch)
     _check_layout(config["activations"])
     relations = _check_planted if "planted" in config else _check_relations
     relations(config)
     _check_dictionaries(config)
-    return config
+    return Checked(config, derived)
 
 
 def _concrete(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve references and `oneOf` for this value and fill in its defaults, so that errors name one place."""
+    """Resolve references and choices for this value and fill in its defaults, so that errors name one place."""
     node = dict(schema)
     if "$ref" in node:
         target: Any = root
@@ -81,6 +108,12 @@ def _concrete(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) ->
             node = {**branches[names.index(chosen)], "description": node.get("description", "")}
         else:
             node["properties"] = {tag: {"enum": names}}
+    if isinstance(value, dict) and "anyOf" in node:
+        options = [_concrete(option, None, root) for option in node["anyOf"]]
+        mapping = next((option for option in options if option.get("type") == "object"), None)
+        if mapping:
+            del node["anyOf"]
+            node |= mapping
     if isinstance(value, dict):
         properties = dict(node.get("properties", {}))
         for name, sub in properties.items():
@@ -132,8 +165,17 @@ def _require(condition: bool, message: str) -> None:
         raise TunediffError(f"config: {message}")
 
 
+def named_models(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each key of a pair that names a model or adapter (`base`; `base.base`, `base.adapter`), and that name."""
+    for side in ("base", "chat"):
+        if isinstance(pair[side], str):
+            yield side, pair[side]
+        else:
+            yield from ((f"{side}.{part}", pair[side][part]) for part in ("base", "adapter"))
+
+
 def is_local(model: str) -> bool:
-    """Whether a model name is a directory rather than a hub id (`org/name`) or a model of the demo."""
+    """Whether a model or adapter is named by a directory rather than a hub id (`org/name`) or as a demo model."""
     return model not in DEMO_MODELS and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
 
 
@@ -158,8 +200,6 @@ def _check_layout(acts: Mapping[str, Any]) -> None:
 
 def _check_planted(config: Mapping[str, Any]) -> None:
     planted, shard = config["planted"], config["activations"]["shard_tokens"]
-    unread = [name for name in ("models", "tokens", "conversations", "nulls") if config.get(name)]
-    _require(not unread, f"`{', '.join(unread)}` has no effect beside `planted`; remove it, or `planted`")
     published = [name for name, settings in config["crosscoders"].items() if settings["kind"] == "published"]
     _require(not published, f"`crosscoders.{', '.join(published)}`: planted pairs have no published crosscoder")
     for name in ("train_tokens", "validation_tokens"):
@@ -190,16 +230,27 @@ def _check_pair(where: str, pair: dict[str, Any]) -> None:
         f"`{where}.base` and `{where}.chat` must both be `demo`, or neither; write the other model's id or directory",
     )
     for side in ("base", "chat"):
-        if is_local(pair[side]):
-            path = Path(pair[side]).expanduser()
+        if isinstance(pair[side], dict):
             _require(
-                (path / "config.json").is_file(),
-                f"`{where}.{side}`: {path} is not a model directory (no config.json); give one made by save_pretrained",
+                pair[side]["base"] not in ("demo", *DEMO_MODELS),
+                f"`{where}.{side}.base`: the demo's models take no adapter; give a hub id or directory",
             )
+            _require(
+                pair[f"{side}_revision"] is None,
+                f"`{where}.{side}_revision` has no effect beside an adapter; write `{where}.{side}.base_revision`",
+            )
+    for key, name in named_models(pair):
+        kind, file = ("adapter", "adapter_config.json") if key.endswith(".adapter") else ("model", "config.json")
+        _require(
+            not is_local(name) or (Path(name).expanduser() / file).is_file(),
+            f"`{where}.{key}`: {Path(name).expanduser()} is not {'an' if kind == 'adapter' else 'a'} {kind} directory "
+            f"(no {file}); give one made by save_pretrained",
+        )
 
 
-def _check_relations(config: Mapping[str, Any]) -> None:
-    models, tokens, acts = config["models"], config["tokens"], config["activations"]
+def _check_inputs(config: Mapping[str, Any]) -> None:
+    """Check what values are derived from: the models and files."""
+    models, tokens = config["models"], config["tokens"]
     _check_pair("models", models)
     inside = models["base"] in DEMO_MODELS
     _require(
@@ -220,7 +271,8 @@ def _check_relations(config: Mapping[str, Any]) -> None:
             (pair["base"] in DEMO_MODELS) == inside,
             f"`nulls.{name}` must have the tokenizer of `models`: models of the demo go with the demo only",
         )
-    for name, source in {**tokens["sources"], "conversations": config["conversations"]["source"]}.items():
+    asked = {"conversations": config["conversations"]["source"]} if "source" in config["conversations"] else {}
+    for name, source in {**tokens["sources"], **asked}.items():
         if source["from"] == "local":
             where = "conversations.source" if name == "conversations" else f"tokens.sources.{name}"
             for field in ("path", "validation_path"):
@@ -235,6 +287,11 @@ def _check_relations(config: Mapping[str, Any]) -> None:
             f"`tokens.budgets.{split}` names {sorted(budget)}, `tokens.sources` {sorted(tokens['sources'])}; "
             "give every source a budget",
         )
+
+
+def _check_relations(config: Mapping[str, Any]) -> None:
+    tokens, acts = config["tokens"], config["activations"]
+    for split, budget in tokens["budgets"].items():
         total, shard = sum(budget.values()), acts["shard_tokens"]
         _require(
             total % shard == 0,
@@ -256,7 +313,6 @@ def _check_relations(config: Mapping[str, Any]) -> None:
 def _check_dictionaries(config: Mapping[str, Any]) -> None:
     crosscoders = config["crosscoders"]
     trained = {name: settings for name, settings in crosscoders.items() if settings["kind"] != "published"}
-    _require("training" in config or not trained, "`training` is missing; add it, with `steps` at least")
     _require(
         bool(trained) or not config["nulls"],
         "`nulls` need crosscoders to train, but all of `crosscoders` are published; remove `nulls`",
@@ -293,14 +349,13 @@ def _files(pattern: str) -> list[Path]:
 
 
 def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
-    """Return the local files that stages read by content, per config key: models, text files, crosscoders."""
+    """Return the local files that stages read by content, per config key: models, adapters, texts, crosscoders."""
     paths: dict[str, list[Path]] = {}
     pairs = {"models": config["models"], **{f"nulls.{name}": pair for name, pair in config["nulls"].items()}}
     for where, pair in pairs.items():
-        for side in ("base", "chat"):
-            if is_local(pair[side]):
-                directory = Path(pair[side]).expanduser()
-                paths[f"{where}.{side}"] = sorted(p for p in directory.iterdir() if p.is_file())
+        for key, name in named_models(pair):
+            if is_local(name):
+                paths[f"{where}.{key}"] = sorted(p for p in Path(name).expanduser().iterdir() if p.is_file())
     for name, source in {**config["tokens"]["sources"], "conversations": config["conversations"]["source"]}.items():
         if source["from"] == "local":
             fields = [source["path"], source["validation_path"]]

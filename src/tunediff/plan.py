@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunediff.config import fingerprinted_paths
+from tunediff.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.keys import fingerprint, stage_key
 
@@ -62,6 +63,11 @@ class Plan:
         """Return whether a published dictionary's input scale comes from the train activations (Kissane's layout)."""
         return self.published[name]["layout"] == "kissane" and self.published[name]["input_scale"] is None
 
+    @property
+    def n_jobs(self) -> int:
+        """Number of jobs of a whole run, about: one for each artifact, without the nulls."""
+        return sum(not name.startswith("nulls/") for name in self.keys)
+
     def n_parts(self, split: str) -> int:
         """Return the number of parts of a split's activation store."""
         total = sum(self.config["tokens"]["budgets"][split].values())
@@ -75,6 +81,13 @@ class Plan:
         if models["base"] in DEMO_MODELS and not models["demo"].get("retrain", False):
             found["shipped"] = fingerprint(sorted(p for p in self.shipped_pair.rglob("*") if p.is_file()))
         return found
+
+    @cached_property
+    def conversations_shared_with(self) -> str | None:
+        """Name of the token source that reads the same data as the conversations, if one does."""
+        source = self.config["conversations"]["source"]
+        sources = self.config["tokens"]["sources"].items()
+        return next((name for name, other in sources if reads_same_data(source, other)), None)
 
     def _key(self, script: str, settings: Any, *upstream: str) -> str:
         return stage_key(self.scripts / script, settings, {name: self.keys[name] for name in upstream})
@@ -134,6 +147,7 @@ class Plan:
         asked = [
             _without(c["conversations"], "batch_size", "source"),
             self._source("conversations", c["conversations"]["source"]),
+            self.conversations_shared_with,
         ]
         generated = [*asked, models["dtype"], models["ignore_first_tokens"], seed]
         keys["tokens/conversations"] = self._key("conversations.py", generated, "models")
@@ -149,7 +163,7 @@ class Plan:
             self._add_measures("", name)
         tables = [f"latents/{name}" for name in self.dictionaries]
         trained_all = [f"crosscoders/{name}" for name in self.dictionaries]
-        keys["concepts/concepts"] = self._key("concepts.py", None, *tables, *trained_all, parts["validation"])
+        keys["concepts/concepts"] = self._key("concepts.py", [seed], *tables, *trained_all, parts["validation"])
         edits = _without(c["causal"], "batch_size", "bootstrap_samples")
         keys["causal/kl"] = self._key(
             "causal.py", [edits, seed], *tables, *trained_all, "tokens/conversations", "hooks"
@@ -171,6 +185,7 @@ class Plan:
             "fig2": tables,
             "fig3": tables,
             "fig4": ["causal/summary"],
+            "fig4b": ["causal/summary"],
             "template": tables,
             "cosine": tables,
             "twins": twins,
@@ -180,6 +195,7 @@ class Plan:
         }
         printed = {
             "table1": [*tables, *metrics_all],
+            "ranking": tables,
             "published": [*tables, *metrics_all, *twins, "causal/summary"],
             "seeds": ["seeds/matches", *tables, *metrics_all, "causal/summary"],
         }
@@ -216,6 +232,11 @@ class PlantedPlan(Plan):
         """Every arm with every seed."""
         planted = self.config["planted"]
         return [(arm, seed) for arm in planted["arms"] for seed in planted["seeds"]]
+
+    @property
+    def n_jobs(self) -> int:
+        """Number of jobs of a whole run: stores and scores of every pair, the figure, the table."""
+        return 2 * len(self.runs) + 2
 
     def trained_in(self, arm: str, seed: int) -> dict[str, tuple[dict[str, Any], int]]:
         """Settings and seed per dictionary of a pair, by its name NAME-seedN."""

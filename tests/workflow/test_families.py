@@ -41,10 +41,20 @@ def test_qwen_pair_runs_to_figure_4_and_one_model_twice_has_no_chat_specific_lat
     checkout.edit_config("conversations.answers", "given")  # by the source
     checkout.edit_config("activations.codec", "blosc")
     checkout.edit_config("nulls.same", {"base": str(pair.chat), "chat": str(pair.chat)})
-    targets = "results/figures/fig4.pdf", "nulls"
-    checkout.run(*targets)
+    targets, table1 = ("results/figures/fig4.pdf", "nulls"), "results/tables/table1.pdf"
+    checkout.run(*targets, table1)
     assert_complete(checkout, ("fig4",), *targets)
     rates = pd.read_csv(checkout.root / "results/nulls/summary.csv").fillna({"pair": ""})
     assert rates["pair"].tolist() == ["", "", "same", "same"] and (rates["live"] > 0).all()
     # both decoders of a latent see the same gradients, so nothing is specific to either
     assert not rates[rates["pair"] == "same"][["chat_only", "chat_specific"]].to_numpy().any()
+    assert rates["null_kind"].fillna("").tolist() == ["", "", "exact", "exact"]
+    # table 1 was made before there were nulls: the next start makes it again, with their counts, and nothing else
+    assert "null_same_kind" not in pd.read_csv(checkout.root / "results/tables/table1.csv")
+    assert checkout.planned(table1) == {"table": 1}
+    later = table1, "results/tables/ranking.pdf", "results/summary.txt"
+    checkout.run(*later)
+    table = pd.read_csv(checkout.root / "results/tables/table1.csv")
+    assert table["null_same_chat_specific"].tolist() == [0, 0] and set(table["null_same_kind"]) == {"exact"}
+    assert (checkout.root / "results/summary.txt").read_text().count("in the nulls: same 0 (must be 0)") == 2
+    assert checkout.planned(*later) == {}

@@ -46,6 +46,28 @@ GEMMA = {
     "transformers_version": "4.42.4",
     **SHAPES,
 }
+GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "head_dim": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.2,
+    "max_position_embeddings": 32768,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 18,
+    "query_pre_attn_scalar": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": 16,
+    "sliding_window_pattern": 6,
+    "torch_dtype": DTYPE,
+    "transformers_version": "4.55.0.dev0",
+    **SHAPES,
+}
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "head_dim": 8,
@@ -82,15 +104,17 @@ LLAMA_SPECIAL = (
     "<|eot_id|>",
 )
 
-# Jobs per rule of a whole run: parts of 1 M tokens, 8 figures and 3 tables; without training no history, no seeds.
+# Jobs per rule of a whole run: parts of 1 M tokens, 9 figures and 4 tables; without training no history, no seeds.
 COMMON = {"models": 1, "hooks": 1, "tokens": 2, "conversations": 1, "latents": 2, "evaluation": 2, "concepts": 1}
 COMMON |= {"causal": 1, "causal_summary": 1, "twins": 2, "paper": 1, "summary": 1}
-TRAINED = {**COMMON, "activations": 110, "train": 1, "crosscoder": 2, "seeds": 1, "figure": 8, "table": 3}
+TRAINED = {**COMMON, "activations": 110, "train": 1, "crosscoder": 2, "seeds": 1, "figure": 9, "table": 4}
 PLANNED = {
-    "gemma2-2b-published": {**COMMON, "activations": 60, "import_crosscoder": 2, "figure": 7, "table": 2},
+    "gemma2-2b-published": {**COMMON, "activations": 60, "import_crosscoder": 2, "figure": 8, "table": 3},
     "gemma2-2b": TRAINED,
+    "gemma3-270m": {**TRAINED, "activations": 5},  # derived: parts of 524,288 tokens
     "llama32-1b": TRAINED,
 }
+FAMILIES = {"gemma2": GEMMA, "gemma3": GEMMA3, "llama32": LLAMA}
 CONFIGS = pytest.mark.parametrize("name", PLANNED)
 
 
@@ -186,12 +210,13 @@ def read_config(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """The hub, for all processes started: the repositories that the three configs name."""
+    """The hub, for all processes started: the repositories that the configs name."""
     hub = Hub(tmp_path_factory.mktemp("hub"))
     gemma = gemma_tokenizer()
     gemma.add_special_tokens({"mask_token": "<mask>"})  # as Gemma's own has
     families = {
         "gemma2-2b": (GEMMA, gemma, "GemmaTokenizer"),
+        "gemma3-270m": (GEMMA3, gemma, "GemmaTokenizer"),
         "llama32-1b": (LLAMA, full_llama_tokenizer(), "PreTrainedTokenizerFast"),
     }
     for name, (config, tokenizer, kind) in families.items():
@@ -246,7 +271,7 @@ def test_dry_run_plans_every_job(runs: dict[str, Future[Run]], name: str) -> Non
 
 @CONFIGS
 def test_pair_of_the_hub_is_resolved_and_its_hooks_hold(runs: dict[str, Future[Run]], hub: Hub, name: str) -> None:
-    run, shape = runs[name].result(), LLAMA if name.startswith("llama") else GEMMA
+    run, shape = runs[name].result(), FAMILIES[name.partition("-")[0]]
     asked = run.config["models"]
     pair = load_pair(run.results / "models", asked["layer"], asked["dtype"])
     for side in ("base", "chat"):
@@ -257,9 +282,9 @@ def test_pair_of_the_hub_is_resolved_and_its_hooks_hold(runs: dict[str, Future[R
     assert pair.tokenizer["bos"] == tokenizer.bos_token
 
     hooks = json.loads((run.results / "hooks.json").read_text())
-    assert (hooks["layer"], hooks["dtype"]) == (asked["layer"], DTYPE)
+    assert (hooks["layer"], hooks["dtype"]) == (asked["layer"], asked["dtype"])
     for facts in (hooks["base"], hooks["chat"]):
-        assert (facts["layer"], facts["dtype"]) == (asked["layer"], DTYPE)
+        assert (facts["layer"], facts["dtype"]) == (asked["layer"], asked["dtype"])
         for check in ("residual_against_hidden_states", "logits_from_own_residual", "right_padding"):
             assert facts[check] <= facts["tolerance"] < 0.1
         assert facts["effect_of_scaled_residual"] > facts["logits_from_own_residual"]

@@ -14,10 +14,19 @@ winning: `--configfile config/config.yaml my-changes.yaml`. A config holds scien
 belong to `profiles/`. It is checked before anything runs: an unknown key, a wrong type or a value out of range is one
 line that names the key and the remedy.
 
+Only `models.base`, `models.chat` and `tokens.sources` must be written; `template.yaml` shows them. What stands as
+*derived* below is worked out from the models, the files and other keys, by the rule after the semicolon, before
+anything runs. A derived value is an ordinary one: written out by hand it gives the same artifacts. `snakemake -n` and
+the first lines of a run print the derived values, and an estimate of tokens, disk, memory and time with a warning where
+these do not fit. Memory is counted from shapes, and rules ask for it; times are operations over the rate of a product
+that is timed for a tenth of a second (a CPU), or over stated rates (a GPU).
+
 | file | run |
 |---|---|
 | `config.yaml` | the embedded demo |
 | `ci.yaml` | the demo in small, for tests of the pipeline |
+| `template.yaml` | your own pair: six values to write |
+| `gemma3-270m.yaml` | the smallest real pair: Gemma 3 270M, layer 9; a laptop overnight |
 | `gemma2-2b.yaml` | the paper's main run: Gemma 2 2B, layer 13 |
 | `gemma2-2b-published.yaml` | the same tables and figures from the authors' own dictionaries, nothing trained |
 | `llama32-1b.yaml` | Llama 3.2 1B, layer 8 |
@@ -49,6 +58,7 @@ def rows(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, sub in node.get("properties", {}).items():
         default = yaml.safe_dump(sub["default"], default_flow_style=True).split("\n")[0] if "default" in sub else ""
         default = "required" if name in required else f"`{default}`" if default else ""
+        default = "*derived*" if sub.get("derived") else default
         description = sub.get("description", "").replace("|", "\\|")
         yield f"| `{prefix}{name}` | {type_name(sub)} | {default} | {description} |"
         yield from rows(sub, f"{prefix}{name}.")
@@ -62,6 +72,7 @@ def table(title: str, node: dict[str, Any]) -> str:
 def document(schema: dict[str, Any]) -> str:
     """Return config/README.md."""
     blocks = [INTRO, table("Keys", schema)]
+    blocks.append(table("A model with an `adapter`", schema["$defs"]["adapter"]))
     for branch in schema["$defs"]["source"]["oneOf"]:
         blocks.append(table(f"A source with `from: {branch['properties']['from']['const']}`", branch))
     for kind in (
