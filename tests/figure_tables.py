@@ -3,13 +3,23 @@
 import numpy as np
 import pandas as pd
 
+from tunediff.criterion import Criterion
+from tunediff.latents import LatentTable
+from tunediff.nulls import null_rates
+
 LABELS = ("l1-seed0", "batchtopk-seed0")
+SOURCES = ("web", "chat")
+OTHER = Criterion(0.37, 0.13, -0.06, 1.7)  # nothing of it is a default
 
 
 def latent_table(
-    seed: int = 0, shares: tuple[float, ...] = (0.14, 0.5, 0.12, 0.2, 0.04), size: int = 2048
-) -> pd.DataFrame:
+    seed: int = 0,
+    shares: tuple[float, ...] = (0.14, 0.5, 0.12, 0.2, 0.04),
+    size: int = 2048,
+    criterion: Criterion | None = None,
+) -> LatentTable:
     """Return a latent table with the given share of chat-only, shared, base-only, other and dead latents."""
+    criterion = criterion or Criterion()
     rng = np.random.default_rng(seed)
     names = np.array(["chat-only", "shared", "base-only", "other", "dead"])
     class_name = rng.choice(names, size, p=shares)
@@ -33,64 +43,146 @@ def latent_table(
     frequency[class_name == "dead"] = 0
     template = np.where(chat, rng.beta(0.5, 0.7, size), rng.beta(0.5, 4, size))
     template[class_name == "dead"] = np.nan
-    ranked = np.isfinite(nu_r) & (np.minimum(nu_r, nu_e) > -0.1) & (np.maximum(nu_r, nu_e) < 2)
-    rank = pd.Series(nu_r).where(ranked).rank() + pd.Series(nu_e).where(ranked).rank()
-    return pd.DataFrame(
-        {
-            "latent": np.arange(size, dtype=np.int32),
-            "norm_difference": difference.astype(np.float32),
-            "cosine": cosine.astype(np.float32),
-            "class_name": class_name,
-            "dead": class_name == "dead",
-            "frequency": frequency,
-            "template_share": template,
-            "nu_reconstruction": nu_r,
-            "nu_error": nu_e,
-            "rank_sum": rank.to_numpy(),
-            "chat_specific": (nu_r < 0.5) & (nu_e < 0.2),
-            "chat_specific_interval": (nu_r < 0.4) & (nu_e < 0.15),
-        }
+    columns = {
+        "latent": np.arange(size),
+        "norm_difference": difference,
+        "cosine": cosine,
+        "class_name": class_name,
+        "dead": class_name == "dead",
+        "frequency": frequency,
+        "frequency_web": frequency / 20,
+        "frequency_chat": frequency * 1.95,
+        "template_share": template,
+    }
+    measured = {
+        "": (nu_r, nu_e),
+        "_low": (nu_r - 0.05, nu_e - 0.04),
+        "_high": (nu_r + 0.05, nu_e + 0.04),
+        "_validation": (nu_r + rng.normal(0, 0.08, size), nu_e + rng.normal(0, 0.05, size)),
+        "_random": (rng.normal(0.9, 0.4, size), rng.normal(0.9, 0.5, size)),
+        "_shuffled": (rng.normal(0.9, 0.35, size), rng.normal(0.9, 0.45, size)),
+    }
+    for suffix, both in measured.items():
+        columns |= {f"nu_reconstruction{suffix}": both[0], f"nu_error{suffix}": both[1]}
+    return judged(pd.DataFrame(columns), criterion)
+
+
+def judged(frame: pd.DataFrame, criterion: Criterion) -> LatentTable:
+    """Return a whole latent table of the given columns: calls by the criterion, in plain words; others empty."""
+
+    def inside(suffix: str) -> pd.Series:
+        both = frame[[f"nu_reconstruction{suffix}", f"nu_error{suffix}"]]
+        return (both >= criterion.lowest).all(axis=1) & (both <= criterion.highest).all(axis=1)
+
+    def passes(suffix: str) -> pd.Series:
+        below = frame[f"nu_reconstruction{suffix}"] < criterion.nu_reconstruction_below
+        return inside(suffix) & below & (frame[f"nu_error{suffix}"] < criterion.nu_error_below)
+
+    both = frame[["nu_reconstruction", "nu_error"]]
+    frame = frame.assign(
+        rank_sum=both.where(inside("")).rank().sum(axis=1, skipna=False),
+        chat_specific=passes(""),
+        chat_specific_validation=passes("") & passes("_validation"),
+        chat_specific_interval=passes("") & passes("_high"),
+        reversed=both.notna().all(axis=1) & (both < criterion.lowest).any(axis=1),
+    )
+    empty = {"float32": np.nan, "int32": 0, "int64": 0, "bool": False}
+    whole = {
+        name: frame[name].astype("str" if dtype == "string" else dtype) if name in frame else empty[dtype]
+        for name, dtype in LatentTable.schema(SOURCES).items()
+    }
+    table = pd.DataFrame(whole, index=frame.index)
+    return LatentTable(
+        table.astype({n: d for n, d in LatentTable.schema(SOURCES).items() if d != "string"}), SOURCES, criterion
     )
 
 
-def latent_tables() -> dict[str, pd.DataFrame]:
+def latent_tables(criterion: Criterion | None = None) -> dict[str, LatentTable]:
     """Return an L1-like table and a BatchTopK-like one with few chat-only latents and many dead ones."""
-    return {LABELS[0]: latent_table(0), LABELS[1]: latent_table(1, (0.008, 0.74, 0.002, 0.13, 0.12))}
+    few = (0.008, 0.74, 0.002, 0.13, 0.12)
+    return {LABELS[0]: latent_table(0, criterion=criterion), LABELS[1]: latent_table(1, few, criterion=criterion)}
 
 
-def without_chat_only() -> dict[str, pd.DataFrame]:
+def without_chat_only() -> dict[str, LatentTable]:
     """Return tables in which a whole class is missing, one of them with dead latents only."""
     return {LABELS[0]: latent_table(0, (0, 0.7, 0, 0.2, 0.1), 256), LABELS[1]: latent_table(1, (0, 0, 0, 0, 1), 64)}
+
+
+def nulls_table(criterion: Criterion | None = None) -> pd.DataFrame:
+    """Return the rates of a pair, of an exact null and of a contaminated one."""
+    pair = latent_tables(criterion), {label: evaluation() for label in LABELS}
+    return null_rates({"": pair, "same": pair, "reseeded": pair}, {"same": "exact", "reseeded": "contaminated"})
 
 
 def kl_summary() -> tuple[pd.DataFrame, dict]:
     """Return causal/summary.parquet and causal/sets.json with values near the paper's."""
     rng = np.random.default_rng(3)
-    shared = {"none": (0.482, 1.69), "template": (0.239, 0.507), "chat": (0.0, 0.0)}
-    own = {
-        "all": (0.2, 0.37), "error": (0.31, 0.9),
-        "latent_scaling_best": (0.225, 0.55), "latent_scaling_worst": (0.262, 1.2),
-        "norm_difference_best": (0.241, 0.619), "norm_difference_worst": (0.242, 0.74),
-    }  # fmt: skip
-    own |= {f"{name}_additive": values for name, values in own.items() if name.endswith(("best", "worst"))}
-    own |= {f"random_{i}": (0.46 + 0.004 * i, 1.6 + 0.01 * i) for i in range(5)}
+    shared = [("none", "", 0, 0, np.nan, 0.482, 1.69), ("template", "", 0, 0, np.nan, 0.239, 0.507)]
+    shared.append(("chat", "", 0, 0, np.nan, 0.0, 0.0))
+    # intervention, ranking, draw, point, energy share, mean over all and over the first 9 tokens
+    own = [("all", "", 0, 0, 1.0, 0.2, 0.37), ("error", "", 0, 0, 1.0, 0.31, 0.9)]
+    means = {"latent_scaling": (0.225, 0.55, 0.262, 1.2), "norm_difference": (0.241, 0.619, 0.242, 0.74)}
+    for ranking, (best, best_first, worst, worst_first) in means.items():
+        for suffix in ("", "_additive"):
+            own.append((f"{ranking}_best{suffix}", ranking, 0, 0, 0.145, best, best_first))
+            own.append((f"{ranking}_worst{suffix}", ranking, 0, 0, 0.063, worst, worst_first))
+        own += [("matched_random", ranking, i, 0, 0.14, 0.3 + 0.004 * i, 0.7 + 0.01 * i) for i in range(5)]
+        own.append(("matched_random_mean", ranking, 0, 0, 0.14, 0.308, 0.72))
+    strength = {"norm_difference": 0.7, "latent_scaling": 0.6, "energy": 0.5, "random": 0.9}
+    for ranking, power in strength.items():
+        for draw in range(3 if ranking == "random" else 1):
+            for point, share in enumerate((0.02, 0.1, 0.4, 0.7), 1):
+                part = share**power * (1 + 0.03 * draw)
+                own.append(("prefix", ranking, draw, point, share, 0.482 - 0.28 * part, 1.69 - 1.3 * part))
     rows = []
-    for label, means in (("", shared), *((label, own) for label in LABELS)):
-        for intervention, pair in means.items():
+    for label, edits in (("", shared), *((label, own) for label in LABELS)):
+        for intervention, ranking, draw, point, share, *pair in edits:
             for positions, mean, none, tokens in (("all", pair[0], 0.482, 81234), ("first", pair[1], 1.69, 4608)):
                 value = mean * (1 + (0.05 * rng.normal() if label else 0))
                 spread = 0.04 * value
                 rows.append(
                     {
-                        "crosscoder": label, "intervention": intervention, "positions": positions, "mean": value,
-                        "low": value - spread, "high": value + spread, "delta_none": value - none,
-                        "delta_low": value - none - spread, "delta_high": value - none + spread,
+                        "crosscoder": label, "intervention": intervention, "ranking": ranking, "draw": draw,
+                        "point": point, "n_latents": 143, "positions": positions, "mean": value,
+                        "low": value - spread, "high": value + spread,
                         "reduction": 1 - value / none, "reduction_low": 1 - (value + spread) / none,
-                        "reduction_high": 1 - (value - spread) / none, "n_conversations": 512, "n_tokens": tokens,
+                        "reduction_high": 1 - (value - spread) / none, "energy": 1e4 * share, "energy_share": share,
+                        "n_conversations": 512, "n_tokens": tokens,
                     }
                 )  # fmt: skip
-    sets = {label: {"latents": list(range(286)), "size": 286, "rule": "highest norm difference"} for label in LABELS}
-    return pd.DataFrame(rows), sets
+    table = pd.DataFrame(rows)
+    return pd.concat([table, kl_comparisons(table)], ignore_index=True), {label: kl_sets(label) for label in LABELS}
+
+
+def kl_comparisons(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the comparisons of a summary: the first crosscoder has no energy-matched halves by Latent Scaling."""
+    rng = np.random.default_rng(6)
+    rows = []
+    for label in LABELS:
+        for ranking in ("norm_difference", "latent_scaling", "energy"):
+            for name in ("best_minus_worst", "matched_best_minus_worst", "best_minus_random", "area_over_random"):
+                missing = ranking == "energy" or (label, ranking) == (LABELS[0], "latent_scaling")
+                if missing and name.startswith("matched"):
+                    continue
+                for positions in ("all", "first"):
+                    value, spread = rng.uniform(-0.02, 0.12), rng.uniform(0.01, 0.03)
+                    rows.append(
+                        {
+                            "crosscoder": label, "intervention": name, "ranking": ranking, "draw": 0, "point": 0,
+                            "positions": positions, "mean": -0.482 * value, "low": -0.482 * (value + spread),
+                            "high": -0.482 * (value - spread), "reduction": value, "reduction_low": value - spread,
+                            "reduction_high": value + spread, "energy_share": 0.01,
+                            "n_conversations": 512, "n_tokens": 81234 if positions == "all" else 4608,
+                        }
+                    )  # fmt: skip
+    return pd.DataFrame(rows, columns=table.columns)
+
+
+def kl_sets(label: str) -> dict:
+    """Return what causal/sets.json says of a crosscoder."""
+    chat_only = 286 if label == LABELS[0] else 17
+    name = f"the 286 live latents of highest norm difference ({chat_only} of them chat-only)"
+    return {"latents": list(range(286)), "size": 286, "half": 143, "name": name, "rule": name, "notes": []}
 
 
 def twin_tables() -> dict[str, pd.DataFrame]:
@@ -138,30 +230,49 @@ def evaluation(fve: float = 0.88, l0: float = 52.3, dead: float = 0.04) -> dict:
         for model, loss in (("base", 0), ("chat", 0.01), ("difference", 0.3))
         for subset in ("web", "chat", "template", "all")
     ]  # fmt: skip
+    for name, values in (
+        ("fve_standardised", (0.5, 0.48, 0.31)), ("largest_dimension_share", (0.88, 0.86, 0.2)),
+        ("largest_dimension", (347, 347, 12)),
+    ):  # fmt: skip
+        metrics += [
+            {"metric": name, "model": model, "subset": "all", "value": value}
+            for model, value in zip(("base", "chat", "difference"), values, strict=True)
+        ]
     metrics += [{"metric": "l0", "model": "both", "subset": "all", "value": l0}]
     metrics += [{"metric": "dead_fraction", "model": "both", "subset": "all", "value": dead}]
     return {"metrics": metrics, "n_tokens": {"all": 1_000_000, "web": 500_000}}
 
 
 def concepts() -> pd.DataFrame:
-    """A concept table of two crosscoders and two seeds; one of three concepts is not planted."""
+    """A concept table of two crosscoders and two seeds; weather is no chat concept, weddings are a kind of joke."""
     generator = np.random.default_rng(0)
+    among = {
+        "refusal": "all tokens",
+        "joke_wedding_onset": "joke_onset",
+        "joke_onset": "answer_onset",
+        "weather": "all tokens",
+    }
     rows = [
         {
             "concept": concept,
-            "planted": concept != "weather",
+            "chat_concept": concept != "weather",
+            "among": other,
             "crosscoder": f"{kind}-seed{seed}",
             "pool": pool,
+            "scored": True,
             "latent": 3,
+            "n_live": 1000 + 10 * seed,
         }
         for kind in ("l1", "batchtopk")
         for seed in (0, 1)
-        for concept in ("refusal", "joke_onset", "weather")
+        for concept, other in among.items()
         for pool in ("chat-specific", "all")
     ]
     table = pd.DataFrame(rows)
-    for column in ("auroc", "precision", "recall"):
+    for column in ("auroc", "auroc_among", "precision", "recall"):
         table[column] = generator.uniform(0.5, 1, len(table))
     table["rank"] = generator.integers(1, 60, len(table)).astype(float)
-    table["auroc_among_onsets"] = table["auroc"].where(table["concept"] == "joke_onset")
+    table["control_median"] = generator.uniform(0.5, 0.7, len(table))
+    table["control_high"] = table["control_median"] + generator.uniform(0, 0.3, len(table))
+    table["control_share"] = np.where(np.arange(len(table)) % 3 == 0, 0.2, 0.01)
     return table

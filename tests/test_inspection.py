@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from figure_tables import OTHER, latent_table
 from test_activations import DAMAGE, LAYOUT, write_part
 from tunediff.artifacts import manifest_path, provenance, seal
 from tunediff.cli import main
@@ -67,11 +68,39 @@ def test_activations_norms_and_outliers(tmp_path: Path, capsys) -> None:
     assert result.summary["norm_chat"]["0.5"] == pytest.approx(np.quantile(norms, 0.5), rel=1e-3)
     assert result.summary["norm_chat"]["1"] == pytest.approx(norms.max(), rel=1e-3)
     assert result.summary["rows_counted"] == 91
+    assert result.summary["outliers_left_out"].startswith("not looked for")
     arrays = {array["name"]: array for array in result.arrays}
     assert arrays["base"]["shards"] == [32, 16] and arrays["base"]["chunks"] == [8, 16]
     assert arrays["base"]["dtype"] == "bfloat16" and arrays["base"]["files"] == 3
     assert main(["inspect", str(path)]) == 0
     assert "all checksums as in the manifest" in capsys.readouterr().out
+
+
+def test_massive_activations_are_listed_per_source(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "part-000.zarr"
+    mask = np.zeros(96, np.uint8)
+    mask[7] = Mask.OUTLIER
+    write_part(path, 96, 16, LAYOUT, mask=mask)
+    facts = {"factor": 5.0, "norm": {"base": 9.0, "chat": 9.5}, "median": {"base": 1.8, "chat": 1.9}}
+    seal(
+        path,
+        "activations",
+        "key",
+        {"outliers": {**facts, "tokens": {"web": 1, "chat": 0}, "of": {"web": 60, "chat": 36}}},
+    )
+    result = inspect(path)
+    assert result.summary["outliers_left_out"] == {"chat": "0 of 36", "web": "1 of 60"}
+    assert result.summary["rows_counted"] == 95
+    assert main(["inspect", str(path)]) == 0
+    assert "outliers_left_out: chat 0 of 36  web 1 of 60" in capsys.readouterr().out
+
+
+def test_a_latent_table_states_its_criterion(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "l1-seed0.parquet"
+    latent_table(size=40, criterion=OTHER).write(path)
+    seal(path, "latents", "k", {})
+    assert main(["inspect", str(path)]) == 0
+    assert f"chat_specific_if: {OTHER.text}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

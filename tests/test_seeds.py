@@ -135,6 +135,7 @@ def spread_inputs() -> tuple[dict, dict, pd.DataFrame, pd.DataFrame]:
     pieces = []
     for i, label in enumerate(labels):
         table, rng = latents[label], np.random.default_rng(i)
+        table = table.frame
         stable = (rng.random(len(table)) < 0.6) & ~table["dead"]
         for other in {0, 1, 2} - {i // 2}:
             piece = table[["latent", "class_name", "chat_specific"]].assign(

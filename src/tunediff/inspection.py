@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunediff.artifacts import Manifest, damage, manifest_path, read_manifest
+from tunediff.criterion import Criterion
 from tunediff.errors import TunediffError
 from tunediff.tokens import LEFT_OUT, Mask, TokenStore
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-OUTLIER_FACTOR = 5.0  # norms above this many medians are counted as outliers
+LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
 SAMPLED_CHUNKS = 64  # chunks of an activation store that norms are measured on, spread evenly
 SHOWN_TOKENS = 160  # of each document
 SHOWN_COLUMNS = 40  # of a table
@@ -211,6 +212,12 @@ def _inspect_activations(result: Inspection, store: Path) -> None:
     row, token_id, pos, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
     counted = (mask & np.uint8(LEFT_OUT)) == 0
     result.summary = {"rows_measured": len(row), "rows_counted": int(counted.sum())}
+    outliers = result.facts.get("outliers")
+    result.summary["outliers_left_out"] = (
+        "not looked for (activations.outlier_factor is null)"
+        if outliers is None
+        else {source: f"{n} of {outliers['of'][source]}" for source, n in outliers["tokens"].items()}
+    )
     if not counted.any():
         return
     result.summary["rms_norm_of_difference"] = float(f"{np.sqrt(squares / counted.sum()):.5g}")
@@ -218,10 +225,10 @@ def _inspect_activations(result: Inspection, store: Path) -> None:
         median = float(np.median(norm[counted, m]))
         largest = np.argsort(-norm[:, m])[:5]
         result.summary[f"norm_{name}"] = _quantiles(norm[counted, m])
-        result.summary[f"outliers_{name}"] = {
-            "above": float(f"{OUTLIER_FACTOR * median:.5g}"),
-            "counted": int((norm[counted, m] > OUTLIER_FACTOR * median).sum()),
-            "left_out": int((norm[~counted, m] > OUTLIER_FACTOR * median).sum()),
+        result.summary[f"large_norms_{name}"] = {
+            "above": float(f"{LARGE_FACTOR * median:.5g}"),
+            "counted": int((norm[counted, m] > LARGE_FACTOR * median).sum()),
+            "left_out": int((norm[~counted, m] > LARGE_FACTOR * median).sum()),
             "largest": [
                 f"row {row[i]} token {token_id[i]} position {pos[i]} [{_mask_name(int(mask[i]))}]: {norm[i, m]:.4g}"
                 for i in largest
@@ -264,13 +271,18 @@ def _inspect_crosscoder(result: Inspection, store: Path) -> None:
 
 def _inspect_table(result: Inspection, store: Path) -> None:
     import pandas as pd
+    import pyarrow.parquet as pq
 
     try:
         frame = pd.read_parquet(store)
+        criterion = (pq.read_schema(store).metadata or {}).get(b"criterion")
     except (OSError, ValueError) as error:
         result.problems.append(f"{store}: not a readable Parquet file ({str(error).splitlines()[0]})")
         return
-    result.summary = {"rows": len(frame), "columns": {}}
+    result.summary = {"rows": len(frame)}
+    if criterion is not None:  # of a latent table
+        result.summary["chat_specific_if"] = Criterion.from_dict(json.loads(criterion)).text
+    result.summary["columns"] = {}
     for name in frame.columns[:SHOWN_COLUMNS]:
         column = frame[name]
         text = f"{column.dtype}, {int(column.isna().sum())} missing"

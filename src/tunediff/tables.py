@@ -1,8 +1,10 @@
-"""Table 1 (counts per class, FVE, L0, dead latents), the published numbers beside ours, and the spread over seeds."""
+"""The tables: counts and held-out metrics (1), the ranking, the published numbers, the spread over seeds."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,51 @@ from tunediff.errors import TunediffError
 from tunediff.figures import style as look
 from tunediff.figures.fig2 import shared_interval
 from tunediff.figures.style import Drawing, Style
+from tunediff.latents import LatentTable, control_passes
 
 TWIN_COSINE = 0.9
+RANKED = 20  # latents of each crosscoder in the table of the ranking
+NULLS_NOT_RUN = "nulls: not run (snakemake nulls)"
+# calls that are counted in the nulls too: column of the nulls -> column of table 1
+CALLS = {
+    "chat_only": "chat_only",
+    "chat_specific": "chat_specific_any_class",
+    "chat_specific_interval": "chat_specific_interval_any_class",
+}
+NULL_KINDS = {"exact": "must be 0", "contaminated": "upper bound"}  # what a count in a null says
+
+
+class OutlierTokens(NamedTuple):
+    """Massive activations of a split, left out of training and metrics."""
+
+    factor: float  # a norm above this many medians is one
+    norm: dict[str, float]  # largest norm that is none, per model (of the part where it is largest)
+    median: dict[str, float]  # norm, per model (mean over the parts)
+    tokens: dict[str, int]  # outliers per source
+    of: dict[str, int]  # counted tokens per source, outliers among them
+
+    @property
+    def share(self) -> float:
+        """Share of all counted tokens."""
+        return sum(self.tokens.values()) / max(1, sum(self.of.values()))
+
+
+def outlier_tokens(parts: Sequence[Path]) -> OutlierTokens | None:
+    """Return what the manifests of a split's activation stores say of massive activations; None where no mask was set.
+
+    `parts` are the manifests.
+    """
+    facts = [json.loads(path.read_text(encoding="utf-8"))["facts"]["outliers"] for path in parts]
+    found = [fact for fact in facts if fact is not None]
+    if not found:
+        return None
+    return OutlierTokens(
+        found[0]["factor"],
+        {model: max(fact["norm"][model] for fact in found) for model in found[0]["norm"]},
+        {model: float(np.mean([fact["median"][model] for fact in found])) for model in found[0]["median"]},
+        {source: sum(fact["tokens"][source] for fact in found) for source in found[0]["tokens"]},
+        {source: sum(fact["of"][source] for fact in found) for source in found[0]["of"]},
+    )
 
 
 def metric(evaluation: Mapping[str, Any], name: str, model: str | None = None, subset: str = "all") -> float:
@@ -23,42 +68,82 @@ def metric(evaluation: Mapping[str, Any], name: str, model: str | None = None, s
     return math.nan
 
 
-def table1(latents: Mapping[str, pd.DataFrame], evaluations: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def table1(
+    latents: Mapping[str, LatentTable],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    nulls: pd.DataFrame | None = None,
+    outliers: OutlierTokens | None = None,
+) -> pd.DataFrame:
     """Return table 1, one row per crosscoder: counts per class, chat-specific latents, held-out FVE, L0, dead.
 
-    `chat_specific` counts ν^r < 0.5 and ν^ε < 0.2 among chat-only latents, `chat_specific_interval` those of them
-    whose 95 % intervals stay under both thresholds; those with `_any_class` count over all classes. Seeds of one
+    `chat_specific` counts the latents that pass the tables' criterion among the chat-only ones, `_validation` those of
+    them that pass it on validation tokens too and `_interval` those whose intervals' upper ends pass; those with
+    `_any_class` count over all classes. `CONTROL_passing` of `CONTROL_measured` latents pass with a control direction.
+    `null_PAIR_CALL` are the counts of `nulls` (nulls/summary.csv), `null_PAIR_kind` says what they bound. Seeds of one
     crosscoder stand together.
+
+    Raises
+    ------
+    TunediffError
+        An evaluation is missing, or two tables state different criteria.
     """
     rows = []
+    criterion = look.one_criterion(latents)
     kinds = list(dict.fromkeys(map(look.kind_of, latents)))
     order = sorted(latents, key=lambda label: kinds.index(look.kind_of(label)))
-    for label, table in look.selected(latents, order).items():
-        look.require(table, ["class_name", "chat_specific", "chat_specific_interval"], f"latents of {label}")
+    for label, judged in look.selected(latents, order).items():
+        table = judged.frame
         if label not in evaluations:
             raise TunediffError(f"table 1: no evaluation of '{label}'; run snakemake again to make it")
         evaluation = evaluations[label]
         chat_only = table["class_name"] == "chat-only"
-        specific = table["chat_specific"].astype(bool)
+        calls = {name: table[name].astype(bool) for name in SPECIFIC}
         rows.append(
             {
                 "crosscoder": label,
                 "kind": look.kind_name(label),
                 "latents": len(table),
                 **{name.replace("-", "_"): int((table["class_name"] == name).sum()) for name in look.CLASSES},
-                "chat_specific": int((chat_only & specific).sum()),
-                "chat_specific_interval": int((chat_only & table["chat_specific_interval"].astype(bool)).sum()),
-                "chat_specific_any_class": int(specific.sum()),
-                "chat_specific_interval_any_class": int(table["chat_specific_interval"].sum()),
-                "fve_base": metric(evaluation, "fve", "base"),
-                "fve_chat": metric(evaluation, "fve", "chat"),
-                "fve_difference": metric(evaluation, "fve", "difference"),
+                **{name: int((chat_only & called).sum()) for name, called in calls.items()},
+                **{f"{name}_any_class": int(called.sum()) for name, called in calls.items()},
+                "reversed": int(table["reversed"].sum()),
+                **_controls(judged),
+                **{
+                    f"{name}_{model}": metric(evaluation, name, model)
+                    for name in ("fve", "fve_standardised", "largest_dimension_share", "largest_dimension")
+                    for model in ("base", "chat", "difference")
+                },
                 "l0": metric(evaluation, "l0"),
                 "dead_fraction": metric(evaluation, "dead_fraction"),
+                "outlier_share": math.nan if outliers is None else outliers.share,
                 "n_tokens": int(evaluation["n_tokens"]["all"]),
+                **_in_nulls(nulls, label),
+                "criterion": criterion.text,
             }
         )
     return pd.DataFrame(rows)
+
+
+SPECIFIC = ("chat_specific", "chat_specific_validation", "chat_specific_interval")
+
+
+def _controls(table: LatentTable) -> dict[str, int]:
+    """Return how many latents pass the criterion with each control direction, and how many have both ν there."""
+    counts: dict[str, int] = {}
+    for control, (passing, measured) in control_passes(table).items():
+        counts |= {f"{control}_passing": passing, f"{control}_measured": measured}
+    return counts
+
+
+def _in_nulls(nulls: pd.DataFrame | None, label: str) -> dict[str, Any]:
+    """Return the calls of crosscoder `label` in each null."""
+    found: dict[str, Any] = {}
+    if nulls is None:
+        return found
+    for row in nulls[(nulls["pair"].fillna("") != "") & (nulls["crosscoder"] == label)].to_dict("records"):
+        found[f"null_{row['pair']}_kind"] = row["null_kind"]
+        found |= {f"null_{row['pair']}_{call}": int(row[call]) for call in CALLS}
+    return found
 
 
 # (quantity, kind) -> value printed by the paper at Gemma 2 2B scale (method.md, section 7)
@@ -104,7 +189,7 @@ POSITIONS = {"all": "all", "first 9": "first"}
 
 
 def published(
-    latents: Mapping[str, pd.DataFrame],
+    latents: Mapping[str, LatentTable],
     evaluations: Mapping[str, Mapping[str, Any]],
     twins: Mapping[str, pd.DataFrame] | None = None,
     summary: pd.DataFrame | None = None,
@@ -131,7 +216,7 @@ def published(
             if label and twins is not None and label in twins:
                 ours = float((twins[label]["cosine"] > TWIN_COSINE).sum())
         elif label:
-            ours = _of_latents(quantity, counted[label], shown[label])
+            ours = _of_latents(quantity, counted[label], shown[label].frame)
         rows.append({"quantity": quantity, "kind": kind, "published": float(value), "crosscoder": label, "ours": ours})
     return pd.DataFrame(rows)
 
@@ -165,30 +250,181 @@ def _kl(quantity: str, label: str, summary: pd.DataFrame) -> float:
     return float(-rows["reduction"].iloc[0] if what == "KL change" else rows["mean"].iloc[0])
 
 
+CONTROL_NAMES = {"random": "with random directions", "shuffled": "with another latent's direction"}
+# parts of table 1, a rule between them: (printed name, column, form)
+CLASS_LINES = (
+    ("chat-only", "chat_only", "count"),
+    ("   chat-specific", "chat_specific", "count"),
+    ("      confirmed on validation tokens", "chat_specific_validation", "count"),
+    ("      95 % intervals below too", "chat_specific_interval", "count"),
+    ("shared", "shared", "count"),
+    ("base-only", "base_only", "count"),
+    ("other", "other", "count"),
+    ("dead", "dead", "count"),
+    ("   dead fraction", "dead_fraction", "share"),
+)
+SPECIFIC_LINES = (
+    ("chat-specific in any class", "chat_specific_any_class", "count"),
+    ("   confirmed on validation tokens", "chat_specific_validation_any_class", "count"),
+    ("   95 % intervals below too", "chat_specific_interval_any_class", "count"),
+    ("reversed", "reversed", "count"),
+)
+QUALITY_LINES = (
+    ("FVE, difference", "fve_difference", "share"),
+    ("FVE, base model", "fve_base", "share"),
+    ("FVE, chat model", "fve_chat", "share"),
+    ("standardised FVE, difference", "fve_standardised_difference", "share"),
+    ("standardised FVE, base model", "fve_standardised_base", "share"),
+    ("standardised FVE, chat model", "fve_standardised_chat", "share"),
+    ("variance in the largest dimension, difference", "largest_dimension_share_difference", "share"),
+    ("variance in the largest dimension, base model", "largest_dimension_share_base", "share"),
+    ("variance in the largest dimension, chat model", "largest_dimension_share_chat", "share"),
+    ("L0", "l0", "number"),
+    ("outlier tokens, left out", "outlier_share", "share"),
+)
+
+
 def draw_table1(table: pd.DataFrame, style: Style) -> Drawing:
     """Typeset table 1 with one column per crosscoder; the numbers are `table` itself."""
     tokens = " / ".join(f"{count:,}" for count in dict.fromkeys(table["n_tokens"]))
-    lines: list[tuple[str, str, str]] = [
-        ("Latents", "latents", "count"),
-        ("chat-only", "chat_only", "count"),
-        (f"   chat-specific ({look.NU_RECONSTRUCTION} < 0.5, {look.NU_ERROR} < 0.2)", "chat_specific", "count"),
-        ("   chat-specific, 95 % intervals below", "chat_specific_interval", "count"),
-        ("shared", "shared", "count"),
-        ("base-only", "base_only", "count"),
-        ("other", "other", "count"),
-        ("dead", "dead", "count"),
-        ("chat-specific in any class", "chat_specific_any_class", "count"),
-        ("   95 % intervals below", "chat_specific_interval_any_class", "count"),
-        ("dead fraction", "dead_fraction", "share"),
-        ("FVE, base model", "fve_base", "share"),
-        ("FVE, chat model", "fve_chat", "share"),
-        ("FVE, difference", "fve_difference", "share"),
-        ("L0", "l0", "number"),
+    rows = table.to_dict("records")
+
+    def lines(part: Sequence[tuple[str, str, str]]) -> list[list[str]]:
+        return [[name, *(_cell(row[column], form) for row in rows)] for name, column, form in part]
+
+    controls = [
+        [f"   passing {name}", *(f"{row[f'{key}_passing']:,} of {row[f'{key}_measured']:,}" for row in rows)]
+        for key, name in CONTROL_NAMES.items()
     ]
-    cells = [[name, *(_cell(value, form) for value in table[column])] for name, column, form in lines]
+    specific = lines(SPECIFIC_LINES)
+    in_nulls = [[f"   {name}", *cells] for name, cells in null_counts(table).items()]
+    parts = [
+        lines([("Latents", "latents", "count")]),
+        lines(CLASS_LINES),
+        [*specific[:-1], *controls, specific[-1]],
+        [["called in nulls: chat-only, chat-specific, intervals", *("" for _ in rows)], *in_nulls] if in_nulls else [],
+        lines(QUALITY_LINES),
+    ]
     heads = ["", *(f"{look.kind_name(label)}\n{label}" for label in table["crosscoder"])]
-    note = f"FVE, L0 and dead fraction on {tokens} held-out tokens (web and chat), at the inference threshold."
-    return Drawing(typeset(heads, cells, {1, 8, 10}, "Table 1. Crosscoders and their latents", note, style), table)
+    criterion = table["criterion"].iloc[0]
+    note = (
+        f"Chat-specific: {look.mathematical(criterion)}, fitted on train tokens. Confirmed: so on validation tokens "
+        "too. Passing with a direction that is not the latent's own: what the criterion calls where there is nothing "
+        "to call. Reversed: a ν under the lower bound, base and chat use the direction with opposite signs. "
+        + ("" if in_nulls else f"{NULLS_NOT_RUN[0].upper()}{NULLS_NOT_RUN[1:]}. ")
+        + f"FVE, L0 and dead fraction: {tokens} held-out tokens (web and chat), at the inference threshold. "
+        "Standardised: every dimension scaled to unit variance. A dash: not measured."
+    )
+    title = "Table 1. Crosscoders and their latents"
+    return Drawing(typeset(heads, *_ruled(parts), title, note, style), table)
+
+
+def null_pairs(columns: Iterable[Any]) -> list[str]:
+    """Return the names of the nulls that table 1 has columns of."""
+    kinds = [name for name in map(str, columns) if name.startswith("null_") and name.endswith("_kind")]
+    return [name.removeprefix("null_").removesuffix("_kind") for name in kinds]
+
+
+def null_counts(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Return "chat-only, chat-specific, intervals" per null (named with what it bounds) and row of table 1."""
+    found = {}
+    for pair in null_pairs(table):
+        kind = table[f"null_{pair}_kind"].dropna().iloc[0]
+        numbers = table[[f"null_{pair}_{call}" for call in CALLS]].to_numpy(np.float64)
+        found[f"{pair} ({NULL_KINDS[kind]})"] = [", ".join(_cell(value, "count") for value in row) for row in numbers]
+    return found
+
+
+def _ruled(parts: Sequence[Sequence[Sequence[str]]]) -> tuple[list[Sequence[str]], set[int]]:
+    """Return the lines of all parts, and the lines before which a rule stands: the first of each part but the first."""
+    lines: list[Sequence[str]] = []
+    rules = set()
+    for part in parts:
+        if lines and part:
+            rules.add(len(lines))
+        lines += part
+    return lines, rules
+
+
+def ranking(latents: Mapping[str, LatentTable]) -> pd.DataFrame:
+    """Return the first twenty latents of every crosscoder's ranking, with their numbers and what they are called.
+
+    Where no latent has a `rank_sum` (NaN then), the order is that of Δnorm.
+    """
+    criterion = look.one_criterion(latents)
+    intervals = [f"nu_{target}{end}" for target in ("reconstruction", "error") for end in ("", "_low", "_high")]
+    pieces = []
+    for label, table in latents.items():
+        sources = [f"frequency_{source}" for source in table.sources]
+        columns = ["latent", "class_name", "norm_difference", *intervals, *sources, "template_share", *SPECIFIC]
+        first = table.first(RANKED)[[*columns, "rank_sum"]].reset_index(drop=True)
+        first.insert(0, "place", np.arange(1, len(first) + 1))
+        first.insert(0, "crosscoder", label)
+        pieces.append(first)
+    return pd.concat(pieces, ignore_index=True).assign(criterion=criterion.text)
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Return a ν with its 95 % interval, in print."""
+    if not np.isfinite(value):
+        return "–"
+    value, low, high = (round(float(x), 2) + 0.0 for x in (value, low, high))  # + 0: no −0.00
+    ends = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return f"{value:.2f}{ends}".replace("-", "−")
+
+
+def verdict(row: Mapping[Any, Any]) -> str:
+    """Return whether a latent of the ranking is called chat-specific, and confirmed on validation tokens."""
+    if not row["chat_specific"]:
+        return "no"
+    return "confirmed" if row["chat_specific_validation"] else "not confirmed"
+
+
+def draw_ranking(latents: Mapping[str, LatentTable], style: Style) -> Drawing:
+    """Typeset the ranking of the first seed of each crosscoder; the numbers are `ranking`, with every seed."""
+    table, shown = ranking(latents), look.selected(latents)
+    sources = [name.removeprefix("frequency_") for name in map(str, table) if name.startswith("frequency_")]
+    heads = ["", "class", look.NORM_DIFFERENCE, f"{look.NU_RECONSTRUCTION} [95 %]", f"{look.NU_ERROR} [95 %]"]
+    heads += [f"fires on\n{source}" for source in sources] + ["template\nshare", "chat-\nspecific"]
+    parts = []
+    for label in shown:
+        passing, rows = passing_text(latents[label]), table[table["crosscoder"] == label].to_dict("records")
+        order = "; none has both ν within the bounds, so by Δnorm" if rows and np.isnan(rows[0]["rank_sum"]) else ""
+        part = [[look.mathematical(f"{look.display_name(label)}: {passing}{order}"), *("" for _ in heads[1:])]]
+        for row in rows:
+            cells = [f"{row['place']}.  latent {row['latent']}", row["class_name"], f"{row['norm_difference']:.2f}"]
+            for name in ("nu_reconstruction", "nu_error"):
+                cells.append(with_interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high"))))
+            cells += [firing_share(row[f"frequency_{source}"]) for source in sources]
+            part.append([*cells, look.per_cent(row["template_share"]), verdict(row)])
+        parts.append(part)
+    criterion = look.one_criterion(latents)
+    note = (
+        f"Latents by rank({look.NU_RECONSTRUCTION}) + rank({look.NU_ERROR}), the first {RANKED} of each crosscoder"
+        + (" (the CSV has every seed)" if len(shown) < len(latents) else "")
+        + f". Chat-specific: {criterion.math}, fitted on train tokens; confirmed: so on validation tokens too. Fires "
+        "on: share of validation tokens. Template share: of its firings, those on template tokens."
+    )
+    title = "The ranking: latents most specific to the chat model"
+    return Drawing(typeset(heads, *_ruled(parts), title, note, style, first_width=1.0), table)
+
+
+def passing_text(table: LatentTable) -> str:
+    """Return how many of the live latents are chat-specific, in words where none is."""
+    live = int((~table.frame["dead"]).sum())
+    passing = int(table.frame["chat_specific"].sum())
+    if not live:
+        return f"no live latent (0 of {len(table):,})"
+    if not passing:
+        return f"none of {live:,} live latents is chat-specific"
+    return f"{passing:,} of {live:,} live latents {'is' if passing == 1 else 'are'} chat-specific"
+
+
+def firing_share(share: float) -> str:
+    """Return a share of tokens as a printed percentage of two digits."""
+    if not 0 < share < 0.0995:
+        return look.per_cent(share)
+    return f"{100 * share:.2g} %" if share >= 1e-6 else "< 0.0001 %"
 
 
 def draw_published(table: pd.DataFrame, style: Style) -> Drawing:
@@ -222,19 +458,9 @@ def draw_published(table: pd.DataFrame, style: Style) -> Drawing:
 
 # (printed name, column of a seed's numbers, form)
 SEED_LINES = (
-    ("chat-only", "chat_only", "count"),
-    (f"   chat-specific ({look.NU_RECONSTRUCTION} < 0.5, {look.NU_ERROR} < 0.2)", "chat_specific", "count"),
-    ("   chat-specific, 95 % intervals below", "chat_specific_interval", "count"),
-    ("shared", "shared", "count"),
-    ("base-only", "base_only", "count"),
-    ("other", "other", "count"),
-    ("dead", "dead", "count"),
-    ("chat-specific in any class", "chat_specific_any_class", "count"),
-    ("   95 % intervals below", "chat_specific_interval_any_class", "count"),
-    ("FVE, base model", "fve_base", "share"),
-    ("FVE, chat model", "fve_chat", "share"),
-    ("FVE, difference", "fve_difference", "share"),
-    ("L0", "l0", "number"),
+    *CLASS_LINES[:-1],
+    *SPECIFIC_LINES,
+    *QUALITY_LINES[:-1],
     ("KL change, All", "kl_change_all", "share"),
     ("KL change, All, first 9", "kl_change_all_first", "share"),
     ("KL change, Latent Scaling best", "kl_change_latent_scaling_best", "share"),
@@ -251,7 +477,7 @@ SEED_LINES = (
 
 
 def across_seeds(
-    latents: Mapping[str, pd.DataFrame],
+    latents: Mapping[str, LatentTable],
     evaluations: Mapping[str, Mapping[str, Any]],
     summary: pd.DataFrame,
     matches: pd.DataFrame,
@@ -296,6 +522,7 @@ def across_seeds(
                     "high": values.max(),
                     "sd": values.std(ddof=1),
                     **{f"value_seed{seed}": value for seed, value in values.items()},
+                    "criterion": numbers["criterion"].iloc[0],
                 }
             )
     return pd.DataFrame(rows)
@@ -329,14 +556,15 @@ def draw_seeds(table: pd.DataFrame, style: Style) -> Drawing:
         [printed, *(_spread(by_cell[name, column], form) for name in names)] for printed, column, form in SEED_LINES
     ]
     columns = [column for _, column, _ in SEED_LINES]
-    rules = {columns.index(first) for first in ("chat_specific_any_class", "fve_base", "kl_change_all", "stable")}
+    rules = {columns.index(first) for first in ("chat_specific_any_class", "fve_difference", "kl_change_all", "stable")}
     heads = [""]
     for name in names:
         heads.append(f"{look.kind_name(name)}\n{name}, {table.loc[table['crosscoder'] == name, 'n_seeds'].max()} seeds")
     note = (
         "Mean [least, largest] over seeds; the seeds differ in initialisation only, not in data or its order. A KL "
         "change is against None, over all response tokens unless said. Stable: matched with cosine ≥ 0.8 in every "
-        "other seed (decoder directions of both models, concatenated; one-to-one), share of the seed's latents."
+        "other seed (decoder directions of both models, concatenated; one-to-one), share of the seed's latents. "
+        f"Chat-specific: {look.mathematical(table['criterion'].iloc[0])}; counts of each seed in the nulls: table 1."
     )
     return Drawing(typeset(heads, cells, rules, title, note, style), table)
 
@@ -363,18 +591,25 @@ def _cell(value: float, form: str) -> str:
 
 
 def typeset(
-    heads: Sequence[str], cells: Sequence[Sequence[str]], rules: set[int], title: str, note: str, style: Style
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    rules: set[int],
+    title: str,
+    note: str,
+    style: Style,
+    first_width: float = 2.95,
 ) -> Any:
-    """Set a table with rules above, below the head, before the rows of `rules`, and at the end."""
-    line_height, first_width = 0.175, 2.95  # inches
-    columns = len(heads) - 1
-    longest = max(len(part) for head in heads for part in head.split("\n"))
-    widest = max((len(text) for line in cells for text in line[1:]), default=0)
-    needed = 0.0092 * max(style.small_size * longest, style.font_size * widest) + 0.12
-    column_width = max((style.width - first_width) / columns, needed)
+    """Set a table with rules above, below the head, before the rows of `rules`, and at the end.
+
+    The first column has `first_width` inches, others what they need; what is left of the text width is shared out.
+    """
+    line_height = 0.175  # inches
+    needed = [_width(heads[n], [line[n] for line in cells], style) for n in range(1, len(heads))]
+    spare = max(0.0, style.width - first_width - sum(needed)) / max(1, len(needed))
+    right = first_width + np.cumsum([width + spare for width in needed]) - 0.06
+    width = float(right[-1]) + 0.06
     head_height = 2 * line_height if any(heads) else 0.0
-    width = first_width + column_width * columns
-    note = look.wrapped(note, int(width * 72 / (0.54 * style.small_size)))
+    note = look.wrapped(note, int(0.98 * width * 72 / (0.58 * style.small_size)))
     height = (
         0.27 + head_height + line_height * len(cells) + 0.12 + (note.count("\n") + 1) * style.small_size * 1.25 / 72
     )
@@ -387,7 +622,6 @@ def typeset(
         axes.text(0.05, 0.14, title, fontweight="bold", va="center")
         y = 0.27
         axes.plot([0.05, width - 0.05], [y, y], color="black", linewidth=1.0)
-        right = [first_width + column_width * (n + 1) - 0.06 for n in range(columns)]
         for x, head in zip(right, heads[1:], strict=True):
             for row, part in enumerate(head.split("\n")):
                 baseline = y + line_height * (0.8 + 0.85 * row)
@@ -404,3 +638,15 @@ def typeset(
         axes.plot([0.05, width - 0.05], [y, y], color="black", linewidth=1.0)
         axes.text(0.05, y + 0.06, note, va="top", fontsize=style.small_size, color=look.DARK_GREY)
     return figure
+
+
+def _width(head: str, cells: Sequence[str], style: Style) -> float:
+    """Return the inches that a column needs."""
+    plain = look.MATHTEXT.sub(lambda math: "ν" * look.printed_length(math.group()), head)
+    needed = [_points(part) * style.small_size for part in plain.split("\n")]
+    return max(needed + [_points(cell) * style.font_size for cell in cells]) / 72 + 0.15
+
+
+def _points(text: str) -> float:
+    """Return the width of a text of font size 1."""
+    return sum(0.36 if letter in " .,:;[]()|'-" else 0.66 for letter in text)

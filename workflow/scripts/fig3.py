@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from tunediff.figures.fig3 import draw
 from tunediff.figures.style import Style, save
+from tunediff.latents import LatentTable
 from tunediff.workflow import job
 
 if TYPE_CHECKING:
@@ -14,5 +13,5 @@ if TYPE_CHECKING:
 
 with job(snakemake):
     style = Style(**snakemake.config["figures"])
-    tables = {Path(p).stem: pd.read_parquet(p) for p in snakemake.input.tables}
+    tables = {Path(p).stem: LatentTable.read(Path(p)) for p in snakemake.input.tables}
     save(*draw(tables, style), Path(snakemake.output.pdf).with_suffix(""), style)

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from tunediff.figures.nulls import draw
-from tunediff.figures.style import Style, save
-from tunediff.nulls import null_rates
+from tunediff.figures.style import Style, one_criterion, save
+from tunediff.latents import LatentTable
+from tunediff.nulls import model_name, null_kind, null_rates, seal_nulls
 from tunediff.workflow import job
 
 if TYPE_CHECKING:
@@ -21,8 +20,11 @@ with job(snakemake):
     found = {}
     for i, pair in enumerate(pairs):
         own = slice(i * each, (i + 1) * each)
-        tables = {Path(p).stem: pd.read_parquet(p) for p in read.tables[own]}
+        tables = {Path(p).stem: LatentTable.read(Path(p)) for p in read.tables[own]}
         metrics = {Path(p).stem: json.loads(Path(p).read_text(encoding="utf-8")) for p in read.metrics[own]}
         found[pair] = tables, metrics
-    models = {pair: (Path(of["base"]).name, Path(of["chat"]).name) for pair, of in pairs.items()}
-    save(*draw(null_rates(found), models, style), Path(snakemake.output.pdf).with_suffix(""), style)
+    models = {pair: (model_name(of["base"]), model_name(of["chat"])) for pair, of in pairs.items()}
+    rates = null_rates(found, {pair: null_kind(of) for pair, of in pairs.items() if pair})
+    drawing = draw(rates, one_criterion(found[""][0]), models, style)
+    save(*drawing, Path(snakemake.output.pdf).with_suffix(""), style)
+    seal_nulls(Path(snakemake.output.csv), snakemake.params.key)

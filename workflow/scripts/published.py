@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from tunediff.figures.style import Style, save
+from tunediff.latents import LatentTable
 from tunediff.tables import draw_published, published
 from tunediff.workflow import job
 
@@ -17,7 +18,7 @@ read = snakemake.input
 with job(snakemake):
     style = Style(**snakemake.config["figures"])
     table = published(
-        {Path(p).stem: pd.read_parquet(p) for p in read.tables},
+        {Path(p).stem: LatentTable.read(Path(p)) for p in read.tables},
         {Path(p).stem: json.loads(Path(p).read_text(encoding="utf-8")) for p in read.metrics},
         {Path(p).stem: pd.read_parquet(p) for p in read.twins},
         pd.read_parquet(read.summary),

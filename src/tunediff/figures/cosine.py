@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
+from tunediff.latents import LatentTable
 
 BINS = 20
 MIN_CORRELATED = 3  # latents needed for a correlation
@@ -22,21 +23,24 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def draw(latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
     """Draw cos(d_base, d_chat) per class in 20 bins, and rank_sum against Δnorm with Pearson's r."""
     shown = look.selected(latents, show)
+    look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():
-        figure = style.figure(4.7 * rows)
+        figure = style.figure(5.0 * rows)
         numbers = [
-            _panel(panel, label, table, style)
+            _panel(panel, label, table, style, style.width * rows / len(shown))
             for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
         ]
     return Drawing(figure, pd.concat(numbers, ignore_index=True))
 
 
-def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
-    look.require(table, ["latent", "class_name", "cosine", "norm_difference", "rank_sum"], f"latents of {label}")
+def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float) -> pd.DataFrame:
+    table, bounds = latents.frame, latents.criterion.range
+    columns = ["latent", "class_name", "cosine", "norm_difference", "rank_sum", "reversed"]
+    look.require(table, columns, f"latents of {label}")
     upper, lower = panel.subplots(2, 1)
     handles = []
     for class_name in look.CLASSES[:-1]:
@@ -44,7 +48,10 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> p
         name = f"{class_name} ({count:,})"
         handles.append(Line2D([], [], color=look.CLASS_COLOURS[class_name], marker="o", markersize=3, label=name))
     look.legend(panel, handles, look.display_name(label))
-    numbers = pd.concat([_cosines(upper, table, style), _ranks(lower, table, style)], ignore_index=True)
+    ranks = _ranks(lower, table, bounds, style)
+    turned = int(table["reversed"].sum())
+    look.note(panel, f"Ranked: latents with both ν within {bounds}. Reversed, so unranked: {turned:,}.", style, width)
+    numbers = pd.concat([_cosines(upper, table, style), ranks], ignore_index=True)
     numbers.insert(0, "crosscoder", label)
     return numbers
 
@@ -71,7 +78,7 @@ def _cosines(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True)
 
 
-def _ranks(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+def _ranks(axes: Axes, table: pd.DataFrame, bounds: str, style: Style) -> pd.DataFrame:
     ranked = table[np.isfinite(table["rank_sum"]) & np.isfinite(table["norm_difference"])]
     pieces = []
     for class_name in ("shared", "other", "base-only", "chat-only"):
@@ -93,5 +100,5 @@ def _ranks(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
     axes.set_ylabel(f"rank({look.NU_RECONSTRUCTION}) + rank({look.NU_ERROR})")
     if ranked.empty:
         axes.set_yticks([])
-        look.statement(axes, "no latent has a rank (0)", style)
+        look.statement(axes, f"no latent has both ν within {bounds} (0)", style)
     return pd.concat([piece for piece in pieces if len(piece)], ignore_index=True)

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
+from tunediff.latents import LatentTable
 
 RANGE = (-0.2, 1.6)  # of both axes
 BINS = 50
@@ -39,7 +40,7 @@ def shared_interval(latents: pd.DataFrame) -> SharedInterval:
 
 
 def draw(
-    latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None, seed: int = 0
+    latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None, seed: int = 0
 ) -> Drawing:
     """Draw ν^ε (x) against ν^r (y), one panel per crosscoder, with marginal histograms (paper, figure 2).
 
@@ -47,9 +48,10 @@ def draw(
     random sample of shared latents.
     """
     shown = look.selected(latents, show)
+    look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():
-        figure = style.figure(3.75 * rows)
+        figure = style.figure(4.1 * rows)
         numbers = [
             _panel(panel, label, table, style, style.width * rows / len(shown), seed)
             for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
@@ -57,14 +59,17 @@ def draw(
     return Drawing(figure, pd.concat(numbers, ignore_index=True))
 
 
-def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, width: float, seed: int) -> pd.DataFrame:
-    look.require(table, ["latent", "class_name", "nu_error", "nu_reconstruction"], f"latents of {label}")
+def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float, seed: int) -> pd.DataFrame:
+    table, criterion = latents.frame, latents.criterion
+    columns = ["latent", "class_name", "nu_error", "nu_reconstruction", "chat_specific", "reversed"]
+    look.require(table, columns, f"latents of {label}")
     finite = np.isfinite(table["nu_error"]) & np.isfinite(table["nu_reconstruction"])
     chat_only = table[finite & (table["class_name"] == "chat-only")]
     shared = table[finite & (table["class_name"] == "shared")]
     wanted = len(chat_only) or SHARED_WITHOUT_CHAT_ONLY
     sample = shared.sample(min(wanted, len(shared)), random_state=seed).sort_values("latent")
     interval = shared_interval(table)
+    specific = int(chat_only["chat_specific"].sum())
     n_chat_only = int((table["class_name"] == "chat-only").sum())
 
     axes = panel.subplots(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
@@ -88,8 +93,12 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, widt
 
     if np.isfinite(interval.low):
         joint.axhspan(interval.low, interval.high, color=look.ORANGE, alpha=0.13, linewidth=0, zorder=0)
-    joint.axvline(look.NU_ERROR_THRESHOLD, color=look.DARK_GREY, linestyle="--", linewidth=0.8, zorder=1)
-    joint.axhline(look.NU_RECONSTRUCTION_THRESHOLD, color=look.DARK_GREY, linestyle="--", linewidth=0.8, zorder=1)
+    dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8}
+    low, below = criterion.lowest, (criterion.nu_error_below, criterion.nu_reconstruction_below)
+    box = Rectangle(
+        (low, low), below[0] - low, below[1] - low, fill=False, edgecolor=look.DARK_GREY, zorder=1, **dashed
+    )
+    joint.add_patch(box)
     joint.set(xlim=RANGE, ylim=RANGE, xlabel=look.NU_ERROR, ylabel=look.NU_RECONSTRUCTION)
     joint.set_xticks([0, 0.5, 1, 1.5])
     joint.set_yticks([0, 0.5, 1, 1.5])
@@ -111,12 +120,11 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, widt
     handles: list[Any] = [
         Line2D([], [], linestyle="", markersize=4, marker=marker, color=colour, label=text)
         for marker, colour, text in (
-            ("o", look.BLUE, f"chat-only (n = {len(chat_only):,})"),
+            ("o", look.BLUE, f"chat-only (n = {len(chat_only):,}, {specific:,} chat-specific)"),
             ("s", look.ORANGE, f"shared, random (n = {len(sample):,} of {len(shared):,})"),
         )
     ]
-    thresholds = f"thresholds: {look.NU_ERROR} 0.2, {look.NU_RECONSTRUCTION} 0.5"
-    handles.append(Line2D([], [], linestyle="--", linewidth=0.8, color=look.DARK_GREY, label=thresholds))
+    handles.append(Line2D([], [], color=look.DARK_GREY, label=look.rule_label(criterion), **dashed))
     if np.isfinite(interval.low):
         handles.append(Patch(color=look.ORANGE, alpha=0.25, label=f"95 % of shared {look.NU_RECONSTRUCTION}"))
     look.legend(panel, handles, look.display_name(label), columns=1)
@@ -129,6 +137,9 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, widt
     without = n_chat_only - len(chat_only)
     if without:
         left_out += f" Chat-only without ν: {without}."
+    turned = int(chat_only["reversed"].sum())
+    if turned:
+        left_out += f" Reversed (a ν under {look.signed(criterion.lowest)}): {turned} of the chat-only."
     look.note(panel, f"{inside}\n{left_out}", style, width)
 
     summary = {
@@ -141,6 +152,9 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style, widt
         "shared_interval_low": interval.low,
         "shared_interval_high": interval.high,
         "chat_only_in_shared_interval": interval.share,
+        "chat_only_reversed": turned,
+        "chat_only_chat_specific": specific,
+        **criterion.as_dict(),
     }
     pieces.append(pd.DataFrame({"item": list(summary), "value": list(summary.values())}))
     numbers = pd.concat([piece for piece in pieces if len(piece)], ignore_index=True)

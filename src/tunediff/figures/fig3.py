@@ -8,36 +8,48 @@ from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from tunediff.criterion import Criterion
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
+from tunediff.latents import LatentTable
 
 BINS = 100
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
-def below_thresholds(latents: pd.DataFrame, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
-    """Return, for each π, the number of latents with both ν^r < π and ν^ε < π; a latent without ν never counts."""
-    larger = np.maximum(latents["nu_reconstruction"].to_numpy(np.float64), latents["nu_error"].to_numpy(np.float64))
-    return np.searchsorted(np.sort(larger[np.isfinite(larger)]), thresholds, side="left")
+def below_thresholds(latents: pd.DataFrame, criterion: Criterion, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
+    """Return, for each π, the number of latents with both ν^r < π and ν^ε < π, both within the criterion's bounds."""
+    both = latents[["nu_reconstruction", "nu_error"]].to_numpy(np.float64)
+    larger = both[criterion.bounded(both[:, 0], both[:, 1])].max(axis=1)
+    return np.searchsorted(np.sort(larger), thresholds, side="left")
 
 
-def draw(latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
     """Draw (a) the histogram of Δnorm per class and (b) the latents below a ν threshold (paper, figure 3)."""
     shown = look.selected(latents, show)
+    criterion = look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():
-        figure = style.figure(2.5 * rows + 2.2)
-        upper, lower = look.stacked(figure, (2.5 * rows, 2.2))
+        figure = style.figure(2.5 * rows + 2.5)
+        upper, lower = look.stacked(figure, (2.5 * rows, 2.5))
         numbers = [
-            _norm_difference(panel, label, table, style)
+            _norm_difference(panel, label, table.frame, style)
             for panel, (label, table) in zip(look.panels(upper, len(shown)), shown.items(), strict=True)
         ]
-        numbers.append(_thresholds(lower, shown, style))
+        frames = {label: table.frame for label, table in shown.items()}
+        numbers.append(_thresholds(lower, frames, criterion, style))
+        turned = ", ".join(f"{int(frame['reversed'].sum()):,} ({label})" for label, frame in frames.items())
+        look.note(
+            figure,
+            f"Chat-specific: {criterion.math}. Reversed, a ν under {look.signed(criterion.lowest)}, so neither "
+            f"chat-specific nor counted in (b): {turned}.",
+            style,
+        )
     return Drawing(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
-    look.require(table, ["class_name", "norm_difference", "chat_specific"], f"latents of {label}")
+    look.require(table, ["class_name", "norm_difference", "chat_specific", "reversed"], f"latents of {label}")
     axes = panel.subplots()
     axes.set_yscale("log")
     edges = np.linspace(0.0, 1.0, BINS + 1)
@@ -79,7 +91,9 @@ def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: S
     return numbers
 
 
-def _thresholds(panel: SubFigure, shown: Mapping[str, pd.DataFrame], style: Style) -> pd.DataFrame:
+def _thresholds(
+    panel: SubFigure, shown: Mapping[str, pd.DataFrame], criterion: Criterion, style: Style
+) -> pd.DataFrame:
     axes = panel.subplots()
     axes.set_yscale("log")
     colours = look.crosscoder_colours(shown)
@@ -88,18 +102,19 @@ def _thresholds(panel: SubFigure, shown: Mapping[str, pd.DataFrame], style: Styl
         look.require(table, ["nu_error", "nu_reconstruction"], f"latents of {label}")
         for pool, line in zip(("all", "chat-only"), look.LINE_STYLES, strict=False):
             part = table if pool == "all" else table[table["class_name"] == "chat-only"]
-            heights = below_thresholds(part)
+            heights = below_thresholds(part, criterion)
             tallest = max(tallest, int(heights.max()))
             if heights.any():  # a logarithmic axis has no place for 0
                 axes.plot(THRESHOLDS, np.where(heights > 0, heights, np.nan), color=colours[label], linestyle=line)
-            with_nu = int((np.isfinite(part["nu_error"]) & np.isfinite(part["nu_reconstruction"])).sum())
-            name = f"{look.display_name(label)}: {pool if pool == 'chat-only' else 'all latents'} ({with_nu:,} with ν)"
+            bounded = int(criterion.bounded(part["nu_reconstruction"], part["nu_error"]).sum())
+            name = f"{look.display_name(label)}: {pool} ({bounded:,})"
             handles.append(Line2D([], [], color=colours[label], linestyle=line, label=name))
-            piece = pd.DataFrame({"threshold": THRESHOLDS, "count": heights})
+            piece = pd.DataFrame({"threshold": THRESHOLDS, "count": heights, "bounds": criterion.range})
             pieces.append(piece.assign(crosscoder=label, item="below_threshold", class_name=pool))
-    axes.set(xlim=(0, 1), ylim=(0.8, max(12, 1.6 * tallest)), xlabel="threshold π")
+    axes.set(xlim=(0, 1), ylim=(0.8, max(12, 1.6 * tallest)))
+    axes.set_xlabel(f"threshold π, both ν also within {criterion.range}")
     axes.set_ylabel(f"latents with {look.NU_RECONSTRUCTION} < π\nand {look.NU_ERROR} < π")
     if tallest == 1 and not any(piece["count"].any() for piece in pieces):
-        look.statement(axes, "no latent has both ν below 1 (0)", style)
-    look.legend(panel, handles, "(b) Latents below both thresholds")
+        look.statement(axes, f"no latent has both ν below 1 and within {criterion.range} (0)", style)
+    look.legend(panel, handles, f"(b) Latents with both ν below π, of those with both within {criterion.range}")
     return pd.concat(pieces, ignore_index=True)

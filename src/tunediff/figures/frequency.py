@@ -9,13 +9,14 @@ from matplotlib.lines import Line2D
 
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
+from tunediff.latents import LatentTable
 
 BIN_WIDTH = 0.25  # decades
 
 
-def draw(latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
     """Draw log10 of the firing frequency (fraction of validation tokens) per class, each class summing to 1."""
-    shown = look.selected(latents, show)
+    shown = {label: table.frame for label, table in look.selected(latents, show).items()}
     rows = look.rows_of(len(shown))
     for label, table in shown.items():
         look.require(table, ["class_name", "frequency"], f"latents of {label}")

@@ -1,6 +1,6 @@
 """The planted benchmark: what each crosscoder makes of each kind of concept, and how far each rule can be believed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from tunediff.criterion import Criterion
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
 from tunediff.tables import typeset
-from tunediff.truth import UNDECIDED_UP_TO, Scores, over_seeds, rates
+from tunediff.truth import Scores, over_seeds, rates, undecided_up_to
 
 RANKINGS = {
     "auroc_norm_difference": look.Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
@@ -23,10 +24,12 @@ ROW_INCHES = 0.165
 HEAD_INCHES = 0.72  # of a row of panels: its titles and axis
 
 
-def _groups(concepts: pd.DataFrame) -> pd.DataFrame:
+def _groups(concepts: pd.DataFrame, criterion: Criterion) -> pd.DataFrame:
     """Return the concepts with a column `group`, what the figure calls their kind; undecided ones and parts dropped."""
     weaker = concepts["kind"] == "weaker"
-    kept = concepts[(concepts["kind"] != "part") & ~(weaker & (concepts["factor"] <= UNDECIDED_UP_TO))].copy()
+    kept = concepts[
+        (concepts["kind"] != "part") & ~(weaker & (concepts["factor"] <= undecided_up_to(criterion)))
+    ].copy()
     low, high = kept.loc[weaker, "factor"].min(), kept.loc[weaker, "factor"].max()
     weak = f"weaker (×{low:g})" if low == high else f"weaker (×{low:g}–{high:g})"
     frequent = [look.per_cent(x, 0 if x >= 0.01 else 1) for x in kept["frequency"]]
@@ -47,7 +50,7 @@ ORDER = ("chat-only", "weaker", "amplified", "decoupled", "rotated", "shared", "
 
 def called(scores: Scores) -> pd.DataFrame:
     """Return, per arm, crosscoder and group of concepts, the shares found, and found and called by each rule."""
-    concepts = _groups(scores.concepts)
+    concepts = _groups(scores.concepts, scores.criterion)
     pieces = []
     for rule in ("found", *look.RULES):
         hit = concepts["found"] if rule == "found" else concepts["found"] & concepts[f"chat_{rule}"]
@@ -92,12 +95,12 @@ def _points(
     )
 
 
-def _kinds(axes: Axes, rows: pd.DataFrame, groups: Sequence[str]) -> None:
+def _kinds(axes: Axes, rows: pd.DataFrame, groups: Sequence[str], marks: Mapping[str, look.Mark]) -> None:
     """Draw one crosscoder on one arm: found as bars, calls as marks; a line is left empty where none is planted."""
     height = {group: len(groups) - 1 - n for n, group in enumerate(groups)}
     found = rows[rows["rule"] == "found"]
     axes.barh([height[group] for group in found["group"]], found["mean"], height=0.78, color="#E6E6E6", zorder=0)
-    for n, (rule, mark) in enumerate(look.RULES.items()):
+    for n, (rule, mark) in enumerate(marks.items()):
         part = rows[rows["rule"] == rule]
         _points(axes, part, [height[group] for group in part["group"]], mark, 0.24 * (1 - n))
     for group in found["group"]:
@@ -118,7 +121,7 @@ def _panel_title(arm: str, crosscoder: str, scores: Scores) -> str:
     )
 
 
-def _quality(figure: FigureBase, rows: pd.DataFrame, style: Style) -> None:
+def _quality(figure: FigureBase, rows: pd.DataFrame, rule_marks: Mapping[str, look.Mark]) -> None:
     """Draw precision, false positives and AUROC, one line per arm and crosscoder."""
     pairs = list(dict.fromkeys(zip(rows["arm"], rows["crosscoder"], strict=True)))
     height = {pair: len(pairs) - 1 - n for n, pair in enumerate(pairs)}
@@ -130,7 +133,8 @@ def _quality(figure: FigureBase, rows: pd.DataFrame, style: Style) -> None:
     }
     for axes, (quantity, title) in zip(all_axes, titles.items(), strict=True):
         part = rows[rows["quantity"] == quantity]
-        marks = look.RULES if quantity != "auroc" else {n.removeprefix("auroc_"): m for n, m in RANKINGS.items()}
+        rankings = {name.removeprefix("auroc_"): mark for name, mark in RANKINGS.items()}
+        marks = rule_marks if quantity != "auroc" else rankings
         for n, (rule, mark) in enumerate(marks.items()):
             own = part[part["rule"] == rule]
             y = [height[pair] for pair in zip(own["arm"], own["crosscoder"], strict=True)]
@@ -153,23 +157,28 @@ def _quality(figure: FigureBase, rows: pd.DataFrame, style: Style) -> None:
     all_axes[0].set_yticks(list(height.values()), labels=[f"{arm}, {look.kind_name(name)}" for arm, name in height])
 
 
-def _factors(all_axes: Sequence[Axes], rows: pd.DataFrame, crosscoders: Sequence[str], arm: str) -> None:
+def _factors(
+    all_axes: Sequence[Axes],
+    rows: pd.DataFrame,
+    crosscoders: Sequence[str],
+    arm: str,
+    marks: Mapping[str, look.Mark],
+    undecided: float,
+) -> None:
     """Draw, per crosscoder, the share of the found weaker concepts that is called against their strength in base."""
     for axes, name in zip(all_axes, crosscoders, strict=True):
-        for n, (rule, mark) in enumerate(look.RULES.items()):
+        for n, (rule, mark) in enumerate(marks.items()):
             own = rows[(rows["arm"] == arm) & (rows["crosscoder"] == name) & (rows["rule"] == rule)]
             x = own["factor"].to_numpy() + 0.006 * (n - 1)
             axes.vlines(x, own["low"], own["high"], color=mark.colour, linewidth=1.0)
             axes.plot(x, own["mean"], color=mark.colour, marker=mark.marker, markersize=3, linewidth=0.8, clip_on=False)
-        axes.axvspan(0, UNDECIDED_UP_TO, color="#F2F2F2", zorder=0)
-        axes.set(
-            ylim=(0, 1),
-            title=f"{arm}, {look.kind_name(name)}:\nweaker in base,\ncalled of found",
-        )
+        axes.axvspan(0, undecided, color="#F2F2F2", zorder=0)
+        axes.set(ylim=(0, 1), title=f"{arm},\nweaker in base,\n{look.kind_name(name)}")
         axes.set_xlabel("strength in base", fontsize="small")
         axes.set_xticks(own["factor"].iloc[::2])
         axes.set_xlim(min(0.05, 0.8 * rows["factor"].min()), rows["factor"].max() + 0.05)
         axes.set_yticks([0, 0.5, 1], labels=["0", "", "100 %"])
+    all_axes[0].set_ylabel("called\nof found", fontsize="small")
 
 
 def draw(scores: Scores, style: Style) -> Drawing:
@@ -178,6 +187,7 @@ def draw(scores: Scores, style: Style) -> Drawing:
     Intervals are 95 % t intervals over seeds, each with its own concepts, tokens and dictionaries.
     """
     kinds, factors, qualities = called(scores), by_factor(scores), quality(scores)
+    marks, undecided = look.rule_marks(scores.criterion), undecided_up_to(scores.criterion)
     arms, crosscoders = (list(dict.fromkeys(scores.crosscoders[name])) for name in ("arm", "crosscoder"))
     # Two arms side by side; the strengths fill the place that an odd number of arms leaves.
     panels = [(arm, name) for arm in arms for name in crosscoders] + [("", name) for name in crosscoders]
@@ -196,19 +206,19 @@ def draw(scores: Scores, style: Style) -> Drawing:
                 if not name:
                     axes.axis("off")
                 elif arm:
-                    _kinds(axes, kinds[(kinds["arm"] == arm) & (kinds["crosscoder"] == name)], groups)
+                    _kinds(axes, kinds[(kinds["arm"] == arm) & (kinds["crosscoder"] == name)], groups, marks)
                     names = groups if n == 0 else []
                     axes.set_yticks(range(len(names))[::-1], labels=names) if names else axes.set_yticks([])
                     axes.set_title(_panel_title(arm, name, scores), fontsize=style.small_size)
             if any(not arm for arm, _ in line):
                 first = next(n for n, (arm, _) in enumerate(line) if not arm)
-                _factors(all_axes[first : first + len(crosscoders)], factors, crosscoders, arms[0])
+                _factors(all_axes[first : first + len(crosscoders)], factors, crosscoders, arms[0], marks, undecided)
                 for axes in all_axes[first:]:
                     axes.title.set_fontsize(style.small_size)
-        _quality(parts[-1], qualities, style)
+        _quality(parts[-1], qualities, marks)
         handles: list[Any] = [
             Line2D([], [], linestyle="", marker=mark.marker, markersize=4, color=mark.colour, label=mark.name)
-            for mark in look.RULES.values()
+            for mark in marks.values()
         ]
         handles.insert(0, Patch(color="#E6E6E6", label="found (a latent's activation correlates > 0.7)"))
         handles.append(
@@ -219,7 +229,7 @@ def draw(scores: Scores, style: Style) -> Drawing:
         counts = " or ".join(map(str, sorted(set(n_seeds))))
         text = (
             f"Lines through marks: 95 % t intervals over {counts} seeds (each with new concepts and dictionaries). "
-            f"Shaded: up to ×{UNDECIDED_UP_TO:g} a concept is chat-specific by the thresholds themselves, so it counts "
+            f"Shaded: up to ×{undecided:g} a concept is chat-specific by the thresholds themselves, so it counts "
             "neither way. Decoupled: base has the direction in a co-firing latent with a strength of its own, or as a "
             f"sum of others. AUROC: of {look.NORM_DIFFERENCE} and of the rank sum of {look.NU_RECONSTRUCTION} and "
             f"{look.NU_ERROR}."
@@ -233,46 +243,52 @@ def draw(scores: Scores, style: Style) -> Drawing:
     return Drawing(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))
 
 
-LINES = (
-    ("latents", "dict_size", "count"),
-    ("L0", "l0", "number"),
-    ("FVE, base model", "fve_base", "share"),
-    ("FVE, chat model", "fve_chat", "share"),
-    ("concepts found", "found", "share"),
-    (f"recall of chat-only: {look.NORM_DIFFERENCE}", "recall_norm_difference", "share"),
-    ("   ν, points", "recall_nu_point", "share"),
-    ("   ν, intervals", "recall_nu_interval", "share"),
-    (f"precision: {look.NORM_DIFFERENCE}", "precision_norm_difference", "share"),
-    ("   ν, points", "precision_nu_point", "share"),
-    ("   ν, intervals", "precision_nu_interval", "share"),
-    (f"false-positive rate: {look.NORM_DIFFERENCE}", "false_positives_norm_difference", "share"),
-    ("   ν, points", "false_positives_nu_point", "share"),
-    ("   ν, intervals", "false_positives_nu_interval", "share"),
-    ("   ν, points without the bound ν ≥ −0.1", "false_positives_nu_unbounded", "share"),
-    (f"called base-specific wrongly: {look.NORM_DIFFERENCE}", "false_base_norm_difference", "share"),
-    ("   ν mirrored, points", "false_base_nu_point", "share"),
-    (f"AUROC: {look.NORM_DIFFERENCE}", "auroc_norm_difference", "ratio"),
-    ("   rank sum of ν", "auroc_rank_sum", "ratio"),
-)
+def lines(criterion: Criterion) -> tuple[tuple[str, str, str], ...]:
+    """Return (printed name, column of the scores, form) of the table's lines."""
+    return (
+        ("latents", "dict_size", "count"),
+        ("L0", "l0", "number"),
+        ("FVE, base model", "fve_base", "share"),
+        ("FVE, chat model", "fve_chat", "share"),
+        ("concepts found", "found", "share"),
+        (f"recall of chat-only: {look.NORM_DIFFERENCE}", "recall_norm_difference", "share"),
+        ("   ν, points", "recall_nu_point", "share"),
+        ("   ν, intervals", "recall_nu_interval", "share"),
+        (f"precision: {look.NORM_DIFFERENCE}", "precision_norm_difference", "share"),
+        ("   ν, points", "precision_nu_point", "share"),
+        ("   ν, intervals", "precision_nu_interval", "share"),
+        (f"false-positive rate: {look.NORM_DIFFERENCE}", "false_positives_norm_difference", "share"),
+        ("   ν, points", "false_positives_nu_point", "share"),
+        ("   ν, intervals", "false_positives_nu_interval", "share"),
+        (f"   ν, points without the bounds {criterion.range}", "false_positives_nu_unbounded", "share"),
+        (f"called base-specific wrongly: {look.NORM_DIFFERENCE}", "false_base_norm_difference", "share"),
+        ("   ν mirrored, points", "false_base_nu_point", "share"),
+        (f"AUROC: {look.NORM_DIFFERENCE}", "auroc_norm_difference", "ratio"),
+        ("   rank sum of ν", "auroc_rank_sum", "ratio"),
+        (f"reversed latents: a ν under {look.signed(criterion.lowest)}", "reversed", "share"),
+    )
 
 
 def draw_table(scores: Scores, style: Style) -> Drawing:
     """Typeset the benchmark, one column per arm and crosscoder; the numbers have the intervals over seeds too."""
+    criterion = scores.criterion
+    printed = lines(criterion)
     rows: list[dict[str, Any]] = []
     heads, columns = [""], []
     for (arm, crosscoder), table in scores.crosscoders.groupby(["arm", "crosscoder"], sort=False):
         heads.append(f"{arm}\n{look.kind_name(str(crosscoder))}")
         cells = []
-        for _, column, form in LINES:
+        for _, column, form in printed:
             interval = over_seeds(table[column].to_numpy(), (0.0, 1.0) if form in ("share", "ratio") else None)
             rows.append({"arm": arm, "crosscoder": crosscoder, "quantity": column, **interval._asdict()})
             cells.append(_cell(interval.mean, form))
         columns.append(cells)
-    body = [[name, *(column[n] for column in columns)] for n, (name, _, _) in enumerate(LINES)]
+    body = [[name, *(column[n] for column in columns)] for n, (name, _, _) in enumerate(printed)]
     note = (
         "Means over seeds; intervals are in the CSV. Recall: chat-only concepts that are found and called. Precision: "
         "called latents that follow a chat-only concept. False positives: latents that follow none, called. In the "
-        f"null arm every call is one. Concepts at ×{UNDECIDED_UP_TO:g} or less in base count neither way."
+        f"null arm every call is one. Concepts at ×{undecided_up_to(criterion):g} or less in base count neither way. "
+        f"ν: {criterion.math}; intervals: their upper ends too."
     )
     title = "Planted benchmark: what is found, and what is called chat-specific"
     return Drawing(typeset(heads, body, {5, 8, 11, 15, 17}, title, note, style), pd.DataFrame(rows))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase, SubFigure
 
 from tunediff.artifacts import building
+from tunediff.criterion import Criterion
 from tunediff.errors import TunediffError
 
 T = TypeVar("T")
@@ -33,6 +34,8 @@ KIND_NAMES = {"l1": "L1", "batchtopk": "BatchTopK"}
 NU_ERROR = r"$\nu^{\epsilon}$"
 NU_RECONSTRUCTION = r"$\nu^{r}$"
 NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
+MATHTEXT = re.compile(r"\$[^$]*\$")
+START, PLACE = "\ue000", "\ue001"  # stand for mathtext while lines are broken: no text holds them
 NU_NAMES = {"nu_error": NU_ERROR, "nu_reconstruction": NU_RECONSTRUCTION}
 
 
@@ -44,15 +47,62 @@ class Mark(NamedTuple):
     marker: str
 
 
-# by which a latent is called chat-specific
-RULES = {
-    "norm_difference": Mark(f"{NORM_DIFFERENCE} ≥ 0.9", VERMILLION, "o"),
-    "nu_point": Mark(f"{NU_RECONSTRUCTION} < 0.5, {NU_ERROR} < 0.2", BLUE, "s"),
-    "nu_interval": Mark("the same, 95 % intervals below", SKY, "D"),
-}
+RULES = ("norm_difference", "nu_point", "nu_interval")  # by which a latent is called chat-specific
 
-NU_ERROR_THRESHOLD = 0.2  # chat-specific below this ν^ε (paper, section 4)
-NU_RECONSTRUCTION_THRESHOLD = 0.5  # and below this ν^r
+
+def rule_marks(criterion: Criterion) -> dict[str, Mark]:
+    """Return how each of `RULES` is printed and drawn."""
+    marks = (
+        Mark(f"{NORM_DIFFERENCE} ≥ 0.9", VERMILLION, "o"),
+        Mark(criterion.math, BLUE, "s"),
+        Mark("the same of the upper ends of the 95 % intervals", SKY, "D"),
+    )
+    return dict(zip(RULES, marks, strict=True))
+
+
+def rule_label(criterion: Criterion) -> str:
+    """Return the criterion as a legend's entry of two lines."""
+    return f"chat-specific: {criterion.math}".replace(", both", ",\nboth")
+
+
+class Judged(Protocol):
+    """A table whose latents were judged by a criterion."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """The rule by which a latent is called chat-specific."""
+
+
+def one_criterion(tables: Mapping[str, Judged]) -> Criterion:
+    """Return the criterion that all tables of a figure state.
+
+    Raises
+    ------
+    TunediffError
+        There is no table, or two of them state different criteria.
+    """
+    stated = {label: table.criterion for label, table in tables.items()}
+    if not stated:
+        raise TunediffError("figures: no latent table, so no criterion; list a crosscoder under `crosscoders`")
+    first, criterion = next(iter(stated.items()))
+    for label, other in stated.items():
+        if other != criterion:
+            raise TunediffError(
+                f"latents of {first} and of {label} state different criteria ({criterion.text}; {other.text}): made "
+                "under different `latents` thresholds; delete both tables and run snakemake again"
+            )
+    return criterion
+
+
+def signed(value: float) -> str:
+    """Return a number with a true minus sign."""
+    return f"{value:g}".replace("-", "−")
+
+
+def mathematical(text: str) -> str:
+    """Return a plain text with its ν and Δnorm in mathtext."""
+    named = text.replace("ν^r", NU_RECONSTRUCTION).replace("ν^ε", NU_ERROR)
+    return named.replace("Δnorm", NORM_DIFFERENCE)
 
 
 @dataclass(frozen=True)
@@ -235,15 +285,30 @@ def legend(panel: FigureBase, handles: Sequence[Any], title: str | None = None, 
 
 
 def wrapped(text: str, characters: int) -> str:
-    """Return a text broken into lines of at most `characters`, keeping its own line breaks."""
-    return "\n".join(
-        line for part in text.split("\n") for line in (textwrap.wrap(part, characters, break_on_hyphens=False) or [""])
-    )
+    """Return a text broken into lines of at most `characters` in print, keeping its own line breaks.
+
+    Mathtext counts as the characters it prints, about, and is never broken.
+    """
+    maths = MATHTEXT.findall(text)
+    places = iter(START + PLACE * (printed_length(math) - 1) for math in maths)
+    lines = [
+        line
+        for part in MATHTEXT.sub(lambda _: next(places), text).split("\n")
+        for line in (textwrap.wrap(part, characters, break_on_hyphens=False) or [""])
+    ]
+    back = iter(maths)
+    return re.sub(f"{START}{PLACE}*", lambda _: next(back), "\n".join(lines))
+
+
+def printed_length(math: str) -> int:
+    """Return how many characters a piece of mathtext is wide: one for its symbol, and its letters."""
+    return max(2, 1 + len(re.sub(r"\\[a-zA-Z]+|[{}^_$]", "", math)))
 
 
 def note(panel: FigureBase, text: str, style: Style, width: float | None = None) -> None:
     """Print a note below a panel, wrapped to `width` inches (by default the whole text width)."""
-    characters = int((style.width if width is None else width) * 72 / (0.54 * style.small_size))
+    # of an average letter's width, less the margins
+    characters = int(0.96 * (style.width if width is None else width) * 72 / (0.57 * style.small_size))
     panel.supxlabel(wrapped(text, characters), x=0.02, ha="left", fontsize=style.small_size, color=DARK_GREY)
 
 

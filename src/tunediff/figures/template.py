@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from tunediff.figures import style as look
 from tunediff.figures.style import Drawing, Style
+from tunediff.latents import LatentTable
 
 RANGE = (-0.2, 1.6)  # of ν
 BINS = 45
@@ -26,9 +27,10 @@ def share_at_least(template_share: np.ndarray, thresholds: np.ndarray) -> np.nda
     return (values[:, None] >= thresholds).mean(axis=0)
 
 
-def draw(latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
     """Draw ν of chat-only latents, those firing mainly on template tokens overlaid, and their template shares."""
     shown = look.selected(latents, show)
+    look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     height = 3.5 if rows == 1 or len(shown) > 1 else 2.2
     with style.context():
@@ -38,11 +40,13 @@ def draw(latents: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[st
             _panel(panel, label, table, style)
             for panel, (label, table) in zip(look.panels(upper, len(shown)), shown.items(), strict=True)
         ]
-        numbers.append(_shares(lower, shown, style))
+        numbers.append(_shares(lower, {label: table.frame for label, table in shown.items()}, style))
     return Drawing(figure, pd.concat(numbers, ignore_index=True))
 
 
-def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style) -> pd.DataFrame:
+    table, criterion = latents.frame, latents.criterion
+    below = {"nu_reconstruction": criterion.nu_reconstruction_below, "nu_error": criterion.nu_error_below}
     look.require(table, ["class_name", "template_share", "nu_error", "nu_reconstruction"], f"latents of {label}")
     chat_only = table[table["class_name"] == "chat-only"]
     mainly = chat_only[chat_only["template_share"] > MAINLY]
@@ -61,8 +65,7 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> p
                     heights, edges, fill=True, facecolor=look.BLACK, edgecolor="white", hatch="//////", linewidth=0
                 )
             pieces.append(look.histogram_rows(heights, edges, item=name, pool=pool))
-        threshold = look.NU_RECONSTRUCTION_THRESHOLD if name == "nu_reconstruction" else look.NU_ERROR_THRESHOLD
-        axes.axvline(threshold, color=look.DARK_GREY, linestyle="--", linewidth=0.8)
+        axes.axvline(below[name], color=look.DARK_GREY, linestyle="--", linewidth=0.8)
         axes.set(xlim=RANGE, xlabel=look.NU_NAMES[name], ylabel="latents per bin")
         axes.set_xticks([0, 0.5, 1, 1.5])
         axes.set_ylim(bottom=0)
@@ -80,7 +83,7 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> p
         Patch(
             facecolor=look.BLACK, edgecolor="white", hatch="//////", label=f"> 50 % on template (n = {len(mainly):,})"
         ),
-        Line2D([], [], color=look.DARK_GREY, linestyle="--", linewidth=0.8, label="chat-specific below"),
+        Line2D([], [], color=look.DARK_GREY, linestyle="--", linewidth=0.8, label=look.rule_label(criterion)),
     ]
     look.legend(panel, handles, f"(a) {look.display_name(label)}", columns=1)
     numbers = pd.concat(pieces, ignore_index=True)

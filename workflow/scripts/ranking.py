@@ -1,0 +1,17 @@
+"""Write the first latents of every crosscoder's ranking."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunediff.figures.style import Style, save
+from tunediff.latents import LatentTable
+from tunediff.tables import draw_ranking
+from tunediff.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job(snakemake):
+    style = Style(**snakemake.config["figures"])
+    tables = {Path(p).stem: LatentTable.read(Path(p)) for p in snakemake.input.tables}
+    save(*draw_ranking(tables, style), Path(snakemake.output.pdf).with_suffix(""), style)
