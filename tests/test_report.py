@@ -31,7 +31,7 @@ OUTLIERS = OutlierTokens(
     of={"chat": 500, "web": 1000},
 )
 FACTS = {
-    LABELS[0]: {"settings": {"target_l0": 50}, "final_l0": 51.25, "warnings": ["64 % of the latents are dead"]},
+    LABELS[0]: {"settings": {"target_l0": 50}, "final": {"l0": 51.25}, "warnings": ["64 % of the latents are dead"]},
     LABELS[1]: {"settings": {"k": 20}},
 }
 

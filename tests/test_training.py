@@ -28,6 +28,12 @@ L1 = {"kind": "l1", "dict_size": 32, "mu": "auto", "target_l0": 4.0, "norm_init"
 TOPK = {"kind": "batchtopk", "dict_size": 32, "k": 3, "aux_k": 4, "dead_after_tokens": 200, "threshold_start": 5}
 
 
+@pytest.fixture(autouse=True)
+def any_l0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs are too short to reach an L0; the tests of that set the tolerance themselves."""
+    monkeypatch.setattr("tunediff.training.L0_TOLERANCE", math.inf)
+
+
 class KilledError(Exception):
     """Stands for the end of the machine."""
 
@@ -98,7 +104,7 @@ def test_resume_is_bit_for_bit(tmp_path: Path, die_at: int) -> None:
         run(tmp_path / "cut", FakeStore(die_at=die_at))
     store = FakeStore()
     run(tmp_path / "cut", store)
-    assert store.asked[-1] == die_at // 7 * 7  # continued from the last checkpoint
+    assert die_at // 7 * 7 in store.asked  # continued from the last checkpoint
     for name in ("l1-seed0", "batchtopk-seed0"):
         expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
         for tensor in expected:
@@ -114,7 +120,7 @@ def test_dictionaries_at_different_positions_meet(tmp_path: Path) -> None:
     (tmp_path / "cut" / "work" / "one" / "checkpoint.pt").unlink()
     store = FakeStore()
     run(tmp_path / "cut", store)
-    assert store.asked[-1] == 0
+    assert store.asked[0] == 0
     for name in ("l1-seed0", "batchtopk-seed0"):
         expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
         assert all(torch.equal(expected[tensor], actual[tensor]) for tensor in expected), name
@@ -178,33 +184,102 @@ def test_clipping_by_the_fused_update_equals_clip_grad_norm() -> None:
     assert float(results[0].second.sum()) == pytest.approx(0.001 * 1e-4, rel=0.9)
 
 
+class Fixed:
+    """A store of known activations, in order."""
+
+    def __init__(self, activations: torch.Tensor) -> None:
+        self.activations = activations
+
+    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+        yield from map(FakeBatch, self.activations.split(batch_size))
+
+
 def test_normalisation_is_that_of_the_first_tokens() -> None:
     store = FakeStore()
     stream = store.batches(32, 5, 16)
     x = torch.cat([next(stream).activations for _ in range(4)]).double()  # 100 tokens: four batches of 32
+    norms = x.norm(dim=2)
+    assert (norms < 5 * norms.median(0).values).all()  # so nothing is trimmed
     mean, scale = measure_normalization(store, settings())
     assert torch.allclose(mean, x.mean(0))
-    assert torch.allclose(scale, math.sqrt(D) / (x - x.mean(0)).norm(dim=2).mean(0))
+    assert torch.allclose(scale, math.sqrt(D) / (x - x.mean(0)).norm(dim=2).median(0).values)
     mean, scale = measure_normalization(store, settings(normalization="scale"))
     assert not mean.any()
-    assert torch.allclose((x * scale[:, None]).norm(dim=2).mean(0), torch.tensor(math.sqrt(D)).double())
+    assert torch.allclose((x * scale[:, None]).norm(dim=2).median(0).values, torch.tensor(math.sqrt(D)).double())
     mean, scale = measure_normalization(store, settings(normalization="none"))
     assert not mean.any() and scale.tolist() == [1, 1]
 
 
-def test_validation_is_reported_and_changes_nothing(tmp_path: Path) -> None:
-    for folder, validation in (("with", FakeStore()), ("without", None)):
-        target = (tmp_path / folder / "out", tmp_path / folder / "work")
-        train({"x": (TOPK, 0)}, FakeStore(), settings(), *target, {"x": "k"}, validation=validation)
-    expected, actual = weights(tmp_path / "without", "x"), weights(tmp_path / "with", "x")
-    assert all(torch.equal(expected[name], actual[name]) for name in expected)
-    report = Crosscoder.load(tmp_path / "with" / "out" / "x").config["validation"]
-    assert report["tokens"] == 16 * 32 and report["fve_chat"] <= 1 and 0 < report["l0"] < 32
+def test_normalisation_hardly_sees_massive_activations() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2000, 2, D, generator=generator) + 3
+    massive = x.clone()
+    massive[::100] *= 50
+    plain, robust = (measure_normalization(Fixed(v), settings(normalization_tokens=2000)) for v in (x, massive))
+    assert torch.allclose(plain.mean, robust.mean, rtol=0.02)
+    assert torch.allclose(plain.scale, robust.scale, rtol=0.02)
+    assert (massive.double().mean(0) > 1.3 * robust.mean).all()  # a plain mean moves by half
+
+
+def test_normalisation_refuses_values_that_are_not_finite() -> None:
+    x = torch.randn(64, 2, D)
+    x[3, 1, 2] = math.nan
+    with pytest.raises(TunediffError, match="holds values that are not finite"):
+        measure_normalization(Fixed(x), settings())
+
+
+def test_a_missed_l0_is_not_published_and_costs_no_other_dictionary(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tunediff.training.L0_TOLERANCE", 0.1)
+    impossible = {**L1, "target_l0": 31.0}  # of 32 latents
+    with pytest.raises(TunediffError) as caught:
+        run(tmp_path, FakeStore(), l1=impossible, steps=400, learning_rate=0.01)
+    text = str(caught.value)
+    assert text.startswith("l1-seed0: L0 is ") and "31 was asked (mu " in text and "raise training.steps" in text
+    assert "\n" not in text and "batchtopk" not in text
+    assert not (tmp_path / "work/one/crosscoder").exists() and not (tmp_path / "out").exists()
+    final = check(tmp_path / "work/two/crosscoder", "crosscoder", "two").facts["final"]
+    assert final["l0"] == pytest.approx(3, rel=0.1) and final["tokens"] == 16 * 32
+
+
+def test_the_final_l0_is_that_of_the_published_weights_on_the_next_batches(tmp_path: Path) -> None:
+    run(tmp_path, FakeStore())
+    for name in ("l1-seed0", "batchtopk-seed0"):
+        crosscoder = Crosscoder.load(tmp_path / "out" / name)
+        stream = FakeStore().batches(32, 5, 16, 40)
+        counts = [len(crosscoder.encode(next(stream).activations).value) / 32 for _ in range(16)]
+        assert crosscoder.config["final"]["l0"] == pytest.approx(sum(counts) / 16, rel=1e-3)
+
+
+def test_dead_latents_are_stated(tmp_path: Path) -> None:
+    section = {**TOPK, "dict_size": 400, "dead_after_tokens": 64, "aux_k": 0}
+    train({"x": (section, 0)}, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    config = Crosscoder.load(tmp_path / "out/x").config
+    dead = config["dead_fraction"]
+    assert dead > 0.5 and config["warnings"] == [f"{dead:.0%} of the latents are dead at the end of training"]
+    history = pd.read_parquet(tmp_path / "out/x.history.parquet")
+    assert history["dead_fraction"].iloc[-1] == pytest.approx(dead)
+
+
+def test_a_weight_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    def poisoned(dictionary: Dictionary, *rest: Any) -> Any:
+        result = optimizer_step(dictionary, *rest)
+        if dictionary.steps_taken == 18:
+            with torch.no_grad():
+                dictionary.decoder_weight[3, 1, 2] = math.inf
+        return result
+
+    monkeypatch.setattr("tunediff.training.optimizer_step", poisoned)
+    sections = {"x": ({**TOPK, "clip_norm": None}, 0)}
+    with pytest.raises(TunediffError, match=r"x: \w+ is not finite at step 21; lower training"):
+        train(sections, FakeStore(), settings(log_every=50), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    state = torch.load(tmp_path / "work/k/checkpoint.pt", weights_only=True)
+    assert state["step"] == 14
+    assert all(torch.isfinite(t).all() for t in state["dictionary"].values() if torch.is_tensor(t))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(TunediffError, match=r"loss is nan at step 24; lower training\.learning_rate"):
-        run(tmp_path, FakeStore(broken_at=20))
+        run(tmp_path, FakeStore(broken_at=22))
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def _fve(run: Run) -> Iterator[str]:
         name = row["crosscoder"]
         asked = _asked_l0(run.crosscoders[name])
         l0 = f"L0 {row['l0']:.1f}" + (f" (asked: {asked:g})" if asked is not None else "")
-        reached = run.crosscoders[name].get("final_l0")
-        l0 += f", {reached:.1f} at the end of training" if reached is not None else ""
+        final = run.crosscoders[name].get("final")
+        l0 += f", {final['l0']:.1f} at the end of training" if final is not None else ""
         yield (
             f"  {name}: base {_value(row, 'base')}, chat {_value(row, 'chat')}; {l0}; dead "
             f"{look.per_cent(row['dead_fraction'])}."

@@ -39,6 +39,9 @@ HISTORY = (
 )
 PREFETCHED = 3  # batches waiting in memory
 VALIDATION_BATCHES = 16
+L0_TOLERANCE = 0.1  # relative; a dictionary further from the L0 it was asked for is not published
+DEAD_WARNING = 0.5  # share of dead latents above which a dictionary carries a warning
+TRIMMED_ABOVE = 5.0  # medians of the norm above which a token does not count in the mean
 
 
 class Batch(Protocol):
@@ -68,7 +71,7 @@ class TrainingSettings:
     warmup_steps: int = 1000  # linear warm-up; constant afterwards
     beta1: float = 0.9  # decay of Adam's first moment
     beta2: float = 0.999  # decay of Adam's second moment
-    normalization: str = "none"  # none; scale: one factor per model to mean norm √d; mean_scale: centred first
+    normalization: str = "mean_scale"  # none; scale: one factor per model to median norm √d; mean_scale: centred first
     normalization_tokens: int = 1_000_000  # train tokens that mean and scale are computed on
     pool_chunks: int = 16  # chunks of the activation store shuffled together
     seed: int = 42  # of the data order
@@ -113,7 +116,8 @@ class Normalization(NamedTuple):
 def measure_normalization(store: Store, settings: TrainingSettings) -> Normalization:
     """Compute mean and scale on the first `normalization_tokens` tokens of the training order, in float64.
 
-    scale_m = √d / mean_n ‖h^m − mean_m‖: the mean norm becomes √d. Centring takes a pass of its own.
+    scale_m = √d / median_n ‖h^m − mean_m‖: the median norm becomes √d. The mean is over the tokens whose norm is at
+    most `TRIMMED_ABOVE` medians. So a few massive activations, masked or not, hardly move either.
     """
 
     def batches() -> Iterator[Tensor]:
@@ -124,17 +128,27 @@ def measure_normalization(store: Store, settings: TrainingSettings) -> Normaliza
             if settings.normalization == "none" or count >= settings.normalization_tokens:
                 return
 
+    def median_norm(mean: Tensor) -> Tensor:
+        return torch.cat([torch.linalg.vector_norm(x - mean, dim=2) for x in batches()]).median(dim=0).values
+
     first = next(batches(), None)
     if first is None:
         raise TunediffError("training: the activation store gave no batch; harvest more tokens or lower batch_size")
     mean, scale = torch.zeros_like(first[0]), torch.ones_like(first[0, :, 0])
+    if settings.normalization == "none":
+        return Normalization(mean, scale)
+    median = median_norm(mean)
     if settings.normalization == "mean_scale":
-        sums, counts = zip(*((x.sum(dim=0), len(x)) for x in batches()), strict=True)
-        mean = torch.stack(sums).sum(dim=0) / sum(counts)
-    if settings.normalization != "none":
-        norms = torch.cat([torch.linalg.vector_norm(x - mean, dim=2) for x in batches()])
-        scale = math.sqrt(first.shape[2]) / norms.mean(dim=0)
-    return Normalization(mean, scale)
+        count = torch.zeros_like(scale)
+        for x in batches():
+            kept = (torch.linalg.vector_norm(x, dim=2) <= TRIMMED_ABOVE * median).double()
+            mean += torch.einsum("nm,nmd->md", kept, x)
+            count += kept.sum(dim=0)
+        mean /= count[:, None]
+        median = median_norm(mean)
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(median).all()):
+        raise TunediffError("training: the activation store holds values that are not finite; harvest it again")
+    return Normalization(mean, math.sqrt(first.shape[2]) / median)
 
 
 def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: int = PREFETCHED) -> Iterator[Tensor]:
@@ -176,10 +190,14 @@ def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: in
 
 
 def make_optimizer(dictionary: Dictionary, settings: TrainingSettings) -> torch.optim.Adam:
-    """Return Adam, fused where the device has it, without weight decay."""
+    """Return Adam, fused where the device has it, without weight decay; one group per parameter."""
     fused = settings.device.split(":")[0] in ("cpu", "cuda")
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.Adam(dictionary.parameters(), lr=settings.learning_rate, betas=betas, fused=fused)
+    groups = [
+        {"params": [parameter], "factor": dictionary.learning_rate_factors.get(name, 1.0)}
+        for name, parameter in dictionary.named_parameters()
+    ]
+    return torch.optim.Adam(groups, lr=settings.learning_rate, betas=betas, fused=fused)
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
@@ -267,8 +285,9 @@ class _Run:
         self.optimizer = make_optimizer(self.dictionary, training)
 
     def save(self) -> None:
-        """Write the checkpoint whole or not at all."""
+        """Write the checkpoint whole or not at all, and only from finite weights."""
         assert self.dictionary is not None and self.optimizer is not None and self.normalization is not None
+        self._require_finite()
         state = {
             "dictionary": self.dictionary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -281,6 +300,15 @@ class _Run:
         with building(self.checkpoint) as partial:
             torch.save(state, partial)
 
+    def _require_finite(self) -> None:
+        assert self.dictionary is not None
+        for name, parameter in self.dictionary.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise TunediffError(
+                    f"{self.name}: {name} is not finite at step {self.step}; lower training.learning_rate, or set "
+                    "training.normalization: mean_scale, and run again (it goes on from the last checkpoint)"
+                )
+
     def advance(self, x: Tensor, bar: "tqdm[Any]") -> None:
         """Take the step of this batch; log and checkpoint when due."""
         dictionary, optimizer, training = self.dictionary, self.optimizer, self.training
@@ -289,7 +317,7 @@ class _Run:
             dictionary.prepare(x)
         rate = learning_rate(self.step, training)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.step += 1
         logged = self.step % training.log_every == 0 or self.step == training.steps
         loss, metrics = optimizer_step(dictionary, optimizer, x, logged)
@@ -335,11 +363,20 @@ class _Run:
             self._writer.close() if self.training.log_to == "tensorboard" else self._writer.finish()
             self._writer = None
 
-    def finish(self, key: str, facts: Mapping[str, Any], validation: Store | None) -> None:
-        """Keep the inference object and the history under the key, then drop the checkpoint."""
+    def finish(self, key: str, facts: Mapping[str, Any], store: Store) -> None:
+        """Keep the inference object and the history under the key, then drop the checkpoint.
+
+        Raises
+        ------
+        TunediffError
+            A weight is not finite, or the L0 that was asked for is missed: then nothing is kept.
+        """
         dictionary, normalization = self.dictionary, self.normalization
         assert dictionary is not None and normalization is not None
+        self._require_finite()
+        final = self._measure(store)
         dictionary.release()
+        dead = float(dictionary.dead_fraction())
         config: dict[str, Any] = {
             **facts,
             "kind": self.settings.kind,
@@ -355,9 +392,10 @@ class _Run:
                 "scale": normalization.scale.tolist(),
                 "mean_norm": torch.linalg.vector_norm(normalization.mean, dim=1).tolist(),
             },
+            "final": final,
+            "dead_fraction": dead,
+            "warnings": [f"{dead:.0%} of the latents are dead at the end of training"] if dead > DEAD_WARNING else [],
         }
-        if validation is not None:
-            config["validation"] = self._validate(validation)
         crosscoder = Crosscoder.from_training(dictionary, normalization.mean, normalization.scale, config)
         with building(self.folder / "history.parquet") as partial:
             pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": "int64", "tokens": "int64"}).to_parquet(
@@ -370,14 +408,22 @@ class _Run:
         self.checkpoint.unlink(missing_ok=True)
         self.dictionary = self.optimizer = None
 
-    def _validate(self, store: Store) -> dict[str, float]:
+    def _measure(self, store: Store) -> dict[str, float]:
+        """Return FVE and L0 of the final weights, at the inference threshold, on the batches that would come next."""
         assert self.dictionary is not None and self.normalization is not None
         training, rows = self.training, []
-        batches = store.batches(training.batch_size, training.seed, training.pool_chunks, 0)
+        batches = store.batches(training.batch_size, training.seed, training.pool_chunks, training.steps)
         for batch in islice(batches, VALIDATION_BATCHES):
             x = self.normalization.apply(batch.activations.to(training.device))
             rows.append({name: float(value) for name, value in self.dictionary.evaluate(x).items()})
         means = {name: sum(row[name] for row in rows) / len(rows) for name in ("fve_base", "fve_chat", "l0")}
+        wanted = self.dictionary.target_l0
+        if wanted is not None and not abs(means["l0"] / wanted - 1) <= L0_TOLERANCE:
+            stated = ", ".join(f"{name} {value:.4g}" for name, value in self.dictionary.facts().items())
+            raise TunediffError(
+                f"{self.name}: L0 is {means['l0']:.1f} at the end of training, {wanted:g} was asked ({stated}), so it "
+                "is not published; raise training.steps or training.learning_rate, or ask for another L0"
+            )
         return {**means, "tokens": len(rows) * training.batch_size}
 
 
@@ -398,7 +444,6 @@ def train(
     out_dir: Path | None,
     work_dir: Path,
     keys: Mapping[str, str],
-    validation: Store | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Train every dictionary that is not finished, from one pass over the batches; publish all of them in `out_dir`.
@@ -411,7 +456,8 @@ def train(
     Raises
     ------
     TunediffError
-        A setting, a missing logger package, a damaged checkpoint, a loss that is not finite, a full disk.
+        A setting, a missing logger package, a damaged checkpoint, a loss or a weight that is not finite, an L0 missed
+        by more than 10 % (the other dictionaries are finished and kept first), a full disk.
     """
     logger = _logger(settings)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
@@ -431,8 +477,14 @@ def train(
             for run in pending.values():
                 run.load()
             _train_runs(list(pending.values()), store, settings)
-            for key, run in pending.items():
-                run.finish(key, facts or {}, validation)
+            missed = []
+            for key, run in pending.items():  # what succeeded is kept, whatever the others did
+                try:
+                    run.finish(key, facts or {}, store)
+                except TunediffError as error:
+                    missed.append(str(error))
+            if missed:
+                raise TunediffError("; ".join(missed))
     if out_dir is not None:
         for name in dictionaries:
             publish(name, work_dir / keys[name], keys[name], out_dir)

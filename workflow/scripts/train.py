@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 config, params, results = snakemake.config, snakemake.params, Path(snakemake.config["results"])
 shared = {name: value for name, value in config["training"].items() if name != "seeds"}
 with job(snakemake):
+    store = ActivationStore([Path(p) for p in snakemake.input.stores], key=params.activations_key)
     train(
         {name: (dictionary_settings(own, name), seed) for name, (own, seed) in params.dictionaries.items()},
-        ActivationStore([Path(p) for p in snakemake.input.stores], key=params.activations_key),
+        store,
         TrainingSettings(**shared, seed=config["seed"], device=resolve_device(config["models"]["device"])),
         None,
         results / ".work",
         params.own_keys,
-        facts={"layer": config["models"]["layer"]},
+        facts={"layer": config["models"]["layer"], "outlier_norm": store.outlier_norm},
     )
     write_text(Path(snakemake.output[0]), json.dumps(dict(params.own_keys), indent=1) + "\n")

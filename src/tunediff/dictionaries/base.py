@@ -54,6 +54,7 @@ class Dictionary(nn.Module):
     settings_type: ClassVar[type[DictionarySettings]]
     clip_norm: float | None = None  # total gradient norm allowed; None does not clip
     dead_after_tokens: int  # a latent is dead after so many tokens without firing
+    target_l0: float | None = None  # mean number of latents per token that was asked for, if any was
 
     tokens_since_fired: Tensor
 
@@ -71,6 +72,7 @@ class Dictionary(nn.Module):
         self.encoder_bias = nn.Parameter(torch.zeros(self.dict_size))
         self.decoder_bias = nn.Parameter(torch.zeros(2, d_model))
         self.register_buffer("tokens_since_fired", torch.zeros(self.dict_size, dtype=torch.int64))
+        self.learning_rate_factors: dict[str, float] = {}  # by parameter, 1 where not named
         self.steps_taken = 0
         self.gemm_dtype = torch.float32  # bfloat16: the encoder GEMM under autocast, everything else in float32
         self._block: Tensor | None = None
@@ -129,6 +131,10 @@ class Dictionary(nn.Module):
             self.tokens_since_fired.copy_(torch.where(largest > 0, 0, since))
         self.steps_taken += 1
 
+    def dead_fraction(self) -> Float[Tensor, ""]:
+        """Return the share of latents that have not fired for `dead_after_tokens` training tokens."""
+        return (self.tokens_since_fired >= self.dead_after_tokens).double().mean()
+
     @torch.no_grad()
     def _metrics(self, x: Tensor, error: Tensor, code: SparseCode, **others: Tensor) -> dict[str, Tensor]:
         squared = error.detach().square().sum(dim=(0, 2), dtype=torch.float64)
@@ -138,7 +144,7 @@ class Dictionary(nn.Module):
             "fve_base": explained[0],
             "fve_chat": explained[1],
             "l0": torch.count_nonzero(code.value > 0) / code.n_tokens,
-            "dead_fraction": (self.tokens_since_fired >= self.dead_after_tokens).double().mean(),
+            "dead_fraction": self.dead_fraction(),
             **{name: value.detach() for name, value in others.items()},
         }
 

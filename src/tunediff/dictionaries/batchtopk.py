@@ -70,7 +70,8 @@ class BatchTopK(Dictionary):
     """v_j(n) = f_j(n)·s_j with s_j detached; the N·k largest decode their unscaled f.
 
     L = mean_n Σ_m ‖ε^m‖² + α·aux. Inference keeps v > θ, θ the average (decay 0.999, from step `threshold_start`) of
-    the smallest kept v; a run shorter than that uses the last batch's smallest.
+    the smallest kept v; a run shorter than that uses the last batch's smallest. Where fewer than 5,000 steps follow
+    `threshold_start`, the average is over the last fifth of them, or it would lag behind the weights.
     Buffers: threshold (θ, negative before its start), last_smallest.
     """
 
@@ -85,6 +86,9 @@ class BatchTopK(Dictionary):
     ) -> None:
         super().__init__(settings, d_model, seed, steps, warmup_steps, settings.norm_init)
         self.clip_norm = settings.clip_norm
+        self.target_l0 = float(settings.k)
+        averaged = max(0, steps - settings.threshold_start)
+        self.threshold_decay = max(0.0, min(THRESHOLD_DECAY, 1 - 5 / averaged)) if averaged else THRESHOLD_DECAY
         self.dead_after_tokens = settings.dead_after_tokens
         self.register_buffer("threshold", torch.tensor(-1.0, dtype=torch.float64))
         self.register_buffer("last_smallest", torch.tensor(0.0, dtype=torch.float64))
@@ -155,7 +159,7 @@ class BatchTopK(Dictionary):
         smallest = smallest.double()
         self.last_smallest.copy_(smallest)
         if self.steps_taken > self.settings.threshold_start:
-            average = THRESHOLD_DECAY * self.threshold + (1 - THRESHOLD_DECAY) * smallest
+            average = self.threshold_decay * self.threshold + (1 - self.threshold_decay) * smallest
             self.threshold.copy_(torch.where(self.threshold < 0, smallest, average))
 
     def theta(self) -> Float[Tensor, ""]:

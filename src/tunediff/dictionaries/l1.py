@@ -23,12 +23,15 @@ from tunediff.sparse import SparseCode, above_threshold, latent_order, selected_
 # are cheaper against gathers; that value is an estimate from peak rates (790 TFLOP/s, 4.3 TB/s), not a measurement.
 SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.01}
 
-MU_DECAY = 0.9  # of the average of L0 that μ follows
-MU_INTEGRAL, MU_PROPORTIONAL = 12.0, 0.5  # log μ moves 12 times the log error over a whole search, plus ½ its change
-MU_MAX_GAIN = 0.05  # per step: latents need some tens of steps to answer, however short the search
-MU_LIMIT = 0.5  # largest μ of a search, in the same units: beyond it hardly any latent can live
-MU_RAMP = 0.6  # share of the search in which the reference falls
-MU_START = 0.03  # first μ of a search, in units of the mean centred norm ("squared"); the paper's 0.041 is as "norm"
+# The search of μ (see `L1`), tuned on the demo, the planted arms and a real pair.
+MU_START = 0.05  # first μ, in units of the mean centred norm ("squared"); "norm" compares with numbers near 1
+MU_DECAY = 0.9  # of the average of log L0 that μ follows
+MU_RAMP = 0.6  # share of the steps in which the reference falls from L0 as found to the target
+MU_INTEGRAL, MU_PROPORTIONAL = 12.0, 1.5  # log μ moves 12 times the log error over a whole run, plus 1.5 its change
+MU_SETTLING = 3.0  # times the integral part once the reference is at the target
+MU_MAX_GAIN = 0.05  # per step: latents need some tens of steps to answer, however short the run
+MU_GUARD = 0.9  # μ does not rise while the loss is above this share of an empty code's: it would kill the latents
+START_DENSITY = 2.0  # times target_l0: what fires before the first step, by the biases
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,6 @@ class L1Settings(DictionarySettings):
 
     mu: float | str  # weight of the sparsity penalty, or "auto": searched for target_l0
     target_l0: float | None = None  # wanted mean number of latents per token; only with mu: auto
-    mu_search_fraction: float = 0.8  # share of the steps after which a searched μ stays fixed
     reconstruction: str = "squared"  # squared: ½ Σ_m ‖ε^m‖² (printed); norm: ‖ε^m‖₂ averaged over the models (released)
     norm_init: float = 0.05  # norm of each model's decoder row at the start, activation units
     dead_after_tokens: int = 10_000_000  # tokens without firing after which a latent counts as dead in the log
@@ -51,7 +53,6 @@ class L1Settings(DictionarySettings):
         if self.mu == "auto":
             wanted = self.target_l0 is not None and 0 < self.target_l0 < self.dict_size
             self.require("target_l0", wanted, "between 0 and dict_size where mu is auto")
-        self.require("mu_search_fraction", 0 < self.mu_search_fraction <= 1, "in (0, 1]")
         self.require("reconstruction", self.reconstruction in RECONSTRUCTIONS, f"one of {RECONSTRUCTIONS}")
         self.require("norm_init", self.norm_init > 0, "positive")
         self.require("dead_after_tokens", self.dead_after_tokens > 0, "positive")
@@ -79,9 +80,11 @@ class L1(Dictionary):
     """L = mean_n Σ_m rec(ε^m) + μ · mean_n Σ_j f_j s_j; the norms in s_j are inside the gradient.
 
     Dense while many latents fire, in nonzeros once their share falls under `SPARSE_BELOW`; both give the same numbers.
-    With mu: auto, from the end of the warm-up until `mu_search_fraction` of the steps, log μ follows the log ratio of
-    L0 (averaged) to a reference that falls from L0 as found to target_l0; then μ stays. Buffers: mu, mu_limit,
-    average_l0 and start_l0 (negative before the search).
+    With mu: auto the biases start where about twice target_l0 latents fire, and they learn √d times faster than the
+    weights (whose effect on a preactivation has inputs of norm √d behind it). From the end of the warm-up to the last
+    step, log μ then follows the log ratio of L0 (averaged) to a reference that falls from L0 as found to target_l0, as
+    a proportional-integral controller does. So μ is a means to an L0, not a constant: compare such runs by L0.
+    Buffers: mu, average_l0 and start_l0 (logs; infinite before the search), last_error, empty_loss.
     """
 
     kind = "l1"
@@ -90,7 +93,8 @@ class L1(Dictionary):
     mu: Tensor
     average_l0: Tensor
     start_l0: Tensor
-    mu_limit: Tensor
+    last_error: Tensor
+    empty_loss: Tensor
 
     def __init__(self, settings: L1Settings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> None:
         super().__init__(settings, d_model, seed, steps, warmup_steps, settings.norm_init)
@@ -98,25 +102,34 @@ class L1(Dictionary):
         self.sparse_below: float | None = None  # None: by device; tests and benchmarks set it
         start = 0.0 if isinstance(settings.mu, str) else float(settings.mu)
         self.register_buffer("mu", torch.tensor(start, dtype=torch.float64))
-        self.register_buffer("mu_limit", torch.tensor(math.inf, dtype=torch.float64))
-        self.register_buffer("start_l0", torch.tensor(-1.0, dtype=torch.float64))
-        self.register_buffer("average_l0", torch.tensor(-1.0, dtype=torch.float64))
-        self.search_end = math.floor(settings.mu_search_fraction * steps)
-        if settings.mu == "auto" and self.search_end <= warmup_steps:
-            raise TunediffError(
-                f"l1.mu_search_fraction: the search of μ would end at step {self.search_end} of {steps}, within the "
-                f"warm-up of {warmup_steps}; raise it, train longer, or give mu as a number"
-            )
+        for name in ("average_l0", "start_l0"):
+            self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
+        for name in ("last_error", "empty_loss"):
+            self.register_buffer(name, torch.tensor(0.0, dtype=torch.float64))
+        if settings.mu == "auto":
+            self.learning_rate_factors = {"encoder_bias": math.sqrt(d_model)}
+            self.target_l0 = settings.target_l0
+            if 0 < steps <= 2 * warmup_steps:
+                raise TunediffError(
+                    f"l1.mu: the search of μ needs more steps than {steps}, of which {warmup_steps} are the warm-up; "
+                    "raise training.steps, lower training.warmup_steps, or give mu as a number"
+                )
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "token model d_model"]) -> None:
-        """Start the search of μ from the scale of the first batch."""
-        if self.settings.mu == "auto":
-            unit = 1.0
-            if self.settings.reconstruction == "squared":
-                unit = float(torch.linalg.vector_norm((x - x.mean(dim=0)).flatten(1).double(), dim=1).mean())
-            self.mu.fill_(MU_START * unit)
-            self.mu_limit.fill_(MU_LIMIT * unit)
+        """Start the search of μ from the scale of the first batch, and the biases from its preactivations."""
+        if self.settings.mu != "auto":
+            return
+        centred = x - x.mean(dim=0)
+        self.empty_loss.fill_(reconstruction_loss(centred, self.settings.reconstruction, factor=0.5))
+        unit = 1.0
+        if self.settings.reconstruction == "squared":
+            unit = float(torch.linalg.vector_norm(centred.flatten(1).double(), dim=1).mean())
+        self.mu.fill_(MU_START * unit)
+        share = START_DENSITY * float(self.settings.target_l0 or 0) / self.dict_size
+        if share < 0.5:  # else as many fire without a bias
+            highest = self.preactivations(x).topk(max(1, round(share * len(x))), dim=0).values
+            self.encoder_bias.sub_(highest[-1])
 
     def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and μ."""
@@ -129,8 +142,8 @@ class L1(Dictionary):
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         mu = self.mu.clone()
         self._count(code)
-        self._follow(l0)
         loss = reconstruction + mu.to(penalty.dtype) * penalty
+        self._follow(l0, loss.detach())
         if not measure:
             return StepResult(loss, {})
         metrics = self._metrics(x, error, code, reconstruction=reconstruction, sparsity=penalty, mu=mu)
@@ -164,24 +177,24 @@ class L1(Dictionary):
         return (totals * norms).sum() / n_tokens
 
     @torch.no_grad()
-    def _follow(self, l0: Tensor) -> None:
-        """Move log μ by the log error of L0 (integral) and by its change (proportional, damping)."""
-        if self.settings.mu != "auto" or not self.warmup_steps < self.steps_taken <= self.search_end:
+    def _follow(self, l0: Tensor, loss: Tensor) -> None:
+        """Move log μ by the log error of L0 (integral) and by the change of that error (proportional)."""
+        if self.settings.mu != "auto" or self.steps_taken <= self.warmup_steps:
             return
-        wanted = float(self.settings.target_l0 or 0)
-        l0 = l0.double().clamp(min=1e-3 * wanted)
-        before = torch.where(self.average_l0 < 0, l0, self.average_l0)
-        after = MU_DECAY * before + (1 - MU_DECAY) * l0
-        self.average_l0.copy_(after)
-        self.start_l0.copy_(torch.where(self.start_l0 < 0, l0, self.start_l0))
+        wanted = math.log(float(self.settings.target_l0 or 1))
+        now = l0.double().clamp(min=1e-2 * math.exp(wanted)).log()
+        first = self.average_l0.isinf()
+        self.average_l0.copy_(torch.where(first, now, MU_DECAY * self.average_l0 + (1 - MU_DECAY) * now))
+        self.start_l0.copy_(torch.where(first, now, self.start_l0))
         # L0 answers over hundreds of steps. Asked for the target at once, μ would run away and kill the latents.
-        done = (self.steps_taken - self.warmup_steps) / (MU_RAMP * max(1, self.search_end - self.warmup_steps))
-        share = max(0.0, 1 - done) ** 2
-        reference = wanted * (self.start_l0 / wanted) ** share
-        error = (after / reference).log().clamp(-1.5, 1.5)
-        change = (after / before).log()
-        gain = min(MU_INTEGRAL / max(1, self.search_end - self.warmup_steps), MU_MAX_GAIN)
-        self.mu.mul_(torch.exp(gain * error + MU_PROPORTIONAL * change)).clamp_(max=self.mu_limit)
+        searched = max(1, self.steps - self.warmup_steps)
+        left = max(0.0, 1 - (self.steps_taken - self.warmup_steps) / (MU_RAMP * searched))
+        error = self.average_l0 - (wanted + left * (self.start_l0 - wanted))
+        change = torch.where(first, 0.0, error - self.last_error)
+        self.last_error.copy_(error)
+        gain = min(MU_INTEGRAL * (1.0 if left else MU_SETTLING) / searched, MU_MAX_GAIN)
+        move = gain * error.clamp(-1.5, 1.5) + MU_PROPORTIONAL * change
+        self.mu.mul_(torch.where(loss > MU_GUARD * self.empty_loss, move.clamp(max=0.0), move).exp())
 
     def inference_threshold(self) -> Float[Tensor, "latent"]:
         """Return 0 for every latent."""
