@@ -102,7 +102,7 @@ def test_everything_else_follows(own: dict[str, Any]) -> None:
     training = config["training"]
     assert training["batch_size"] == 1024 and training["steps"] == 4 * total // 1024  # 2,048 gave fewer than 1,000
     assert 1000 <= training["steps"] < 1100
-    assert (training["learning_rate"], training["warmup_steps"]) == (0.001, training["steps"] // 10)
+    assert (training["learning_rate"], training["warmup_steps"]) == (0.002, training["steps"] // 10)
     assert (training["checkpoint_every"], training["log_every"]) == (training["steps"] // 10, 10)
     assert training["normalization"] == "mean_scale" and acts["outlier_factor"] == 5
 
@@ -414,10 +414,10 @@ def test_layout_respects_what_is_written() -> None:
 @pytest.mark.parametrize(
     ("train", "batch", "steps", "rate"),
     [
-        (20_480, 256, 1_000, 0.001),  # 12.5 epochs: as many as make 1,000 steps
-        (4_096, 256, 256, 0.001),  # no more than 16 epochs
-        (262_144, 1_024, 1_024, 0.001),
-        (524_288, 2_048, 1_024, 0.001),
+        (20_480, 256, 1_000, 0.002),  # 12.5 epochs: as many as make 1,000 steps
+        (4_096, 256, 256, 0.002),  # no more than 16 epochs
+        (262_144, 1_024, 1_024, 0.002),
+        (524_288, 2_048, 1_024, 0.002),
         (6_000_000, 2_048, 5_859, 0.0003),  # two epochs
         (100_000_000, 2_048, 97_656, 0.0001),  # the paper's
     ],

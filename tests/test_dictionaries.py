@@ -154,6 +154,17 @@ def test_k_anneals_linearly() -> None:
     assert ks == [20, 18, 16, 14, 12, 10, 8, 6, 4, 4]
 
 
+def test_batchtopk_starts_at_the_median_of_inputs_that_are_not_centred() -> None:
+    x = torch.randn(256, 2, D, generator=torch.Generator().manual_seed(4)) + 20
+    dictionary = build(dictionary_settings({"kind": "batchtopk", "dict_size": F, "k": 4}), D, 0)
+    before = float(dictionary.step(x).loss.detach())
+    dictionary.prepare(x)
+    assert torch.allclose(dictionary.decoder_bias, x.mean(0), atol=0.3)
+    at_the_median = dictionary.preactivations(dictionary.decoder_bias.detach()[None])
+    assert torch.allclose(at_the_median, torch.zeros(1, F), atol=1e-4)
+    assert float(dictionary.step(x).loss.detach()) < 0.01 * before
+
+
 @pytest.mark.parametrize("kind", ["l1", "batchtopk"])
 def test_evaluation_changes_no_state_and_steps_count_tokens(kind: str) -> None:
     dictionary = make(kind)

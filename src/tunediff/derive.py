@@ -406,7 +406,7 @@ def training_steps(train: int, size: int) -> int:
 
 def learning_rate(steps: int) -> float:
     """Return Adam's learning rate: the paper's for its 97,656 steps, larger for short runs."""
-    return 1e-3 if steps <= 3_000 else 3e-4 if steps <= 30_000 else 1e-4
+    return 2e-3 if steps <= 3_000 else 3e-4 if steps <= 30_000 else 1e-4
 
 
 def _derive_training(training: dict[str, Any], train: int, blanks: Blanks) -> None:

@@ -301,12 +301,14 @@ class _Run:
             torch.save(state, partial)
 
     def _require_finite(self) -> None:
+        """Raise where a weight, or a number such as μ or θ that the method carries along, is not finite."""
         assert self.dictionary is not None
-        for name, parameter in self.dictionary.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
+        tensors = {**dict(self.dictionary.named_parameters()), **self.dictionary.facts()}
+        for name, value in tensors.items():
+            if not bool(torch.isfinite(torch.as_tensor(value)).all()):
                 raise TunediffError(
                     f"{self.name}: {name} is not finite at step {self.step}; lower training.learning_rate, or set "
-                    "training.normalization: mean_scale, and run again (it goes on from the last checkpoint)"
+                    "training.normalization: mean_scale"
                 )
 
     def advance(self, x: Tensor, bar: "tqdm[Any]") -> None:
@@ -332,7 +334,7 @@ class _Run:
         if not math.isfinite(values[0]):
             raise TunediffError(
                 f"{self.name}: the loss is {values[0]} at step {self.step}; lower training.learning_rate or set "
-                "training.normalization: mean_scale, and delete the checkpoints"
+                "training.normalization: mean_scale"
             )
         row = dict.fromkeys(HISTORY, math.nan) | dict(zip(["loss", *names], values, strict=True))
         now, (before, step) = time.perf_counter(), self.logged_at
@@ -408,7 +410,7 @@ class _Run:
         self.checkpoint.unlink(missing_ok=True)
         self.dictionary = self.optimizer = None
 
-    def _measure(self, store: Store) -> dict[str, float]:
+    def _measure(self, store: Store) -> dict[str, float | None]:
         """Return FVE and L0 of the final weights, at the inference threshold, on the batches that would come next."""
         assert self.dictionary is not None and self.normalization is not None
         training, rows = self.training, []
@@ -424,7 +426,7 @@ class _Run:
                 f"{self.name}: L0 is {means['l0']:.1f} at the end of training, {wanted:g} was asked ({stated}), so it "
                 "is not published; raise training.steps or training.learning_rate, or ask for another L0"
             )
-        return {**means, "tokens": len(rows) * training.batch_size}
+        return {**means, "target_l0": wanted, "tokens": len(rows) * training.batch_size}
 
 
 @contextmanager

@@ -95,9 +95,14 @@ class BatchTopK(Dictionary):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "token model d_model"]) -> None:
-        """Start the decoder bias at the geometric median of the first batch, per model."""
+        """Start both sides at the geometric median of the first batch, per model.
+
+        The decoder's bias is that point; the encoder's cancels what it gives, or every latent would start by decoding
+        the mean of inputs that are not centred once more.
+        """
         for model in range(2):
             self.decoder_bias[model] = geometric_median(x[:, model]).to(self.decoder_bias.dtype)
+        self.encoder_bias.copy_(-torch.einsum("lmd,md->l", self.encoder_weight, self.decoder_bias))
 
     def current_k(self) -> int:
         """Return the k of the next step (annealed linearly from k_max, rounded)."""
