@@ -354,11 +354,11 @@ def test_one_pair_from_stores_to_figure(tmp_path):
         for split, n in (("train", 32768), ("validation", 8192))
     )
     sections = {
-        "l1": {"kind": "l1", "dict_size": 24, "mu": "auto", "target_l0": 1.0},
+        "l1": {"kind": "l1", "dict_size": 24, "mu": 0.1},
         "batchtopk": {"kind": "batchtopk", "dict_size": 24, "k": 1, "threshold_start": 300},
     }
     names = {f"{name}-seed0": (dictionary_settings(own), 0) for name, own in sections.items()}
-    training = TrainingSettings(batch_size=512, steps=500, learning_rate=1e-2, warmup_steps=20)
+    training = TrainingSettings(batch_size=512, steps=500, learning_rate=1e-2, warmup_steps=20, normalization="none")
     train(names, train_store, training, folder / "crosscoders", folder / ".work", {name: name for name in names})
     latents = LatentSettings(min_count=16, blocks=16, bootstrap_samples=100, nu_error_below=0.19)
     measured = {}
