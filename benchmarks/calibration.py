@@ -14,9 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tunediff.crosscoder import Crosscoder
-from tunediff.planted import PairSettings, PlantedPair, plant, planted_code, planted_crosscoder, sample
-from tunediff.scaling import ScalingSums, betas, bootstrap_nu, direction_terms, document_block, nu, scaling_directions
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.scaling import (
+    ScalingSums,
+    betas,
+    bootstrap_nu,
+    direction_terms,
+    document_block,
+    nu,
+    scaling_directions,
+)
+from tunediff.validation.planted import PairSettings, PlantedPair, plant, planted_code, planted_crosscoder, sample
 
 SETTINGS = PairSettings(
     d_model=24,

@@ -14,9 +14,9 @@ import time
 
 import torch
 
-from tunediff import sparse
-from tunediff.crosscoder import Crosscoder
-from tunediff.scaling import ScalingSums, betas, direction_terms, scaling_directions
+from tunediff.dictionaries import sparse
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.scaling import ScalingSums, betas, direction_terms, scaling_directions
 
 
 def synchronised(device: str) -> float:

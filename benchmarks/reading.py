@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunediff.activations import MODELS, ROW_ARRAYS, ActivationStore, HarvestSettings, create_part, to_stored
-from tunediff.artifacts import building, seal
+from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, HarvestSettings, create_part, to_stored
+from tunediff.pipeline.artifacts import building, seal
 
 HEADER = (
     "| codec | d | token pairs | cores | batches, pairs/s | GB/s | memory map, GB/s | share of memory map |\n"

@@ -14,7 +14,7 @@ from torch import Tensor
 from tunediff.dictionaries.base import Dictionary
 from tunediff.dictionaries.batchtopk import BatchTopK, BatchTopKSettings
 from tunediff.dictionaries.l1 import L1, L1Settings
-from tunediff.training import TrainingSettings, make_optimizer, optimizer_step
+from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
 
 D_MODEL, DICT_SIZE, N_TOKENS, K = 512, 16_384, 1_024, 32
 

@@ -2,12 +2,12 @@
 import sys
 from pathlib import Path
 
-from tunediff.artifacts import read_manifest
-from tunediff.config import complete, load_schema
+from tunediff.pipeline.artifacts import read_manifest
+from tunediff.config.check import complete, load_schema
 from tunediff.errors import TunediffError
-from tunediff.estimate import memory_mb, report, setting
-from tunediff.finished import is_finished
-from tunediff.plan import Plan, PlantedPlan
+from tunediff.config.estimate import memory_mb, report, setting
+from tunediff.pipeline.finished import is_finished
+from tunediff.pipeline.plan import Plan, PlantedPlan
 
 ROOT = Path(workflow.basedir)
 # Jobs read this file too: they do not ask the hub for a model's size, and print no estimate.

@@ -9,11 +9,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from tunediff.activations import ActivationStore, HarvestSettings, create_part
-from tunediff.artifacts import seal
-from tunediff.crosscoder import Crosscoder
-from tunediff.models import ResidualModel
-from tunediff.tokens import Encoding, Mask, TokenStore, write_store
+from tunediff.data.activations import ActivationStore, HarvestSettings, create_part
+from tunediff.data.tokens import Encoding, Mask, TokenStore, write_store
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.models.pair import ResidualModel
+from tunediff.pipeline.artifacts import seal
 
 SOURCES = ["web", "chat"]
 VOCAB = 40

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from analysis_fixtures import SOURCES
-from tunediff.latents import LatentTable
+from tunediff.latents.table import LatentTable
 
 F = 20  # latents; the last is dead
 REVERSED = (6, 8)

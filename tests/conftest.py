@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import FAMILIES, TinyPair, save_pair
-from tunediff.models import PairInfo, load_pair, prepare_pair
+from tunediff.models.pair import PairInfo, load_pair, prepare_pair
 
 torch.set_num_threads(1)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from tunediff.criterion import Criterion
-from tunediff.latents import LatentTable
-from tunediff.nulls import null_rates
+from tunediff.latents.criterion import Criterion
+from tunediff.latents.table import LatentTable
+from tunediff.validation.nulls import null_rates
 
 LABELS = ("l1-seed0", "batchtopk-seed0")
 SOURCES = ("web", "chat")

@@ -9,19 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
+from test_activations import DAMAGE, LAYOUT, write_part
 
 from figure_tables import OTHER, latent_table
-from test_activations import DAMAGE, LAYOUT, write_part
-from tunediff.artifacts import manifest_path, provenance, seal
 from tunediff.cli import main
+from tunediff.data.tokens import ChatRenderer, Mask, write_store
 from tunediff.inspection import inspect
-from tunediff.models import PairInfo
-from tunediff.tokens import ChatRenderer, Mask, write_store
+from tunediff.models.pair import PairInfo
+from tunediff.pipeline.artifacts import manifest_path, provenance, seal
 
 
 @pytest.fixture
 def tokens_path(prepared_pair: PairInfo, tmp_path: Path) -> Path:
-    from tunediff.documents import Document, Message
+    from tunediff.data.documents import Document, Message
 
     document = Document("a", (Message("user", "The lazy dog."), Message("assistant", "I am sorry")))
     encodings = ChatRenderer(prepared_pair.load_tokenizer()).chats([document] * 3, 100)
@@ -50,7 +50,7 @@ def test_the_tokenizer_of_the_same_results_is_found(prepared_pair: PairInfo, tok
 
     models = tokens_path.parent.parent / "models"
     source = next(p for p in Path(prepared_pair.chat).parents if (p / "base").is_dir())
-    from tunediff.models import prepare_pair
+    from tunediff.models.pair import prepare_pair
 
     prepare_pair({"base": str(source / "base"), "chat": str(source / "chat")}, source, models, key="k")
     assert "lazy dog" in inspect(tokens_path).documents[0]

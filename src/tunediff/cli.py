@@ -88,9 +88,9 @@ def run_inspect(chosen: argparse.Namespace) -> int:
 
 def run_export(chosen: argparse.Namespace) -> int:
     """Carry out `tunediff export`; return the exit status."""
-    from tunediff.artifacts import check, manifest_path
-    from tunediff.crosscoder import Crosscoder
-    from tunediff.exchange import export, push
+    from tunediff.dictionaries.crosscoder import Crosscoder
+    from tunediff.dictionaries.exchange import export, push
+    from tunediff.pipeline.artifacts import check, manifest_path
 
     if manifest_path(chosen.crosscoder).is_file():
         check(chosen.crosscoder, "crosscoder", checksums=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunediff.artifacts import Manifest, damage, manifest_path, read_manifest
-from tunediff.criterion import Criterion
+from tunediff.data.tokens import LEFT_OUT, Mask, TokenStore
 from tunediff.errors import TunediffError
-from tunediff.tokens import LEFT_OUT, Mask, TokenStore
+from tunediff.latents.criterion import Criterion
+from tunediff.pipeline.artifacts import Manifest, damage, manifest_path, read_manifest
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
@@ -142,7 +142,7 @@ def _mask_name(bits: int) -> str:
 
 def _find_tokenizer(store: Path, tokenizer: Path | None) -> Any:
     """Return the tokenizer at `tokenizer`, or that of the models beside the store, or None."""
-    from tunediff.models import load_pair, load_tokenizer
+    from tunediff.models.pair import load_pair, load_tokenizer
 
     if tokenizer is not None:
         return load_tokenizer(tokenizer)
@@ -197,7 +197,7 @@ def _quantiles(values: NDArray[Any]) -> dict[str, float]:
 
 
 def _inspect_activations(result: Inspection, store: Path) -> None:
-    from tunediff.activations import MODELS, ActivationStore
+    from tunediff.data.activations import MODELS, ActivationStore
 
     activations = ActivationStore([store])
     chosen = np.unique(np.linspace(0, activations.n_chunks - 1, SAMPLED_CHUNKS).astype(int))
@@ -240,7 +240,7 @@ def _inspect_crosscoder(result: Inspection, store: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    from tunediff.latents import classify
+    from tunediff.latents.table import classify
 
     try:
         config = json.loads((store / "config.json").read_text(encoding="utf-8"))

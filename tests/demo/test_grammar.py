@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 
+from tunediff.data.documents import ONSET
 from tunediff.demo import lexicon
 from tunediff.demo.grammar import (
     BEHAVIOURS,
@@ -17,7 +18,6 @@ from tunediff.demo.grammar import (
     shows,
     web_documents,
 )
-from tunediff.documents import ONSET
 from tunediff.errors import TunediffError
 
 CORPORA = (web_documents, chat_documents, chat_requests)

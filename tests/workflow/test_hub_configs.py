@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from helpers import gemma_tokenizer, llama_tokenizer
-from tunediff.crosscoder import Crosscoder
-from tunediff.models import load_pair, load_tokenizer, replace_tokens
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.models.pair import load_pair, load_tokenizer, replace_tokens
 
 WIDTH, LATENTS, K, THETA = 32, 48, 6, 0.7
 DTYPE = "bfloat16"

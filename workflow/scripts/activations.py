@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import HarvestSettings, harvest_part
-from tunediff.models import load_pair
-from tunediff.tokens import TokenStore
-from tunediff.workflow import job, resolve_device
+from tunediff.data.activations import HarvestSettings, harvest_part
+from tunediff.data.tokens import TokenStore
+from tunediff.models.pair import load_pair
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

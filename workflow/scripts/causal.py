@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.causal import build_kl
-from tunediff.crosscoder import Crosscoder
-from tunediff.latent_sets import CausalSettings
-from tunediff.latents import LatentTable
-from tunediff.models import load_pair
-from tunediff.tokens import TokenStore
-from tunediff.workflow import job, resolve_device
+from tunediff.data.tokens import TokenStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.interventions.kl import build_kl
+from tunediff.interventions.sets import CausalSettings
+from tunediff.latents.table import LatentTable
+from tunediff.models.pair import load_pair
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tunediff.artifacts import check
-from tunediff.causal_summary import build_summary
-from tunediff.workflow import job
+from tunediff.interventions.summary import build_summary
+from tunediff.pipeline.artifacts import check
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore
-from tunediff.concepts import ConceptSettings, build_concepts
-from tunediff.corpora import chat_concepts, concept_kinds
-from tunediff.crosscoder import Crosscoder
-from tunediff.latents import LatentTable
-from tunediff.tokens import TokenStore
-from tunediff.workflow import job, resolve_device
+from tunediff.data.activations import ActivationStore
+from tunediff.data.corpora import chat_concepts, concept_kinds
+from tunediff.data.tokens import TokenStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.concepts import ConceptSettings, build_concepts
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

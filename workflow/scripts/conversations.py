@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.conversations import ConversationSettings, build_conversations
-from tunediff.models import load_pair
-from tunediff.workflow import job, resolve_device
+from tunediff.data.conversations import ConversationSettings, build_conversations
+from tunediff.models.pair import load_pair
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore
-from tunediff.crosscoder import Crosscoder
-from tunediff.evaluation import EvaluationSettings, build_evaluation
-from tunediff.models import load_pair
-from tunediff.tokens import TokenStore
-from tunediff.workflow import job, resolve_device
+from tunediff.data.activations import ActivationStore
+from tunediff.data.tokens import TokenStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.evaluation import EvaluationSettings, build_evaluation
+from tunediff.models.pair import load_pair
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.crosscoder import Crosscoder
-from tunediff.exchange import export
-from tunediff.workflow import job
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.exchange import export
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

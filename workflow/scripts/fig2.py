@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.figures.fig2 import draw
-from tunediff.figures.style import Style, save
-from tunediff.latents import LatentTable
-from tunediff.workflow import job
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job
+from tunediff.report.figures.fig2 import draw
+from tunediff.report.style import Style, save
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tunediff.figures.fig4b import draw
-from tunediff.figures.style import Style, save
-from tunediff.workflow import job
+from tunediff.pipeline.job import job
+from tunediff.report.figures.fig4b import draw
+from tunediff.report.style import Style, save
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

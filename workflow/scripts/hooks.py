@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.models import load_pair, verify_pair
-from tunediff.workflow import job, resolve_device
+from tunediff.models.pair import load_pair, verify_pair
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore
-from tunediff.artifacts import read_manifest
-from tunediff.exchange import import_published
-from tunediff.workflow import job
+from tunediff.data.activations import ActivationStore
+from tunediff.dictionaries.exchange import import_published
+from tunediff.pipeline.artifacts import read_manifest
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore
-from tunediff.crosscoder import Crosscoder
-from tunediff.latents import LatentSettings, build_table
-from tunediff.workflow import job, resolve_device
+from tunediff.data.activations import ActivationStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.measure import LatentSettings, build_table
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.models import prepare_pair
-from tunediff.workflow import job
+from tunediff.models.pair import prepare_pair
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

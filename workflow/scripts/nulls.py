@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.figures.nulls import draw
-from tunediff.figures.style import Style, one_criterion, save
-from tunediff.latents import LatentTable
-from tunediff.nulls import model_name, null_kind, null_rates, seal_nulls
-from tunediff.workflow import job
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job
+from tunediff.report.figures.nulls import draw
+from tunediff.report.style import Style, one_criterion, save
+from tunediff.validation.nulls import model_name, null_kind, null_rates, seal_nulls
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

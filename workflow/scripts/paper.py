@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.paper import write_contents
-from tunediff.workflow import job
+from tunediff.pipeline.job import job
+from tunediff.report.paper import write_contents
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.figures.planted import draw
-from tunediff.figures.style import Style, save
-from tunediff.truth import read_scores
-from tunediff.workflow import job
+from tunediff.pipeline.job import job
+from tunediff.report.figures.planted import draw
+from tunediff.report.style import Style, save
+from tunediff.validation.truth import read_scores
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore, HarvestSettings
-from tunediff.crosscoder import Crosscoder
+from tunediff.data.activations import ActivationStore, HarvestSettings
 from tunediff.dictionaries import dictionary_settings
-from tunediff.latents import LatentSettings, build_table
-from tunediff.planted import PairSettings, plant, strengths
-from tunediff.training import TrainingSettings, train
-from tunediff.truth import score_pair
-from tunediff.workflow import job, resolve_device
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.training import TrainingSettings, train
+from tunediff.latents.measure import LatentSettings, build_table
+from tunediff.pipeline.job import job, resolve_device
+from tunediff.validation.planted import PairSettings, plant, strengths
+from tunediff.validation.truth import score_pair
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import HarvestSettings
-from tunediff.planted import PairSettings, plant, write_split
-from tunediff.workflow import job
+from tunediff.data.activations import HarvestSettings
+from tunediff.pipeline.job import job
+from tunediff.validation.planted import PairSettings, plant, write_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.artifacts import building
-from tunediff.figures.planted import draw_table
-from tunediff.figures.style import Style, save
-from tunediff.truth import read_scores, summary
-from tunediff.workflow import job
+from tunediff.pipeline.artifacts import building
+from tunediff.pipeline.job import job
+from tunediff.report.figures.planted import draw_table
+from tunediff.report.style import Style, save
+from tunediff.validation.truth import read_scores, summary
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.crosscoder import Crosscoder
-from tunediff.latents import LatentTable
-from tunediff.seeds import build_matches, directions
-from tunediff.workflow import job, resolve_device
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.seeds import build_matches, directions
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

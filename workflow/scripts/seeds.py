@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tunediff.figures.style import Style, save
-from tunediff.latents import LatentTable
-from tunediff.tables import across_seeds, draw_seeds
-from tunediff.workflow import job
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job
+from tunediff.report.style import Style, save
+from tunediff.report.tables import across_seeds, draw_seeds
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

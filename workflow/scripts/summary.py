@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.nulls import read_nulls
-from tunediff.report import write_summary
-from tunediff.workflow import job
+from tunediff.pipeline.job import job
+from tunediff.report.summary import write_summary
+from tunediff.validation.nulls import read_nulls
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

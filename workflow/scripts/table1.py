@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.figures.style import Style, save
-from tunediff.latents import LatentTable
-from tunediff.nulls import read_nulls
-from tunediff.tables import draw_table1, outlier_tokens, table1
-from tunediff.workflow import job
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job
+from tunediff.report.style import Style, save
+from tunediff.report.tables import draw_table1, outlier_tokens, table1
+from tunediff.validation.nulls import read_nulls
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.models import load_pair
-from tunediff.tokens import tokenize_split
-from tunediff.workflow import job
+from tunediff.data.tokens import tokenize_split
+from tunediff.models.pair import load_pair
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore
-from tunediff.artifacts import write_text
+from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries import dictionary_settings
-from tunediff.training import TrainingSettings, train
-from tunediff.workflow import job, resolve_device
+from tunediff.dictionaries.training import TrainingSettings, train
+from tunediff.pipeline.artifacts import write_text
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from tunediff.figures.style import Style, save
-from tunediff.figures.training import draw
-from tunediff.workflow import job
+from tunediff.pipeline.job import job
+from tunediff.report.figures.training import draw
+from tunediff.report.style import Style, save
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

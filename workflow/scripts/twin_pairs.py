@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.activations import ActivationStore
-from tunediff.crosscoder import Crosscoder
-from tunediff.latents import LatentTable
-from tunediff.twins import TwinSettings, build_twins
-from tunediff.workflow import job, resolve_device
+from tunediff.data.activations import ActivationStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.table import LatentTable
+from tunediff.latents.twins import TwinSettings, build_twins
+from tunediff.pipeline.job import job, resolve_device
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -13,8 +13,8 @@ from itertools import count
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from tunediff.data.documents import ANSWER_ONSET, ONSET, Document, Message, Span
 from tunediff.demo import lexicon as lex
-from tunediff.documents import ANSWER_ONSET, ONSET, Document, Message, Span
 from tunediff.errors import TunediffError
 
 Choice = TypeVar("Choice")

@@ -33,8 +33,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tunediff.data.documents import Document, Message
 from tunediff.demo.grammar import BEHAVIOURS, behaviour, chat_documents, shows, web_documents
-from tunediff.documents import Document, Message
 from tunediff.errors import TunediffError
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")

@@ -1,7 +1,7 @@
 """Dictionary methods, one class per file, found by the `kind` of their config section.
 
-A training object (here) and the inference object (`tunediff.crosscoder`) are different things: what a method needs
-only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
+A training object (here) and the inference object (`tunediff.dictionaries.crosscoder`) are different things: what a
+method needs only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
 """
 
 from collections.abc import Mapping

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_decode
 from tunediff.errors import TunediffError
-from tunediff.sparse import SparseCode, above_threshold, sparse_decode
 
 RECONSTRUCTIONS = ("squared", "norm")
 

@@ -15,7 +15,7 @@ from tunediff.dictionaries.base import (
     StepResult,
     reconstruction_loss,
 )
-from tunediff.sparse import latent_order, select_largest, selected_encoder_outputs, sparse_decode
+from tunediff.dictionaries.sparse import latent_order, select_largest, selected_encoder_outputs, sparse_decode
 
 THRESHOLD_DECAY = 0.999
 GUESS = 0.95  # of the last batch's smallest kept score: where the next selection starts to look

@@ -16,8 +16,14 @@ from tunediff.dictionaries.base import (
     StepResult,
     reconstruction_loss,
 )
+from tunediff.dictionaries.sparse import (
+    SparseCode,
+    above_threshold,
+    latent_order,
+    selected_encoder_outputs,
+    sparse_decode,
+)
 from tunediff.errors import TunediffError
-from tunediff.sparse import SparseCode, above_threshold, latent_order, selected_encoder_outputs, sparse_decode
 
 # Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
 # are cheaper against gathers; that value is an estimate from peak rates (790 TFLOP/s, 4.3 TB/s), not a measurement.

@@ -1,0 +1,502 @@
+"""Values that a config leaves out: concrete numbers derived from its models, its text files and what it does state.
+
+They are filled in when the config is checked, so content keys, scripts and jobs see ordinary values: a derived value
+written out by hand gives the same keys. The rules are told key by key in config/README.md.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunediff.data.corpora import DEFAULT_VALIDATION_SHARE, documents, reads_same_data
+from tunediff.data.documents import Distinct, Document, Message, text_digest
+from tunediff.demo import DEMO_MODELS
+from tunediff.errors import TunediffError
+
+SPLITS = ("train", "validation")
+
+# Text files: an estimate from below, so that a derived budget is never larger than its source.
+CHARACTERS_PER_TOKEN = 6  # white space collapsed; tokenizers of large vocabularies need 3 (code) to 5 (prose)
+MOST_TOKENS = {"train": 5 << 20, "validation": 1 << 19}  # of one source
+LONGEST_READ = 2 * sum(MOST_TOKENS.values())
+DEMO_TOKENS = {"train": 1 << 18, "validation": 1 << 16}  # of one part of the demo
+CHAT_COLUMNS = ("messages", "conversation", "conversations", "chat", "turns")  # of data sets of the hub
+
+MOST_CONVERSATIONS = 512
+REQUESTS_USED = 0.9  # of those found: some may still be refused by the chat template
+TEMPLATE_TOKENS = 64  # around a request, at most
+
+SHARD, LEAST_SHARD, CHUNK = 65_536, 256, 1_024  # tokens
+LEAST_PART = 65_536
+SET_SHARE = 0.04  # of the latents: the paper's effective set is 3,176 of 73,728
+LOGITS_BYTES = 1 << 30
+
+DEFAULT_CROSSCODERS = {"l1": {"kind": "l1"}, "batchtopk": {"kind": "batchtopk"}}
+
+FEW_TOKENS, MANY_TOKENS = 5_000_000, 20_000_000  # train tokens: two epochs from the first on, large dictionaries above
+LEAST_STEPS, MOST_EPOCHS, BATCH, LEAST_BATCH = 1_000, 16, 2_048, 256
+
+# config.json, as far as read here, of the gated models that configs of this project name: plans need no access to them.
+NUMBERS = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+)
+KNOWN_MODELS = {
+    "google/gemma-2-2b": (26, 2304, 9216, 8, 4, 256, 256_000),
+    "google/gemma-3-270m": (18, 640, 2048, 4, 1, 256, 262_144),
+    "meta-llama/Llama-3.2-1B": (16, 2048, 8192, 32, 8, 64, 128_256),
+}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise TunediffError(f"config: {message}")
+
+
+class Blanks:
+    """Fills in missing keys, and remembers them in `filled`: value by dotted key."""
+
+    def __init__(self) -> None:
+        self.filled: dict[str, Any] = {}
+
+    def fill(self, section: dict[str, Any], where: str, name: str, value: Callable[..., Any]) -> None:
+        """Set section[name] to value() where it is missing; `where` is the dotted key of the section."""
+        if name not in section:
+            section[name] = value()
+            self.filled[f"{where}.{name}"] = section[name]
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def _from_hub(model: str, revision: str | None, fetch: bool) -> dict[str, Any] | None:
+    """Return config.json of a model of the hub: from its cache, else from the table above, else fetched."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    if not isinstance(found, str):
+        if model in KNOWN_MODELS:
+            return dict(zip(NUMBERS, KNOWN_MODELS[model], strict=True))
+        if not fetch:
+            return None
+        try:
+            found = hf_hub_download(model, "config.json", revision=revision, etag_timeout=3)
+        except (OSError, ValueError):  # the hub's own errors are among them
+            return None
+    return json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def model_config(models: Mapping[str, Any], shipped: Path, fetch: bool = True) -> dict[str, Any] | None:
+    """Return config.json of the base model (of a multimodal one, its text part), None where it cannot be had.
+
+    `models` is that section of the config; `shipped` is the folder of the demo's pair. Without `fetch` the hub is not
+    asked, only its local cache.
+
+    Raises
+    ------
+    TunediffError
+        A config.json on this machine is not JSON.
+    """
+    named, revision = models["base"], models.get("base_revision")
+    if isinstance(named, Mapping):  # with an adapter, which changes no shape
+        named, revision = named["base"], named["base_revision"]
+    demo = models.get("demo", {})
+    path = (shipped / "base" if named in DEMO_MODELS or named == "demo" else Path(named).expanduser()) / "config.json"
+    try:
+        if path.is_file():
+            config = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            config = _from_hub(named, revision, fetch) if named.count("/") == 1 else None
+    except ValueError as error:
+        raise TunediffError(
+            f"config: `models.base`: config.json of {named} is not JSON ({error}); replace it"
+        ) from error
+    if config is None:
+        return None
+    config = dict(config.get("text_config") or config)
+    written = {"hidden_size": demo.get("d_model"), "num_hidden_layers": demo.get("layers")}
+    return config | {name: value for name, value in written.items() if value is not None}
+
+
+def shape_value(config: Mapping[str, Any] | None, *names: str) -> int | None:
+    """Return the first of some keys that a config.json has."""
+    return next((int(config[name]) for name in names if config and config.get(name) is not None), None)
+
+
+WIDTH = ("hidden_size", "n_embd", "d_model")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+class _Model:
+    """The base model's config.json, read when a value is asked for."""
+
+    def __init__(self, models: Mapping[str, Any] | None, shipped: Path, fetch: bool) -> None:
+        self.models, self.shipped, self.fetch = models, shipped, fetch
+
+    def read(self, fetch: bool) -> dict[str, Any] | None:
+        """Return it, or None."""
+        return None if self.models is None else model_config(self.models, self.shipped, fetch)
+
+    def value(self, names: tuple[str, ...], key: str) -> int:
+        """Return a number that `key` is derived from; an error names the key."""
+        if self.models is None:
+            raise TunediffError(f"config: `{key}` is missing; add it: planted pairs have no model to derive it from")
+        found = shape_value(self.read(self.fetch), *names)
+        if found is None:
+            raise TunediffError(
+                f"config: `{key}` is missing, and no config.json of {self.models['base']} that states {names[0]} is in "
+                "reach; write `models.layer` and every `dict_size`"
+            )
+        return found
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Survey:
+    """What a pass over local files finds: estimates from below."""
+
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    requests: int = 0  # different requests that can be asked, in validation documents
+
+
+def _is_request(document: Document, conversations: Mapping[str, Any]) -> bool:
+    """Return whether the first turn is short enough for every tokenizer, and answered where answers are given."""
+    turns = document.messages
+    answered = conversations["answers"] == "generate" or (len(turns) > 1 and turns[1].role == "assistant")
+    fits = len(turns[0].content) <= conversations["max_prompt_tokens"] - TEMPLATE_TOKENS
+    return answered and fits and turns[0].role != "system"
+
+
+def _tokens(document: Document, max_length: int) -> int:
+    characters = sum(len(" ".join(message.content.split())) for message in document.messages)
+    return min(max_length, characters // CHARACTERS_PER_TOKEN)
+
+
+def _alternates(document: Document) -> bool:
+    return all(turn.role == ("user", "assistant")[i % 2] for i, turn in enumerate(document.messages))
+
+
+def _passes(source: Mapping[str, Any], whole: bool) -> Iterator[tuple[str | None, Iterator[Document]]]:
+    """Yield (split, documents): one pass over files that hold both splits (None), or one per split."""
+    if whole:
+        yield "validation", documents(source, "validation", 0, whole=True)
+    elif source.get("validation_path") is None:
+        yield None, documents(source, "train", 0, whole=True)
+    else:
+        for split in SPLITS:
+            yield split, documents(source, split, 0)
+
+
+def survey(
+    source: Mapping[str, Any],
+    max_length: int,
+    most: Mapping[str, int],
+    requests: int,
+    conversations: Mapping[str, Any],
+    whole: bool = False,
+) -> Survey:
+    """Read a local source until it has `most` tokens per split and `requests` different requests, or 11.5 M tokens.
+
+    Copies of a text count once, and documents no longer than `max_length` tokens. Conversations that do not alternate
+    from a user's turn on (system prompts) count only where there are no others: some chat templates refuse them. With
+    `whole`, all documents are validation documents.
+
+    Raises
+    ------
+    TunediffError
+        A file cannot be read or holds a malformed row.
+    """
+    found, others = Survey(), dict.fromkeys(SPLITS, 0)
+    asked = Distinct()
+    share = float(source.get("validation_share", DEFAULT_VALIDATION_SHARE))
+    for fixed, stream in _passes(source, whole):
+        seen: set[int] = set()
+        for document in stream:
+            digest = text_digest(document.messages)
+            if digest in seen:
+                continue
+            seen.add(digest)
+            split = fixed or ("validation" if digest < share * 2**64 else "train")
+            tokens = found.tokens if not document.is_chat or _alternates(document) else others
+            tokens[split] += _tokens(document, max_length)
+            if split == "validation" and found.requests < requests and _is_request(document, conversations):
+                found.requests += asked.is_new([Message("user", document.messages[0].content)])
+            enough = all(found.tokens[name] >= most[name] for name in SPLITS if fixed in (None, name))
+            enough &= found.requests >= requests or fixed == "train"
+            if enough or sum(found.tokens.values()) + sum(others.values()) > LONGEST_READ:
+                break
+    if not any(found.tokens.values()):
+        found.tokens = others
+    found.tokens = {split: min(tokens, most[split]) for split, tokens in found.tokens.items()}
+    return found
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Name the source in errors of reading it."""
+    try:
+        yield
+    except TunediffError as error:
+        raise TunediffError(f"config: `{where}`: {error}") from error
+
+
+class _Texts:
+    """What the sources hold; files are read when asked for, once."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.conversations, self.tokens = config["conversations"], config["tokens"]
+        self.surveys: dict[str, Survey] = {}
+
+    def _survey(self, where: str, source: Mapping[str, Any], whole: bool = False) -> Survey:
+        if where not in self.surveys:
+            budgets_written = all(split in self.tokens["budgets"] for split in SPLITS)
+            most = dict.fromkeys(SPLITS, 0) if budgets_written or whole else MOST_TOKENS
+            asked = "count" not in self.conversations and self.conversations["source"] == source
+            requests = math.ceil(MOST_CONVERSATIONS / REQUESTS_USED) if asked else 0
+            with _named(where):
+                found = survey(source, self.tokens["max_length"], most, requests, self.conversations, whole)
+            self.surveys[where] = found
+        return self.surveys[where]
+
+    def is_chat(self, name: str) -> bool:
+        """Return whether a source of `tokens.sources` holds conversations."""
+        source = self.tokens["sources"][name]
+        if source["from"] == "demo":
+            return bool(source["part"] != "web")
+        if source["from"] == "hub":
+            return source["column"] in CHAT_COLUMNS
+        with _named(f"tokens.sources.{name}"):
+            first = next(documents(source, "train", 0, whole=True), None)
+        return first is not None and first.is_chat
+
+    def available(self, name: str, split: str) -> int:
+        """Return the budget of a source where it is left to itself."""
+        source = self.tokens["sources"][name]
+        if source["from"] != "local":
+            return (DEMO_TOKENS if source["from"] == "demo" else MOST_TOKENS)[split]
+        found = self._survey(f"tokens.sources.{name}", source).tokens[split]
+        _require(
+            found > 0,
+            f"`tokens.sources.{name}`: no text for {split} in column `{source['column']}`; give larger files, or "
+            f"`validation_path`, or write `tokens.budgets.{split}`",
+        )
+        return found
+
+    def source(self) -> dict[str, Any]:
+        """Return the source of the conversations: the token source that holds conversations."""
+        name = next((name for name in self.tokens["sources"] if self.is_chat(name)), None)
+        if name is None:
+            raise TunediffError(
+                "config: `conversations.source` is missing, and no source of `tokens.sources` holds conversations (a "
+                "column of lists of turns); add it: a source of requests"
+            )
+        source = dict(self.tokens["sources"][name])
+        return source | {"part": "requests"} if source["from"] == "demo" else source
+
+    def count(self) -> int:
+        """Return the number of conversations: fewer where local files have fewer requests."""
+        source = self.conversations["source"]
+        if source["from"] != "local":
+            return MOST_CONVERSATIONS
+        others = self.tokens["sources"]
+        same = next((name for name, other in others.items() if other == source), None)
+        if same is not None:
+            found = self._survey(f"tokens.sources.{same}", source)
+        else:
+            same = next((name for name, other in others.items() if reads_same_data(source, other)), None)
+            found = self._survey("conversations.source", source, whole=same is None)
+        count = min(MOST_CONVERSATIONS, int(REQUESTS_USED * found.requests))
+        share = f" (only its validation share is used: `tokens.sources.{same}` reads the same files)" if same else ""
+        _require(
+            count >= 2,
+            f"`conversations.source` has {found.requests} different requests to ask{share}; give a larger one, or "
+            "write `conversations.count`",
+        )
+        return count
+
+
+def whole_shards(budget: Mapping[str, int], shard: int) -> dict[str, int]:
+    """Return a budget whose sum is a multiple of `shard` tokens: what is too much comes from the largest sources."""
+    rounded, excess = dict(budget), sum(budget.values()) % shard
+    for name in sorted(budget, key=lambda name: -budget[name]):
+        taken = min(excess, rounded[name] - 1)
+        rounded[name], excess = rounded[name] - taken, excess - taken
+    return rounded
+
+
+def _derive_budgets(config: Mapping[str, Any], texts: _Texts, blanks: Blanks) -> None:
+    tokens = config["tokens"]
+    open_splits = [split for split in SPLITS if split not in tokens["budgets"]]
+    if not open_splits:
+        return
+    found = {split: {name: texts.available(name, split) for name in tokens["sources"]} for split in open_splits}
+    written = [sum(budget.values()) for budget in tokens["budgets"].values()]
+    totals = [*written, *(sum(budget.values()) for budget in found.values())]
+    shard = config["activations"].get("shard_tokens")
+    if shard is None:
+        shard = SHARD
+        while shard > LEAST_SHARD and min(totals) < 8 * shard:
+            shard //= 2
+        for total in written:  # of the other split: it has to be whole shards too
+            shard = largest_divisor(total, shard)
+    for split, budget in found.items():
+        _require(
+            sum(budget.values()) >= shard,
+            f"`tokens.sources` hold about {sum(budget.values())} tokens for {split}, less than a shard of {shard}; "
+            f"give larger files, or write `tokens.budgets.{split}`",
+        )
+        blanks.fill(tokens["budgets"], "tokens.budgets", split, lambda budget=budget: whole_shards(budget, shard))
+
+
+# -- layout, training, crosscoders -------------------------------------------------------------------------------------
+
+
+def largest_divisor(n: int, most: int) -> int:
+    """Return the largest divisor of `n` that is at most `most`."""
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    return max(d for i in small for d in (i, n // i) if d <= max(1, most))
+
+
+def shard_size(train: int, validation: int, chunk: int = 1, part: int | None = None) -> int:
+    """Return the tokens of a shard: the largest common divisor up to 65,536, in whole chunks."""
+    common = math.gcd(train, validation, part or 0)
+    shard = chunk * largest_divisor(common // chunk, SHARD // chunk) if common % chunk == 0 else chunk
+    _require(
+        shard >= min(LEAST_SHARD, train, validation),
+        f"`tokens.budgets` add up to {train} and {validation} tokens, whose common divisor up to {SHARD} is {shard}: "
+        f"write multiples of {SHARD}, or `activations.shard_tokens`",
+    )
+    return shard
+
+
+def part_size(train: int, shard: int) -> int:
+    """Return the tokens of a part: about one million, in 4 to 16 parts of at least 65,536 tokens."""
+    shards, parts = max(1, train // shard), min(16, max(4, round(train / 1e6)))
+    return shard * min(shards, max(math.ceil(shards / parts), math.ceil(LEAST_PART / shard)))
+
+
+def _derive_layout(acts: dict[str, Any], train: int, validation: int, blanks: Blanks) -> None:
+    where = "activations"
+    chunk, part = acts.get("chunk_tokens", 1), acts.get("part_tokens")
+    blanks.fill(acts, where, "shard_tokens", lambda: shard_size(train, validation, chunk, part))
+    shard = acts["shard_tokens"]
+    blanks.fill(acts, where, "part_tokens", lambda: part_size(train, shard))
+    blanks.fill(acts, where, "chunk_tokens", lambda: largest_divisor(shard, min(CHUNK, shard // 8)))
+
+
+def batch_size(train: int) -> int:
+    """Return the tokens of a training step: fewer where four epochs would be fewer than 1,000 steps."""
+    size = BATCH
+    while size > LEAST_BATCH and 4 * train < LEAST_STEPS * size:
+        size //= 2
+    return size
+
+
+def training_steps(train: int, size: int) -> int:
+    """Return the steps of two epochs, of four below 5 M tokens, of up to 16 where that were fewer than 1,000."""
+    steps = (4 if train < FEW_TOKENS else 2) * train // size
+    return max(1, steps, min(LEAST_STEPS, MOST_EPOCHS * train // size))
+
+
+def learning_rate(steps: int) -> float:
+    """Return Adam's learning rate: the paper's for its 97,656 steps, larger for short runs."""
+    return 2e-3 if steps <= 3_000 else 3e-4 if steps <= 30_000 else 1e-4
+
+
+def _derive_training(training: dict[str, Any], train: int, blanks: Blanks) -> None:
+    where = "training"
+    blanks.fill(training, where, "batch_size", lambda: batch_size(train))
+    blanks.fill(training, where, "steps", lambda: training_steps(train, training["batch_size"]))
+    steps = training["steps"]
+    blanks.fill(training, where, "learning_rate", lambda: learning_rate(steps))
+    blanks.fill(training, where, "warmup_steps", lambda: min(1_000, steps // 10))
+    blanks.fill(training, where, "checkpoint_every", lambda: min(10_000, max(50, steps // 10)))
+    blanks.fill(training, where, "log_every", lambda: min(100, max(1, steps // 100)))
+
+
+def latents_per_token(dict_size: int, train: int) -> int:
+    """Return k: the paper's 100 in large dictionaries, else 50, and at most a 32nd of all latents."""
+    return min(100 if train > MANY_TOKENS else 50, max(1, dict_size // 32))
+
+
+def _derive_crosscoders(
+    trained: Mapping[str, dict[str, Any]], training: Mapping[str, Any], train: int, model: _Model, blanks: Blanks
+) -> None:
+    run = training["steps"] * training["batch_size"]
+    factor = 8 if train <= MANY_TOKENS else 32
+    for name, own in trained.items():
+        key = f"crosscoders.{name}"
+        blanks.fill(own, key, "dict_size", lambda key=key: factor * model.value(WIDTH, f"{key}.dict_size"))
+        blanks.fill(own, key, "dead_after_tokens", lambda: min(10_000_000, max(1, run // 5)))
+        size = own["dict_size"]
+        if own["kind"] == "batchtopk":
+            blanks.fill(own, key, "k", lambda size=size: latents_per_token(size, train))
+            blanks.fill(own, key, "aux_k", lambda size=size: min(512, size // 8))
+            blanks.fill(own, key, "threshold_start", lambda: min(1_000, training["steps"] // 3))
+    matched = next((own["k"] for own in trained.values() if own["kind"] == "batchtopk"), None)
+    for name, own in trained.items():
+        if own["kind"] == "l1":
+            key, wanted = f"crosscoders.{name}", matched or latents_per_token(own["dict_size"], train)
+            blanks.fill(own, key, "mu", lambda: "auto")
+            blanks.fill(own, key, "target_l0", lambda own=own, n=wanted: n if own["mu"] == "auto" else None)
+
+
+def _derive_causal(config: Mapping[str, Any], blanks: Blanks) -> None:
+    """Fill in the size of the effective sets: the L1 crosscoder's chat-only latents, else 4 % of the dictionary."""
+    causal, crosscoders = config["causal"], config["crosscoders"]
+    reference = next((name for name, own in crosscoders.items() if own["kind"] == "l1" or name == "l1"), None)
+    sizes = [own["dict_size"] for own in crosscoders.values() if "dict_size" in own]
+    counted = reference is not None or "reference" in causal or not sizes
+    blanks.fill(causal, "causal", "set_size", lambda: None if counted else max(2, round(SET_SHARE * min(sizes))))
+    blanks.fill(causal, "causal", "reference", lambda: reference or next(iter(crosscoders)))
+
+
+def _derive_batches(config: Mapping[str, Any], model: _Model, blanks: Blanks) -> None:
+    """Fill in how many documents are run at once: its logits take 1 GiB in float32 at most."""
+    found = model.read(fetch=False)
+    vocabulary = shape_value(found, "vocab_size")
+    for section, length in (
+        ("evaluation", config["tokens"]["max_length"]),
+        ("causal", config["conversations"]["max_tokens"]),
+    ):
+        fitting = 4 if vocabulary is None else LOGITS_BYTES // (4 * length * vocabulary)
+        blanks.fill(config[section], section, "batch_size", lambda n=fitting: min(16, max(1, n)))
+
+
+def derive(config: dict[str, Any], shipped: Path, fetch: bool = True) -> dict[str, Any]:
+    """Fill in what a config leaves out, in place; return the values by dotted key.
+
+    The config has the schema's defaults already. `shipped` is the folder of the demo's pair; without `fetch` the hub is
+    not asked for a config.json, only its local cache.
+
+    Raises
+    ------
+    TunediffError
+        A value cannot be derived; the message names the key to write.
+    """
+    blanks = Blanks()
+    model = _Model(config.get("models"), shipped, fetch)
+    if "planted" in config:
+        train, validation = (config["planted"][f"{split}_tokens"] for split in SPLITS)
+    else:
+        texts = _Texts(config)
+        blanks.fill(config["models"], "models", "layer", lambda: model.value(LAYERS, "models.layer") // 2)
+        blanks.fill(config["conversations"], "conversations", "source", texts.source)
+        _derive_budgets(config, texts, blanks)
+        blanks.fill(config["conversations"], "conversations", "count", texts.count)
+        train, validation = (sum(config["tokens"]["budgets"][split].values()) for split in SPLITS)
+    _derive_layout(config["activations"], train, validation, blanks)
+    trained = {name: own for name, own in config["crosscoders"].items() if own["kind"] != "published"}
+    if trained:
+        _derive_training(config["training"], train, blanks)
+        _derive_crosscoders(trained, config["training"], train, model, blanks)
+    if "planted" not in config:
+        _derive_causal(config, blanks)
+        _derive_batches(config, model, blanks)
+    return blanks.filled

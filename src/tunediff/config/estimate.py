@@ -1,0 +1,475 @@
+"""What a run costs before it is started: disk, memory of each kind of job, time of each stage.
+
+The formulas are written once, here: rules ask for `memory_mb`, and what Snakemake prints at its start is `report`.
+They are counts of bytes and of floating point operations (2 n k m for a product of (n, k) and (k, m)) of the stages as
+they are written; the rates turn them into seconds. Neither is exact: a factor of two is a good estimate.
+"""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import fill
+from typing import Any, NamedTuple
+
+from tunediff.config.derive import LAYERS, WIDTH, model_config, shape_value
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+BLOSC = 2 / 3  # of the uncompressed bytes
+MB, GB = 10**6, 10**9
+
+# Memory. Measured on 2 cores with Gemma 3 270M (float32, 65,536 tokens a part): 2.0 GB for the hooks, 3.7 to 4.1 GB for
+# the harvest, 1.1 GB for the pair's tokenizers.
+PROCESS = 500 * MB  # Python with torch and transformers
+TOKENIZER = 1_400  # bytes a token of the vocabulary takes
+SLACK = 1.15  # for what an allocator keeps
+ROW = 22  # bytes beside the activations of a token
+TOKEN = 21  # bytes of a token in its store
+LOGITS_AT_ONCE = 128 * MB  # turned into float32 by what compares logits, see `models.LOGITS_AT_ONCE`
+CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
+WINDOW = 4 << 30  # residuals a harvest holds at most, see `activations.WINDOW_BYTES`
+PREFETCHED = 5  # batches in memory
+LATENTS = 100  # active on a token, at most
+
+# Work. The products of a training step, in encoder products of the whole batch: measured on one core, d 128 and 640.
+PRODUCTS = {"batchtopk": 2.0, "l1": 4.0}  # l1: 5.5 while its code is dense, fewer later
+ADAM = 28  # bytes read and written for a parameter
+MODEL_EFFICIENCY = 0.5  # of a large product's rate: the harvest of Gemma 3 270M on 2 cores
+HALF_ON_CPU = 1 / 7  # of the rate in float32, on a CPU without bfloat16 products (measured)
+FILLED = 0.6  # of their allowed length that texts and answers have
+TOKENS_PER_SECOND = 50_000  # tokenisation, one core
+STEP_SECONDS = 0.002  # of a training step, beside its products
+FORWARD_SECONDS = 0.02  # of a forward pass, beside its products
+JOB_SECONDS = 4  # of a job, before it works
+
+MANY_EPOCHS, FEW_EPOCHS = 20, 0.9
+
+
+class ModelShape(NamedTuple):
+    """What the cost of a model depends on."""
+
+    d_model: int
+    n_layers: int
+    vocabulary: int
+    intermediate: int  # width of a block's MLP
+    block: int  # parameters of a block
+    embedding: int  # parameters of the embedding, and of an output matrix of its own
+    layer: int  # whose output is read
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return self.n_layers * self.block + self.embedding
+
+    @property
+    def lower(self) -> int:
+        """Parameters that are kept where only the residual after `layer` is asked for."""
+        return (self.layer + 1) * self.block + self.embedding
+
+    def flops(self, first: int, last: int, logits: bool = False) -> int:
+        """Operations of blocks [first, last) on one token."""
+        return 2 * (max(0, last - first) * self.block + (self.vocabulary * self.d_model if logits else 0))
+
+
+# Taken where config.json is out of reach: an 8 B model, so that rules ask for enough.
+UNKNOWN = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128_256,
+    "tie_word_embeddings": False,
+}
+
+
+def model_shape(config: Mapping[str, Any], layer: int) -> ModelShape:
+    """Return the shape of a decoder from its config.json; numbers it lacks are taken as those of plain attention."""
+    d, n_layers = shape_value(config, *WIDTH) or 0, shape_value(config, *LAYERS) or 0
+    heads = shape_value(config, "num_attention_heads", "n_head") or 1
+    size = shape_value(config, "head_dim") or d // heads
+    keys = shape_value(config, "num_key_value_heads") or heads
+    intermediate = shape_value(config, "intermediate_size", "n_inner") or 4 * d
+    experts = shape_value(config, "num_local_experts", "num_experts") or 1
+    vocabulary = shape_value(config, "vocab_size") or 262_144
+    block = 2 * d * size * (heads + keys) + 3 * d * intermediate * experts + 4 * d
+    matrices = 1 if config.get("tie_word_embeddings", True) else 2
+    return ModelShape(d, n_layers, vocabulary, intermediate, block, matrices * vocabulary * d + d, layer)
+
+
+class Setting(NamedTuple):
+    """A checked config and the shape of its models."""
+
+    config: Mapping[str, Any]
+    shape: ModelShape
+    known: bool = True  # whether config.json was in reach
+
+    @property
+    def planted(self) -> bool:
+        """Whether activations are made from planted latents."""
+        return "planted" in self.config
+
+    @property
+    def pairs(self) -> list[float]:
+        """Factor on every `dict_size`, for each pair of models: each arm and seed of a planted run."""
+        if not self.planted:
+            return [1.0]
+        planted = self.config["planted"]
+        return [arm["dictionary"] for arm in planted["arms"].values() for _ in planted["seeds"]]
+
+    def trained(self, factor: float) -> list[tuple[Mapping[str, Any], int]]:
+        """Settings and number of latents of each dictionary that a pair trains."""
+        seeds = 1 if self.planted else len(self.config["training"]["seeds"])
+        owns = [own for own in self.config["crosscoders"].values() if own["kind"] != "published"]
+        return [(own, round(factor * own["dict_size"])) for own in owns for _ in range(seeds)]
+
+    def dictionaries(self, factor: float) -> list[int]:
+        """Latents of each dictionary of a pair; a published one is taken as of 32 × the width, as the paper's are."""
+        published = sum(own["kind"] == "published" for own in self.config["crosscoders"].values())
+        return [*(size for _, size in self.trained(factor)), *([32 * self.shape.d_model] * published)]
+
+    def tokens(self, split: str) -> int:
+        """Tokens of a split; of one planted pair."""
+        if self.planted:
+            return int(self.config["planted"][f"{split}_tokens"])
+        return sum(self.config["tokens"]["budgets"][split].values())
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight and of a residual where the models run."""
+        return ITEMSIZE["float32" if self.planted else self.config["models"]["dtype"]]
+
+
+def setting(config: Mapping[str, Any], shipped: Path, fetch: bool = True) -> Setting:
+    """Return a checked config with the shape of its models; see `derive.model_config`."""
+    if "planted" in config:
+        widest = max(arm["d_model"] for arm in config["planted"]["arms"].values())
+        return Setting(config, ModelShape(widest, 0, 0, 0, 0, 0, 0))
+    found, layer = model_config(config["models"], shipped, fetch), config["models"]["layer"]
+    known = shape_value(found, *WIDTH) is not None and shape_value(found, *LAYERS) is not None
+    return Setting(config, model_shape(found if found and known else UNKNOWN, layer), known)
+
+
+def parameters(d_model: int, dict_size: int) -> int:
+    """Parameters of a dictionary: two encoders, two decoders, F + 2 d biases."""
+    return 4 * d_model * dict_size + dict_size + 2 * d_model
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def memory_mb(run: Setting) -> dict[str, int]:
+    """Return the memory to ask for, in MB, per kind of job: all it holds at its largest, on whatever device."""
+    c, shape, acts = run.config, run.shape, run.config["activations"]
+    d, w, width = shape.d_model, run.itemsize, ITEMSIZE[acts["dtype"]]
+    trained, dictionaries = run.trained(max(run.pairs)), run.dictionaries(max(run.pairs))
+    most = max(dictionaries)
+    weights = 4 * parameters(d, most)
+    tokenizer = TOKENIZER * shape.vocabulary
+    statistics = 8 * (11 + 19) * c["latents"]["blocks"] * most  # of Latent Scaling: train and validation
+    latents = 3 * weights + statistics + 2 * CODES
+    needs: dict[str, float] = {"latents": latents, "dictionary": 2 * weights}
+    if trained:
+        training = c["training"]
+        states = sum(16 * parameters(d, size) for _, size in trained)
+        batch = training["batch_size"] * (4 * 4 * most + PREFETCHED * 2 * 4 * d)
+        pool = min(training["pool_chunks"] * acts["chunk_tokens"], run.tokens("train"))
+        needs["train"] = states + batch + 2 * pool * 2 * d * width
+    if run.planted:
+        needs["stores"] = 3 * 4 * 2 * d * run.tokens("train")
+        needs["scores"] = needs["train"] + latents
+        return _rounded(needs)
+    length, asked = c["tokens"]["max_length"], c["conversations"]["max_tokens"]
+    model, lower = w * shape.parameters + tokenizer, w * shape.lower + tokenizer
+
+    def forward(tokens: int) -> float:
+        return w * tokens * (3 * shape.intermediate + 6 * d)
+
+    def logits(documents: int, positions: int, bytes_each: int) -> float:
+        return bytes_each * documents * positions * shape.vocabulary + LOGITS_AT_ONCE
+
+    adapters = sum(not isinstance(c["models"][side], str) for side in ("base", "chat"))
+    part = min(acts["part_tokens"], run.tokens("train"))
+    needs["models"] = 2 * tokenizer + (3 * 4 * shape.parameters if adapters else 0)
+    needs["hooks"] = model + forward(length)
+    needs["tokens"] = tokenizer + 50 * max(run.tokens("train"), run.tokens("validation"))
+    needs["conversations"] = model + forward(c["conversations"]["batch_size"] * asked)
+    needs["activations"] = model + lower + forward(acts["batch_tokens"]) + min(WINDOW, 2 * d * width * part)
+    batches = c["evaluation"]["batch_size"], c["causal"]["batch_size"]
+    needs["evaluation"] = (
+        2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
+    )
+    # labelled tokens alone: all nonzeros of one dictionary's code, ranked
+    labelled = run.tokens("validation") if any(s["from"] == "demo" for s in c["tokens"]["sources"].values()) else 0
+    needs["concepts"] = sum(4 * parameters(d, size) for size in dictionaries) + 2 * CODES + 80 * LATENTS * labelled
+    codes = FILLED * c["conversations"]["count"] * asked * (4 * d + 20 * LATENTS * len(dictionaries))
+    edits = sum(6 * 4 * d * size for size in dictionaries)  # weights, and two decoders made of them
+    needs["causal"] = model + lower + edits + codes + logits(batches[1], asked, 2 * w + 8) + forward(batches[1] * asked)
+    return _rounded(needs)
+
+
+def _rounded(needs: Mapping[str, float]) -> dict[str, int]:
+    return {name: 100 * math.ceil(SLACK * (PROCESS + need) / (100 * MB)) for name, need in needs.items()}
+
+
+# -- disk --------------------------------------------------------------------------------------------------------------
+
+
+def disk_bytes(run: Setting) -> dict[str, int]:
+    """Return the bytes a run leaves on disk, per kind; checkpoints are gone at its end."""
+    acts, d = run.config["activations"], run.shape.d_model
+    tokens = len(run.pairs) * (run.tokens("train") + run.tokens("validation"))
+    stored = 2 * d * ITEMSIZE[acts["dtype"]] * (BLOSC if acts["codec"] == "blosc" else 1)
+    trained = [parameters(d, size) for factor in run.pairs for _, size in run.trained(factor)]
+    kept = [*trained, *(parameters(d, size) for factor in run.pairs for size in run.dictionaries(factor))]
+    return {
+        "activations": round(tokens * (stored + ROW)),
+        "tokens": tokens * TOKEN,
+        "dictionaries": 4 * sum(kept),  # those trained are kept twice
+        "checkpoints": 12 * sum(trained) // len(run.pairs),
+    }
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """What a stage does."""
+
+    model: float = 0  # operations of the language models
+    dictionary: float = 0  # operations of the dictionaries
+    traffic: float = 0  # bytes read and written
+    seconds: float = 0  # that no device shortens
+
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Rates(NamedTuple):
+    """What a device does in a second."""
+
+    model: float
+    dictionary: float
+    traffic: float
+
+    def seconds(self, work: Work) -> float:
+        """Return the time some work takes."""
+        return work.model / self.model + work.dictionary / self.dictionary + work.traffic / self.traffic + work.seconds
+
+
+# An H100-class GPU; stated, not measured: models at a fifth of the sold peak, TF32 and bfloat16 products, 2 TB/s.
+GPU_MODEL = {"float32": 3e13, "bfloat16": 2e14, "float16": 2e14}  # by `models.dtype`
+GPU_DICTIONARY = {"highest": 5e13, "high": 1.4e14, "bf16": 2e14}  # by `training.matmul_precision`
+GPU_TRAFFIC = 2e12
+
+
+def slow_in(dtype: str) -> bool:
+    """Return whether this CPU has no products of half precision."""
+    facts = Path("/proc/cpuinfo")
+    return ITEMSIZE[dtype] == 2 and facts.is_file() and "bf16" not in facts.read_text(encoding="utf-8")
+
+
+def calibrate(cores: int, dtype: str, seconds: float = 0.1) -> Rates:
+    """Return the rates of this machine's CPU now: a float32 product and a copy, timed for about `seconds`.
+
+    `dtype` is what the models run in.
+    """
+    import numpy as np
+
+    left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
+    source, target = (np.ones(1 << 24, dtype=np.float32) for _ in range(2))
+
+    def best(work: Any, size: float) -> float:
+        work()
+        started, times = time.perf_counter(), list[float]()
+        while not times or time.perf_counter() - started < seconds / 2:
+            before = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - before)
+        return size / min(times)
+
+    product = best(lambda: left @ right, 2 * 1024**3) * min(1.0, cores / usable_cores())
+    copy = best(lambda: np.copyto(target, source), 2 * source.nbytes)
+    return Rates(MODEL_EFFICIENCY * product * (HALF_ON_CPU if slow_in(dtype) else 1), product, copy)
+
+
+def usable_cores() -> int:
+    """Return the cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def interventions(config: Mapping[str, Any], dictionaries: int) -> int:
+    """Return how often the KL experiment runs the chat model's upper half, at most (see `latent_sets`)."""
+    causal = config["causal"]
+    sets = 17 + causal["include_bias"] + 3 * causal["random_sets"]
+    return 3 + dictionaries * (sets + len(causal["curve_energies"]) * (3 + causal["random_orders"]))
+
+
+def stages(run: Setting, jobs: int) -> dict[str, Work]:
+    """Return the work of a whole run from nothing, per stage; `jobs` is the number of its jobs."""
+    c, shape = run.config, run.shape
+    d, train, validation = shape.d_model, run.tokens("train"), run.tokens("validation")
+    learned = Work()
+    for own, size in [each for factor in run.pairs for each in run.trained(factor)]:
+        steps, batch = c["training"]["steps"], c["training"]["batch_size"]
+        products = PRODUCTS[own["kind"]] * 4 * d * size * batch * steps
+        learned += Work(0, products, ADAM * parameters(d, size) * steps, STEP_SECONDS * steps)
+    dictionaries = [size for factor in run.pairs for size in run.dictionaries(factor)]
+    encoded = sum(4 * d * size for size in dictionaries)  # operations a token
+    fitted = min(train, c["latents"]["fit_tokens"] or train)
+    tables = Work(0, 2 * encoded * (fitted + validation))
+    starts = Work(seconds=JOB_SECONDS * jobs)
+    if run.planted:
+        return {
+            "stores": Work(seconds=len(run.pairs) * (train + validation) / TOKENS_PER_SECOND),
+            "training": learned,
+            "latent tables": tables,
+            "starts of jobs": starts,
+        }
+    lower, upper = shape.flops(0, shape.layer + 1), shape.flops(shape.layer + 1, shape.n_layers, logits=True)
+    held_out = len(c["tokens"]["sources"]) * c["evaluation"]["documents"] * FILLED * c["tokens"]["max_length"]
+    spliced = len(dictionaries) * held_out * 2 * (lower + 3 * upper)  # per dictionary both models, each three times
+    asked = c["conversations"]
+    answers, answered = asked["count"] * FILLED * asked["max_tokens"], asked["answers"] == "generate"
+    calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
+    runs = interventions(c, len(dictionaries))
+    batches = math.ceil(asked["count"] / c["causal"]["batch_size"])
+    return {
+        "tokens": Work(seconds=(train + validation) / TOKENS_PER_SECOND),
+        "activations": Work((train + validation) * 2 * lower),
+        "training": learned,
+        "latent tables": tables,
+        "held-out metrics": Work(spliced, 2 * encoded * validation),
+        "answers": Work(answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, 0)
+        + Work(seconds=calls * FORWARD_SECONDS),
+        "KL": Work(answers * (4 * lower + runs * upper), 0, 0, batches * runs * FORWARD_SECONDS),
+        "starts of jobs": starts,
+    }
+
+
+# -- report ------------------------------------------------------------------------------------------------------------
+
+
+def _bytes(n: float) -> str:
+    scale, unit = next(((s, u) for s, u in ((1e12, "TB"), (1e9, "GB")) if n >= s), (1e6, "MB"))
+    return f"{n / scale:.3g} {unit}"
+
+
+def _time(seconds: float) -> str:
+    scale, unit = next(((s, u) for s, u in ((86400, "d"), (3600, "h"), (60, "min")) if seconds >= s), (1, "s"))
+    return f"{seconds / scale:.2g} {unit}" if seconds < 10 * scale else f"{seconds / scale:.0f} {unit}"
+
+
+def _count(n: float) -> str:
+    return f"{n / 1e6:.3g} M" if n >= 1e6 else f"{n:,.0f}"
+
+
+def sees_gpu() -> bool:
+    """Return whether this machine has a GPU, without importing torch."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        if "from" in value:
+            return str(value.get("path", value.get("part")))
+        return " + ".join(f"{name} {_value(one)}" for name, one in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def describe_derived(derived: Mapping[str, Any]) -> str:
+    """Return the derived values in one line, those of a section together; a null says nothing and is left out."""
+    sections: dict[str, list[str]] = {}
+    for key, value in derived.items():
+        section, _, name = key.rpartition(".")
+        if value is not None:
+            sections.setdefault(section, []).append(f"{name} {_value(value)}")
+    return "; ".join(f"{section}: {', '.join(values)}" for section, values in sections.items())
+
+
+def warnings(run: Setting) -> list[str]:
+    """Return what does not fit: steps and tokens, the models and this machine, needed and free disk."""
+    found, training = [], run.config["training"]
+    if run.trained(1.0):
+        train, read = run.tokens("train"), training["steps"] * training["batch_size"]
+        if read > MANY_EPOCHS * train:
+            found.append(
+                f"{training['steps']:,} steps of {training['batch_size']:,} read the {train:,} train tokens "
+                f"{read / train:,.0f} times; give more tokens (`tokens.budgets`), or lower `training.steps` to "
+                f"{max(1, 4 * train // training['batch_size']):,} (4 epochs)"
+            )
+        if read < FEW_EPOCHS * train:
+            found.append(
+                f"{training['steps']:,} steps of {training['batch_size']:,} read only {100 * read / train:.0f} % of "
+                f"the {train:,} train tokens; raise `training.steps` to {math.ceil(train / training['batch_size']):,} "
+                "(1 epoch), or lower `tokens.budgets`"
+            )
+    if not run.known:
+        found.append(
+            f"no config.json of {run.config['models']['base']} in reach: taken as a model of 8 B parameters, for the "
+            "memory that jobs ask for too"
+        )
+    if not run.planted:
+        dtype, device = run.config["models"]["dtype"], run.config["models"]["device"]
+        if slow_in(dtype) and (device == "cpu" or (device == "auto" and not sees_gpu())):
+            found.append(f"this CPU is about 7 times slower in {dtype}; without a GPU write `models.dtype: float32`")
+    results = Path(run.config["results"]).expanduser()
+    have = sum(path.stat().st_size for path in results.rglob("*") if path.is_file()) if results.is_dir() else 0
+    folder = next(parent for parent in (results.absolute(), *results.absolute().parents) if parent.exists())
+    need, free = sum(disk_bytes(run).values()) - have, shutil.disk_usage(folder).free
+    if need > free:
+        found.append(
+            f"{_bytes(need)} more of disk are needed under {folder}, {_bytes(free)} are free; lower `tokens.budgets`, "
+            "or set `results` to another disk"
+        )
+    return found
+
+
+def _times(run: Setting, jobs: int, cores: int) -> str:
+    """Return the time of each stage and of all on the device in sight, and in all on a GPU where that is the CPU."""
+    own = run.config["planted" if run.planted else "models"]
+    dtype = "float32" if run.planted else own["dtype"]
+    gpu = Rates(GPU_MODEL[dtype], GPU_DICTIONARY[run.config["training"]["matmul_precision"]], GPU_TRAFFIC)
+    cpu = calibrate(cores, dtype)
+    on_gpu = own["device"].startswith("cuda") or (own["device"] == "auto" and sees_gpu())
+    work = stages(run, jobs)
+    times = {name: (gpu if on_gpu else cpu).seconds(one) for name, one in work.items()}
+    stated = f"on an H100-class GPU about {_time(sum(map(gpu.seconds, work.values())))} (rates stated, not measured)"
+    measured = f"{_time(sum(times.values()))} on {cores} CPU cores (calibrated: {cpu.dictionary / 1e9:.0f} GFLOP/s)"
+    total = stated if on_gpu else measured if own["device"] == "cpu" else f"{measured}, {stated}"
+    return ", ".join(f"{name} {_time(seconds)}" for name, seconds in times.items()) + f"; all {total}"
+
+
+def report(run: Setting, derived: Mapping[str, Any], jobs: int, cores: int) -> str:
+    """Return what Snakemake prints at its start: derived values, tokens, disk, memory, time, and what does not fit.
+
+    `jobs` is the number of jobs of a whole run, `cores` how many it may use.
+    """
+    c, disk, memory = run.config, disk_bytes(run), memory_mb(run)
+    texts = f"{_count(run.tokens('train'))} train + {_count(run.tokens('validation'))} validation"
+    if run.planted:
+        texts = f"{len(run.pairs)} pairs of {texts}"
+    if run.trained(1.0):
+        steps, batch = c["training"]["steps"], c["training"]["batch_size"]
+        texts += f"; {steps:,} steps of {batch:,}: {steps * batch / run.tokens('train'):.1f} epochs"
+    largest = sorted(memory.items(), key=lambda item: -item[1])
+    others = f", others up to {_bytes(MB * largest[5][1])}" if len(largest) > 5 else ""
+    lines = [
+        ("derived", describe_derived(derived)),
+        ("tokens", texts),
+        ("disk", ", ".join(f"{name} {_bytes(n)}" for name, n in disk.items()) + f"; all {_bytes(sum(disk.values()))}"),
+        ("memory", ", ".join(f"{name} {_bytes(n * MB)}" for name, n in largest[:5]) + others),
+        ("time", _times(run, jobs, min(cores, usable_cores()))),
+    ]
+    if c["nulls"]:
+        lines.append(("nulls", f"{len(c['nulls'])} more pairs, on request: each its activations, training and tables"))
+    lines += [("warning", text) for text in warnings(run)]
+    wrapped = [
+        fill(f"  {name:8} {text}", 118, subsequent_indent=" " * 11, break_on_hyphens=False, break_long_words=False)
+        for name, text in lines
+        if text
+    ]
+    return "\n".join(["estimate of the whole run, from nothing (a factor of two is possible):", *wrapped])

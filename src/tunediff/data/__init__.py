@@ -1,0 +1,1 @@
+"""Texts to token stores, token stores to activation stores."""

@@ -1,0 +1,631 @@
+"""Activation stores: the residuals of both models at every token, and the shuffled batches that training reads.
+
+A part is a zarr v3 group. `base` and `chat` are sharded along tokens; with the default codec a shard file is the
+chunks in order, each followed by its crc32c, then an index: it is read directly, at the speed of the page cache.
+Rows are permuted within each shard, so that a contiguous chunk already mixes documents.
+
+Some tokens of real models have massive activations (ten times the median norm and more). They are stored, but carry a
+mask bit and are left out of training and of every metric, as BOS is.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from tunediff.data.tokens import KEEP_ALL, LEFT_OUT, Mask, TokenStore
+from tunediff.errors import TunediffError
+from tunediff.models.pair import PairInfo, ResidualModel, replace_tokens
+from tunediff.pipeline.artifacts import building, check, manifest_path, provenance, seal
+
+MODELS = ("base", "chat")
+ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
+
+CODECS = ("crc32c", "blosc")
+BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
+BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
+CRC_BYTES, INDEX_BYTES = 4, 16  # per chunk of a shard file
+
+WINDOW_BYTES = 4 << 30  # of residuals held by a harvest before they are written
+
+
+@dataclass(frozen=True)
+class HarvestSettings:
+    """Layout of the activation stores and size of the forward passes."""
+
+    part_tokens: int = 1_048_576  # tokens of one part: the unit of work and of resume
+    shard_tokens: int = 16_384  # tokens of one shard file
+    chunk_tokens: int = 1_024  # tokens read at once
+    batch_tokens: int = 16_384  # tokens of one forward pass, padding included
+    codec: str = "crc32c"  # "crc32c", or "blosc" (a third smaller, slower to read)
+    dtype: str = "bfloat16"  # of the stored residuals
+    outlier_factor: float | None = 5.0  # norms above this many medians are massive activations; None: no mask
+
+
+class ActivationBatch(NamedTuple):
+    """Residuals of some tokens, and what those tokens are."""
+
+    activations: Float[Tensor, "token model d_model"]  # float32, model 0 is base, 1 is chat
+    row: Int[np.ndarray, "token"]  # in the token store
+    token_id: Int[np.ndarray, "token"]
+    doc: Int[np.ndarray, "token"]
+    pos: Int[np.ndarray, "token"]
+    mask: Int[np.ndarray, "token"]
+    source: Int[np.ndarray, "token"]
+
+
+class StorageType(NamedTuple):
+    """How a logical dtype is stored: numpy and zarr have no bfloat16, its bits are kept as uint16."""
+
+    torch: torch.dtype
+    numpy: np.dtype[Any]  # of the stored array
+    carrier: torch.dtype  # torch dtype with numpy's bytes
+    fill: Any
+
+
+STORAGE = {
+    "bfloat16": StorageType(torch.bfloat16, np.dtype("<u2"), torch.int16, BF16_NAN),
+    "float16": StorageType(torch.float16, np.dtype("<f2"), torch.float16, float("nan")),
+    "float32": StorageType(torch.float32, np.dtype("<f4"), torch.float32, float("nan")),
+}
+
+
+def to_stored(values: Float[Tensor, "token d_model"], dtype: str) -> NDArray[Any]:
+    """Return the stored form of residuals: rounded to `dtype`, bfloat16 as its bits."""
+    storage = STORAGE[dtype]
+    array = values.to(storage.torch).cpu().contiguous().view(storage.carrier).numpy()
+    return array.view(storage.numpy)
+
+
+def from_stored(array: NDArray[Any], dtype: str) -> Float[Tensor, "..."]:
+    """Return stored residuals as float32."""
+    storage = STORAGE[dtype]
+    carried = array.view(np.int16) if dtype == "bfloat16" else array
+    return torch.from_numpy(carried).view(storage.torch).to(torch.float32)
+
+
+def _rebuild(part: Path) -> str:
+    return f"delete {manifest_path(part)} and run snakemake again"
+
+
+class Outliers(NamedTuple):
+    """Massive activations of one part."""
+
+    massive: Bool[np.ndarray, "token"]  # a norm is above the limit, in one model at least
+    median: dict[str, float]  # norm of the counted tokens, per model
+    limit: dict[str, float]  # largest norm that is no outlier, per model
+
+
+def find_outliers(
+    norms: Float[np.ndarray, "token model"], counted: Bool[np.ndarray, "token"], factor: float
+) -> Outliers:
+    """Return the tokens with a norm above `factor` medians; the median is over the counted tokens, per model."""
+    medians = np.median(norms[counted], axis=0) if counted.any() else np.full(2, np.inf)
+    massive: NDArray[np.bool_] = np.asarray((norms > factor * medians).any(axis=1))
+    median = {name: float(value) for name, value in zip(MODELS, medians, strict=True)}
+    return Outliers(massive, median, {name: factor * value for name, value in median.items()})
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def check_layout(n: int, settings: HarvestSettings) -> None:
+    """Raise a `TunediffError` where `n` tokens cannot be stored as `settings` says."""
+    if n % settings.shard_tokens or settings.shard_tokens % settings.chunk_tokens:
+        raise TunediffError(
+            f"activations: {n} tokens, shards of {settings.shard_tokens}, chunks of {settings.chunk_tokens}: each must "
+            "be a multiple of the next; change `activations.shard_tokens` or the token budgets"
+        )
+    if settings.dtype not in STORAGE:
+        raise TunediffError(f"activations: dtype '{settings.dtype}' is not one of {', '.join(STORAGE)}")
+    if settings.codec not in CODECS:
+        raise TunediffError(f"activations: codec '{settings.codec}' is not one of {', '.join(CODECS)}")
+
+
+def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
+    """Create the empty zarr group of one part of `n` tokens."""
+    check_layout(n, settings)
+    storage = STORAGE[settings.dtype]
+    codecs: list[Any] = [Crc32cCodec()]
+    if settings.codec == "blosc":
+        typesize = storage.numpy.itemsize
+        codecs.insert(
+            0, BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=typesize, blocksize=BLOSC_BLOCK)
+        )
+    group = zarr.create_group(str(path), zarr_format=3, attributes=dict(attributes))
+    config: Any = {"write_empty_chunks": True}
+    for name in MODELS:
+        group.create_array(
+            name,
+            shape=(n, d_model),
+            shards=(settings.shard_tokens, d_model),
+            chunks=(settings.chunk_tokens, d_model),
+            dtype=storage.numpy,
+            compressors=codecs,
+            fill_value=storage.fill,
+            attributes={"logical_dtype": settings.dtype},
+            config=config,
+        )
+    for name, dtype in ROW_ARRAYS.items():
+        group.create_array(
+            name,
+            shape=(n,),
+            chunks=(settings.shard_tokens,),
+            dtype=dtype,
+            compressors=[Crc32cCodec()],
+            config=config,
+        )
+    return group
+
+
+def _write_shard(array: Any, shard: int, shard_tokens: int, block: NDArray[Any]) -> None:
+    """Write one shard in one assignment and read it back."""
+    if block.dtype != array.dtype:  # a bfloat16 array would be cast by value, silently
+        raise TypeError(f"block of {block.dtype} for an array of {array.dtype}")
+    place = slice(shard * shard_tokens, (shard + 1) * shard_tokens)
+    array.with_config({"write_empty_chunks": True})[place] = block
+    if not np.array_equal(np.asarray(array[place]).view(np.uint8), block.view(np.uint8)):
+        raise TunediffError(f"{array.store_path}: shard {shard} reads back other values; check the disk, run again")
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group documents of similar length so that rows × longest row stays within `batch_tokens` (one row at least)."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+class _Harvester:
+    """Both models, run on the same documents."""
+
+    def __init__(self, pair: PairInfo, dtype: str, batch_tokens: int, device: str) -> None:
+        self.replacements = {"base": pair.replacements, "chat": {}}
+        self.d_model, self.layer = pair.d_model, pair.layer
+        self.dtype, self.batch_tokens = dtype, batch_tokens
+        self.models: dict[str, ResidualModel] = {"base": pair.load_base(device), "chat": pair.load_chat(device)}
+
+    def window(
+        self, token_id: NDArray[Any], doc_start: NDArray[Any], low: int, high: int, part: int, bar: Any
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+        """Return stored residuals and norms [row, model] of rows [low, high); straddling documents run whole.
+
+        `token_id` holds the ids of all documents touched, the first at row `doc_start[0]`.
+        """
+        storage = STORAGE[self.dtype]
+        stored = {name: np.empty((high - low, self.d_model), dtype=storage.numpy) for name in MODELS}
+        norms = np.empty((high - low, 2), dtype=np.float32)
+        lengths = np.diff(doc_start)
+        for batch in length_batches(lengths.tolist(), self.batch_tokens):
+            ids = torch.zeros((len(batch), int(lengths[batch].max())), dtype=torch.long)
+            for i, document in enumerate(batch):
+                start = int(doc_start[document] - doc_start[0])
+                ids[i, : lengths[document]] = torch.from_numpy(token_id[start : start + lengths[document]])
+            real = torch.arange(ids.shape[1])[None] < torch.from_numpy(lengths[batch])[:, None]
+            rows = np.concatenate([np.arange(doc_start[d], doc_start[d + 1]) for d in batch])
+            kept = (rows >= low) & (rows < high)
+            select = torch.from_numpy(kept)
+            for m, (name, model) in enumerate(self.models.items()):
+                residual = model.residual(replace_tokens(ids, self.replacements[name]), real.long())
+                values = residual[real.to(residual.device)][select.to(residual.device)]
+                if not bool(torch.isfinite(values).all()):
+                    raise TunediffError(
+                        f"{name} model, part {part}: residuals after block {self.layer} are not finite; run the models "
+                        "in another dtype (`models.dtype`: bfloat16 or float32)"
+                    )
+                rounded = values.to(storage.torch)
+                if self.dtype == "float16" and not bool(torch.isfinite(rounded).all()):
+                    raise TunediffError(
+                        f"{name} model, part {part}: residuals overflow float16 (largest "
+                        f"{float(values.abs().max()):.3g}); set `activations.dtype: bfloat16`"
+                    )
+                stored[name][rows[kept] - low] = to_stored(rounded, self.dtype)
+                norms[rows[kept] - low, m] = torch.linalg.vector_norm(rounded.float(), dim=1).cpu()
+            bar.update(int(kept.sum()))
+        return stored, norms
+
+
+def _shard_order(seed: int, shard: int, shard_tokens: int) -> NDArray[np.int64]:
+    """Return the permutation of a shard's rows; `shard` counts from the first part's first."""
+    return np.random.default_rng([seed, shard]).permutation(shard_tokens)
+
+
+def _outlier_facts(
+    outliers: Outliers, factor: float, counted: NDArray[np.bool_], source: NDArray[Any], sources: Sequence[str]
+) -> dict[str, Any]:
+    massive = counted & outliers.massive
+    return {
+        "factor": factor,
+        "median": outliers.median,
+        "norm": outliers.limit,
+        "tokens": {name: int((massive & (source == i)).sum()) for i, name in enumerate(sources)},
+        "of": {name: int((counted & (source == i)).sum()) for i, name in enumerate(sources)},
+    }
+
+
+def harvest_part(
+    tokens: TokenStore,
+    pair: PairInfo,
+    part: int,
+    settings: HarvestSettings,
+    out: Path,
+    seed: int,
+    device: str,
+    *,
+    key: str,
+) -> None:
+    """Run both models over token rows [part · part_tokens, (part + 1) · part_tokens) and write their residuals.
+
+    Rows are permuted within each shard by (seed, number of the shard). The last part may be shorter. Tokens of massive
+    activations get the mask bit OUTLIER, by the medians of this part.
+
+    Raises
+    ------
+    TunediffError
+        Residuals are not finite or overflow the stored dtype, sizes do not divide, or the part is empty.
+    """
+    started = time.time()
+    first = part * settings.part_tokens
+    last = min(first + settings.part_tokens, tokens.n_tokens)
+    n = last - first
+    if n <= 0:
+        raise TunediffError(
+            f"{tokens.path}: has {tokens.n_tokens} tokens, none for part {part}; check the part numbers"
+        )
+    check_layout(n, settings)
+    harvester = _Harvester(pair, settings.dtype, settings.batch_tokens, device)
+    doc_start = tokens.doc_start
+    shard_tokens = settings.shard_tokens
+    per_shard = 2 * shard_tokens * harvester.d_model * STORAGE[settings.dtype].numpy.itemsize
+    window = max(1, WINDOW_BYTES // per_shard) * shard_tokens
+    attributes = {
+        "sources": tokens.sources,
+        "split": tokens.attributes["split"],
+        "part": part,
+        "first_row": first,
+        "layer": harvester.layer,
+        "dtype": settings.dtype,
+        "codec": settings.codec,
+        "shard_tokens": shard_tokens,
+        "chunk_tokens": settings.chunk_tokens,
+        "seed": seed,
+    }
+    mask = tokens.read("mask", first, last)
+    source = tokens.doc_source[tokens.read("doc", first, last)]
+    norms = np.empty((n, 2), dtype=np.float32)
+    facts = {**attributes, "n_tokens": n, "d_model": harvester.d_model, "outliers": None}
+    bar = tqdm(total=n, desc=f"harvest {part}", unit="tok", unit_scale=True, mininterval=5, file=sys.stderr)
+    with building(out) as partial, bar:
+        group = create_part(partial, n, harvester.d_model, settings, attributes)
+
+        def write(name: str, values: NDArray[Any], low: int) -> None:
+            for offset in range(0, len(values), shard_tokens):
+                shard = (low - first + offset) // shard_tokens
+                order = offset + _shard_order(seed, first // shard_tokens + shard, shard_tokens)
+                _write_shard(group[name], shard, shard_tokens, values[order])
+
+        for low in range(first, last, window):
+            high = min(low + window, last)
+            d0 = int(np.searchsorted(doc_start, low, side="right")) - 1
+            d1 = int(np.searchsorted(doc_start, high, side="left"))
+            bounds = doc_start[d0 : d1 + 1]
+            token_id = tokens.read("token_id", int(bounds[0]), int(bounds[-1])).astype(np.int64)
+            stored, norms[low - first : high - first] = harvester.window(token_id, bounds, low, high, part, bar)
+            for name in MODELS:
+                write(name, stored[name], low)
+        if settings.outlier_factor is not None:
+            counted = (mask & np.uint8(LEFT_OUT)) == 0
+            outliers = find_outliers(norms, counted, settings.outlier_factor)
+            facts["outliers"] = _outlier_facts(outliers, settings.outlier_factor, counted, source, tokens.sources)
+            mask = np.where(outliers.massive, mask | np.uint8(Mask.OUTLIER), mask)
+        write("row", np.arange(first, last, dtype=np.int64), first)
+        write("mask", mask, first)
+        write("source", source, first)
+        for name in ("token_id", "doc", "pos"):
+            write(name, tokens.read(name, first, last), first)
+    seal(out, "activations", key, facts, provenance(started, device, tokens_per_second=n / (time.time() - started)))
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """One part, read chunk by chunk."""
+
+    def __init__(self, path: Path, key: str | None, checksums: bool) -> None:
+        self.outliers: dict[str, Any] | None = check(path, "activations", key, checksums).facts.get("outliers")
+        self.path = path
+        self.group: Any = zarr.open_group(str(path), mode="r")
+        attributes: dict[str, Any] = dict(self.group.attrs)
+        self.dtype = str(attributes["dtype"])
+        self.direct = attributes["codec"] == "crc32c"
+        self.sources: list[str] = list(attributes["sources"])
+        self.shard_tokens = int(attributes["shard_tokens"])
+        self.chunk_tokens = int(attributes["chunk_tokens"])
+        self.arrays: dict[str, Any] = {name: self.group[name] for name in MODELS}
+        shape: tuple[int, int] = self.arrays["base"].shape
+        self.n, self.d_model = shape
+        self.n_chunks = self.n // self.chunk_tokens
+
+    def shard_file(self, name: str, shard: int) -> Path:
+        return self.path / name / "c" / str(shard) / "0"
+
+    def row_array(self, name: str) -> NDArray[Any]:
+        """Read one of the arrays that have a value per row; a shard that is not there is an error."""
+        for shard in range(self.n // self.shard_tokens):
+            file = self.path / name / "c" / str(shard)
+            if not file.is_file() or file.stat().st_size == 0:
+                raise TunediffError(f"{file}: missing or empty; {_rebuild(self.path)}")
+        try:
+            return np.asarray(self.group[name][:])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise TunediffError(f"{self.path / name}: damaged ({error}); {_rebuild(self.path)}") from error
+
+    def read_chunk(self, name: str, chunk: int, target: NDArray[Any]) -> None:
+        """Read one chunk of one model into `target` [chunk_tokens, d_model], checking its crc32c."""
+        shard, inside = divmod(chunk, self.shard_tokens // self.chunk_tokens)
+        file = self.shard_file(name, shard)
+        if self.direct:
+            self._read_direct(file, inside, target)
+            return
+        place = slice(chunk * self.chunk_tokens, (chunk + 1) * self.chunk_tokens)
+        try:
+            if file.stat().st_size == 0:  # zarr takes an empty shard for one of fill values
+                raise ValueError("it is empty")
+            target[:] = self.arrays[name][place]
+        except (ValueError, RuntimeError, OSError) as error:
+            cause = str(error).splitlines()[0][:120]
+            raise TunediffError(f"{file}: shard damaged ({cause}); {_rebuild(self.path)}") from error
+
+    def _read_direct(self, file: Path, inside: int, target: NDArray[Any]) -> None:
+        crc = bytearray(CRC_BYTES)
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                size = os.preadv(descriptor, [target.data.cast("B"), crc], inside * (target.nbytes + CRC_BYTES))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise TunediffError(f"{file}: shard missing or unreadable ({error}); {_rebuild(self.path)}") from error
+        if size != target.nbytes + CRC_BYTES:
+            raise TunediffError(f"{file}: shard cut short in chunk {inside}; {_rebuild(self.path)}")
+        if google_crc32c.value(target) != int.from_bytes(crc, "little"):
+            raise TunediffError(f"{file}: checksum of chunk {inside} differs, shard damaged; {_rebuild(self.path)}")
+
+
+class ActivationStore:
+    """All parts of a split as one long table of rows, in the order of the files.
+
+    Raises
+    ------
+    TunediffError
+        A part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width or layout
+        than the first.
+    """
+
+    def __init__(self, part_paths: Sequence[Path], *, key: str | None = None, checksums: bool = False) -> None:
+        if not part_paths:
+            raise TunediffError("activations: no parts given; run snakemake to harvest them")
+        self.parts = [_Part(Path(path), key, checksums) for path in part_paths]
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            for name in ("d_model", "dtype", "chunk_tokens", "sources"):
+                if getattr(part, name) != getattr(first, name):
+                    raise TunediffError(
+                        f"{part.path}: {name} {getattr(part, name)} differs from {getattr(first, name)} of "
+                        f"{first.path}; {_rebuild(part.path)}"
+                    )
+        self.d_model: int = first.d_model
+        self.dtype: str = first.dtype
+        self.chunk_tokens: int = first.chunk_tokens
+        self.sources: list[str] = first.sources
+        self.n_tokens: int = sum(part.n for part in self.parts)
+        self.n_chunks: int = self.n_tokens // self.chunk_tokens
+        self._first_chunk = np.cumsum([0] + [part.n_chunks for part in self.parts])
+
+    @property
+    def outlier_norm(self) -> list[float] | None:
+        """Largest norm that is no massive activation, per model (of the part where it is largest); None: no mask."""
+        limits = [part.outliers["norm"] for part in self.parts if part.outliers is not None]
+        return [max(limit[name] for limit in limits) for name in MODELS] if limits else None
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return np.concatenate([part.row_array(name) for part in self.parts])
+
+    @cached_property
+    def row(self) -> Int[np.ndarray, "token"]:
+        """Row of the token store."""
+        return self._column("row")
+
+    @cached_property
+    def token_id(self) -> Int[np.ndarray, "token"]:
+        """Token id."""
+        return self._column("token_id")
+
+    @cached_property
+    def doc(self) -> Int[np.ndarray, "token"]:
+        """Document of the token store."""
+        return self._column("doc")
+
+    @cached_property
+    def pos(self) -> Int[np.ndarray, "token"]:
+        """Position within the document."""
+        return self._column("pos")
+
+    @cached_property
+    def mask(self) -> Int[np.ndarray, "token"]:
+        """Bits of `tokens.Mask`."""
+        return self._column("mask")
+
+    @cached_property
+    def source(self) -> Int[np.ndarray, "token"]:
+        """Index into `sources`."""
+        return self._column("source")
+
+    def kept(self, drop: Mask = LEFT_OUT) -> NDArray[np.bool_]:
+        """Return which rows have none of the bits of `drop`."""
+        return (self.mask & np.uint8(drop)) == 0
+
+    def _buffer(self, n_chunks: int) -> NDArray[Any]:
+        """Return room for stored rows [model, row, d_model]."""
+        return np.empty((2, n_chunks * self.chunk_tokens, self.d_model), dtype=STORAGE[self.dtype].numpy)
+
+    def _read(self, chunks: NDArray[Any], buffer: NDArray[Any]) -> NDArray[Any]:
+        """Read whole chunks, as stored, into the first rows of a buffer [model, row, d_model]."""
+        part_of = np.searchsorted(self._first_chunk, chunks, side="right") - 1
+        for i, (chunk, p) in enumerate(zip(chunks.tolist(), part_of.tolist(), strict=True)):
+            place = slice(i * self.chunk_tokens, (i + 1) * self.chunk_tokens)
+            for m, name in enumerate(MODELS):
+                self.parts[p].read_chunk(name, int(chunk - self._first_chunk[p]), buffer[m, place])
+        return buffer
+
+    def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
+        self._require_finite(activations.numpy(), rows)
+        return ActivationBatch(
+            activations,
+            self.row[rows],
+            self.token_id[rows],
+            self.doc[rows],
+            self.pos[rows],
+            self.mask[rows],
+            self.source[rows],
+        )
+
+    def _require_finite(self, activations: NDArray[np.float32], rows: NDArray[Any]) -> None:
+        """Raise for the first row that holds a NaN or an infinity; one sum over all tells that there is none."""
+        if np.isfinite(np.add.reduce(activations, axis=None)):
+            return
+        bad = rows[~np.isfinite(activations).all(axis=(1, 2))]
+        if len(bad):
+            part = self.parts[int(np.searchsorted(self._first_chunk, bad[0] // self.chunk_tokens, side="right")) - 1]
+            raise TunediffError(
+                f"{part.path}: the residual of token {self.row[bad[0]]} is not finite; {_rebuild(part.path)}"
+            )
+
+    def _gather(self, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> None:
+        """Write rows `chosen` of a buffer [model, row, d_model] to `out` [token, model, d_model], as float32.
+
+        numpy, not torch: on a shared machine torch's threads wait for one another (ten times slower when measured).
+        """
+        target = out.numpy()
+        picked = np.empty((len(chosen), self.d_model), dtype=buffer.dtype)
+        for m in range(2):
+            np.take(buffer[m], chosen, axis=0, out=picked, mode="clip")
+            if self.dtype == "bfloat16":  # the upper half of a float32
+                np.left_shift(picked, np.uint32(16), out=target.view(np.uint32)[:, m], dtype=np.uint32)
+            else:
+                target[:, m] = picked
+
+    def chunks(self, drop: Mask = KEEP_ALL, chunks_per_batch: int = 1) -> Iterator[ActivationBatch]:
+        """Yield every row once, in stored order, some chunks at a time, without rows that have a bit of `drop`."""
+        return self.read_chunks(np.arange(self.n_chunks), drop, chunks_per_batch)
+
+    def read_chunks(
+        self, numbers: NDArray[Any], drop: Mask = KEEP_ALL, chunks_per_batch: int = 1
+    ) -> Iterator[ActivationBatch]:
+        """Yield the rows of the chunks `numbers`, in that order, some chunks at a time."""
+        keep = self.kept(drop)
+        buffer = self._buffer(min(chunks_per_batch, len(numbers)))
+        for start in range(0, len(numbers), chunks_per_batch):
+            chosen = numbers[start : start + chunks_per_batch]
+            rows = (chosen[:, None] * self.chunk_tokens + np.arange(self.chunk_tokens)).reshape(-1)
+            positions = np.flatnonzero(keep[rows])
+            if len(positions) == 0:
+                continue
+            out = torch.empty((len(positions), 2, self.d_model))
+            self._gather(self._read(chosen, buffer[:, : len(rows)]), positions, out)
+            yield self._batch(out, rows[positions])
+
+    def _epoch(self, seed: int, epoch: int, pool_chunks: int) -> list[NDArray[Any]]:
+        order = np.random.default_rng([seed, epoch]).permutation(self.n_chunks)
+        return [order[i : i + pool_chunks] for i in range(0, self.n_chunks, pool_chunks)]
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        pool_chunks: int,
+        start_step: int = 0,
+        drop: Mask = LEFT_OUT,
+    ) -> Iterator[ActivationBatch]:
+        """Yield shuffled batches for ever, from step `start_step` on; a pure function of (seed, step).
+
+        Each epoch permutes the chunks, reads them in pools of `pool_chunks` and permutes the kept rows of each pool.
+        Epochs follow one another without a gap, and each visits every kept row once. Nothing before `start_step` is
+        read but the masks.
+        """
+        keep = self.kept(drop)
+        per_epoch = int(np.count_nonzero(keep))
+        if per_epoch == 0:
+            raise TunediffError(f"{self.parts[0].path}: every token is masked out; check `ignore_first_tokens`")
+        with ThreadPoolExecutor(1) as reader:
+            pools = self._pools(seed, pool_chunks, start_step * batch_size, keep, reader)
+            buffer, positions, rows = next(pools)
+            while True:
+                activations = torch.empty((batch_size, 2, self.d_model))
+                taken: list[NDArray[Any]] = []
+                filled = 0
+                while filled < batch_size:
+                    if len(rows) == 0:
+                        buffer, positions, rows = next(pools)
+                    n = min(batch_size - filled, len(rows))
+                    self._gather(buffer, positions[:n], activations[filled : filled + n])
+                    taken.append(rows[:n])
+                    positions, rows = positions[n:], rows[n:]
+                    filled += n
+                yield self._batch(activations, np.concatenate(taken))
+
+    def _pools(
+        self, seed: int, pool_chunks: int, skip: int, keep: NDArray[np.bool_], reader: ThreadPoolExecutor
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """Yield (buffer, positions in it, rows of the store) pool by pool, the next being read in the background."""
+
+        def plan() -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+            per_epoch = int(np.count_nonzero(keep))
+            per_chunk = keep.reshape(-1, self.chunk_tokens).sum(1)
+            epoch, left = divmod(skip, per_epoch)
+            while True:
+                for number, chunks in enumerate(self._epoch(seed, epoch, pool_chunks)):
+                    size = int(per_chunk[chunks].sum())
+                    if left >= size:
+                        left -= size
+                        continue
+                    rows = (chunks[:, None] * self.chunk_tokens + np.arange(self.chunk_tokens)).reshape(-1)
+                    positions = np.flatnonzero(keep[rows])
+                    shuffled = np.random.default_rng([seed, epoch, number]).permutation(positions)[left:]
+                    left = 0
+                    yield chunks, shuffled, rows[shuffled]
+                epoch += 1
+
+        # Two buffers take turns: fresh memory for every pool would cost a page fault per 4 KiB.
+        room = min(pool_chunks, self.n_chunks)
+        buffers = cycle([self._buffer(room), self._buffer(room)])
+        planned = plan()
+        current = next(planned)
+        pending: Future[NDArray[Any]] = reader.submit(self._read, current[0], next(buffers))
+        while True:
+            buffer = pending.result()
+            following = next(planned)
+            pending = reader.submit(self._read, following[0], next(buffers))
+            yield buffer, current[1], current[2]
+            current = following

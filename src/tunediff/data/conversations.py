@@ -1,0 +1,163 @@
+"""Conversations: the requests of the causal experiment with the chat model's own (or given) answers."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tunediff.data.corpora import documents
+from tunediff.data.documents import Distinct, Document, Message
+from tunediff.data.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write_store
+from tunediff.errors import TunediffError
+from tunediff.models.pair import PairInfo, ResidualModel
+
+
+@dataclass(frozen=True)
+class ConversationSettings:
+    """How the conversations of the causal experiment are made."""
+
+    count: int = 512  # conversations
+    max_prompt_tokens: int = 896  # longer requests are skipped
+    max_tokens: int = 1024  # of prompt and answer together
+    answers: str = "generate"  # "generate": the chat model's greedy answers; "given": the source's second message
+    batch_size: int = 16  # conversations per generation batch
+    ignore_first_tokens: int = 0  # marked as ignored at the start of each conversation
+
+
+def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:
+    """Append generated ids to a prompt, up to and with the first stop token, cut to `length`."""
+    stops = [i for i, token in enumerate(answer) if token in stop_ids]
+    ids = np.array(answer[: stops[0] + 1] if stops else answer, dtype=np.int32)
+    mask = np.full(len(ids), Mask.ASSISTANT, dtype=np.uint8)
+    if stops:
+        mask[-1] |= np.uint8(Mask.TEMPLATE)
+    return cut(
+        Encoding(
+            np.concatenate([encoding.token_id, ids]),
+            np.concatenate([encoding.mask, mask]),
+            np.concatenate([encoding.label, np.zeros(len(ids), dtype=np.uint64)]),
+        ),
+        length,
+    )
+
+
+def _generate(
+    model: ResidualModel, prompts: Sequence[Encoding], stop_ids: Sequence[int], settings: ConversationSettings
+) -> list[Encoding]:
+    """Answer every prompt greedily, in batches of prompts of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_id))
+    answers: dict[int, Encoding] = {}
+    with tqdm(total=len(prompts), desc="answers", unit="conv", mininterval=5, file=sys.stderr) as bar:
+        for start in range(0, len(order), settings.batch_size):
+            chosen = order[start : start + settings.batch_size]
+            width = len(prompts[chosen[-1]].token_id)
+            ids = torch.full((len(chosen), width), stop_ids[0], dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(chosen):
+                length = len(prompts[i].token_id)
+                ids[row, width - length :] = torch.from_numpy(prompts[i].token_id.astype(np.int64))
+                mask[row, width - length :] = 1
+            shortest = len(prompts[chosen[0]].token_id)
+            new = model.generate(ids, mask, settings.max_tokens - shortest, stop_ids).cpu().tolist()
+            for i, answer in zip(chosen, new, strict=True):
+                answers[i] = _answered(prompts[i], answer, stop_ids, settings.max_tokens)
+            bar.update(len(chosen))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def build_conversations(
+    source: Mapping[str, Any],
+    pair: PairInfo,
+    settings: ConversationSettings,
+    seed: int,
+    device: str,
+    out: Path,
+    *,
+    key: str,
+    shared_with: str | None = None,
+) -> TokenStore:
+    """Write `settings.count` conversations: the first user turn of each document of `source`, and one answer.
+
+    A request that equals an earlier one is left out, so all are different. `shared_with` names the token source that
+    reads the same data: then only the validation share is used, which nothing is trained on, else all of `source`.
+
+    Raises
+    ------
+    TunediffError
+        The source holds too few usable requests, or (answers "given") no answers.
+    """
+    started = time.time()
+    if settings.answers not in ("generate", "given"):
+        raise TunediffError(f"answers '{settings.answers}': use 'generate' or 'given'")
+    if settings.max_prompt_tokens >= settings.max_tokens:
+        raise TunediffError(
+            f"max_prompt_tokens {settings.max_prompt_tokens} leaves no room for answers in {settings.max_tokens} tokens"
+        )
+    tokenizer = pair.load_tokenizer()
+    renderer = ChatRenderer(tokenizer, (), settings.ignore_first_tokens)
+    skipped = dict.fromkeys(("system", "template", "long", "unanswered"), 0)
+    distinct = Distinct()
+    kept: list[Encoding] = []
+    for document in documents(source, "validation", seed, whole=shared_with is None):
+        if len(kept) == settings.count:
+            break
+        turns = document.messages
+        if turns[0].role == "system":
+            skipped["system"] += 1
+            continue
+        user = Message("user", turns[0].content)  # a column of plain requests is fine too
+        if not distinct.is_new([user]):
+            continue
+        prompt = renderer.chats([Document(document.id, (user,))], 1 << 20, prompt=True)[0]
+        if not isinstance(prompt, Encoding):
+            skipped["template"] += 1
+        elif len(prompt.token_id) > settings.max_prompt_tokens:
+            skipped["long"] += 1
+        elif settings.answers == "generate":
+            kept.append(prompt)
+        elif len(turns) < 2 or turns[1].role != "assistant":
+            skipped["unanswered"] += 1
+        else:
+            whole = renderer.chats([Document(document.id, (user, turns[1]))], settings.max_tokens)[0]
+            if isinstance(whole, Encoding):
+                kept.append(whole)
+            else:
+                skipped["template"] += 1
+    skipped["copy"] = distinct.copies
+    if len(kept) < settings.count:
+        counts = ", ".join(f"{n} skipped as {kind}" for kind, n in skipped.items() if n) or "none skipped"
+        part = f"; only its validation share is used, for `tokens.sources.{shared_with}` reads the same data"
+        raise TunediffError(
+            f"conversations: the source has {len(kept)} usable requests, `conversations.count` asks for "
+            f"{settings.count} ({counts}{part if shared_with else ''}); lower the count or give a larger source"
+        )
+    if settings.answers == "generate":
+        stop_ids = [i for i in dict.fromkeys((renderer.end_of_turn, tokenizer.eos_token_id)) if i is not None]
+        if not stop_ids:
+            raise TunediffError(f"{pair.chat}: its tokenizer has no end-of-turn and no eos token; set eos_token")
+        kept = _generate(pair.load_chat(device, upper=True), kept, stop_ids, settings)
+    attributes = {
+        "sources": ["requests"],
+        "kinds": ["chat"],
+        "concepts": [],
+        "split": "validation",
+        "seed": seed,
+        "answers": settings.answers,
+        "max_length": settings.max_tokens,
+        "ignore_first_tokens": settings.ignore_first_tokens,
+    }
+    ended = sum(bool(e.mask[-1] & Mask.TEMPLATE) for e in kept)
+    facts = {
+        "requests": {
+            "documents": len(kept),
+            "ended_their_turn": ended,
+            **{f"skipped_{kind}": n for kind, n in skipped.items()},
+        }
+    }
+    return write_store(out, kept, [0] * len(kept), attributes, facts, key, started, device)

@@ -1,0 +1,240 @@
+"""The crosscoder as the rest of the pipeline uses it: inference only, on raw activations, with a threshold per latent.
+
+f = ReLU(Σ_m W_enc^m h^m + b_enc), kept where f_j > threshold_j; ĥ^m = Σ_j f_j d_j^m + b^m (method.md section 2).
+How a dictionary was trained leaves no trace here but its threshold: L1 has 0, BatchTopK θ / s_j.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_decode
+from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import check
+
+MAX_BLOCK = 2**25  # preactivations computed at a time, in entries (128 MiB of float32)
+WEIGHTS, CONFIG = "crosscoder.safetensors", "config.json"
+
+
+class TrainedDictionary(Protocol):
+    """What `Crosscoder.from_training` needs of a training object."""
+
+    encoder_weight: nn.Parameter
+    encoder_bias: nn.Parameter
+    decoder_weight: nn.Parameter
+    decoder_bias: nn.Parameter
+
+    def inference_threshold(self) -> Float[Tensor, "latent"]:
+        """Return the activation above which each latent is kept, in training space."""
+        ...
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise TunediffError(
+            f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}; give matching weights or activations"
+        )
+
+
+class Crosscoder(nn.Module):
+    """A trained dictionary in raw activation space.
+
+    Buffers: encoder_weight, decoder_weight (F, 2, d); encoder_bias, threshold (F); decoder_bias (2, d); float32.
+    `config` holds what config.json holds: kind, d_model, dict_size, layer, seed, k/mu/theta, normalisation facts.
+    """
+
+    encoder_weight: Tensor
+    encoder_bias: Tensor
+    decoder_weight: Tensor
+    decoder_bias: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        encoder_weight: Float[Tensor, "latent model d_model"],
+        encoder_bias: Float[Tensor, "latent"],
+        decoder_weight: Float[Tensor, "latent model d_model"],
+        decoder_bias: Float[Tensor, "model d_model"],
+        threshold: Float[Tensor, "latent"],
+        config: Mapping[str, Any] | None = None,
+        max_block: int = MAX_BLOCK,
+        where: str = "crosscoder",
+    ) -> None:
+        super().__init__()
+        if encoder_weight.ndim != 3 or encoder_weight.shape[1] != 2:
+            raise TunediffError(
+                f"{where}: encoder_weight has shape {tuple(encoder_weight.shape)}, expected (latent, 2, d_model); "
+                "transpose weights that come from another program"
+            )
+        dict_size, _, d_model = encoder_weight.shape
+        _expect("encoder_bias", encoder_bias, (dict_size,), where)
+        _expect("decoder_weight", decoder_weight, (dict_size, 2, d_model), where)
+        _expect("decoder_bias", decoder_bias, (2, d_model), where)
+        _expect("threshold", threshold, (dict_size,), where)
+        for name, tensor in (
+            ("encoder_weight", encoder_weight),
+            ("encoder_bias", encoder_bias),
+            ("decoder_weight", decoder_weight),
+            ("decoder_bias", decoder_bias),
+            ("threshold", threshold),
+        ):
+            self.register_buffer(name, tensor.detach().float().contiguous())
+        self.max_block = max_block
+        self.config: dict[str, Any] = {**(config or {}), "d_model": d_model, "dict_size": dict_size}
+
+    @property
+    def d_model(self) -> int:
+        """Activation width."""
+        return self.encoder_weight.shape[2]
+
+    @property
+    def dict_size(self) -> int:
+        """Number of latents."""
+        return self.encoder_weight.shape[0]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.ndim != 3 or x.shape[1:] != self.encoder_weight.shape[1:]:
+            raise TunediffError(
+                f"crosscoder: activations have shape {tuple(x.shape)}, expected (token, 2, {self.d_model}); "
+                "was the crosscoder trained on another model pair?"
+            )
+        return x.reshape(len(x), 2 * self.d_model).to(self.encoder_weight)
+
+    @torch.no_grad()
+    def covers(self, x: Float[Tensor, "token model d_model"]) -> Bool[Tensor, "token"]:
+        """Return which tokens are of the kind the dictionary was trained on: no model's norm is a massive outlier.
+
+        The limits are `config["outlier_norm"]`, one norm per model, as the activation store's manifest has them;
+        without them every token is covered.
+        """
+        limits = self.config.get("outlier_norm")
+        if limits is None:
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return (torch.linalg.vector_norm(x.float(), dim=2) <= torch.tensor(limits, device=x.device)).all(dim=1)
+
+    @torch.no_grad()
+    def preactivations(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token latent"]:
+        """Return Σ_m W_enc^m h^m + b_enc, in one GEMM: N × F entries."""
+        return torch.addmm(self.encoder_bias, self._rows(x), self.encoder_weight.view(self.dict_size, -1).T)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "token model d_model"]) -> SparseCode:
+        """Return the latents above their threshold; at most `max_block` preactivations exist at a time."""
+        rows = self._rows(x)
+        weight = self.encoder_weight.view(self.dict_size, -1).T
+        size = max(1, min(len(rows), self.max_block // self.dict_size))
+        block = rows.new_empty(size, self.dict_size)
+        codes = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            code = above_threshold(torch.addmm(self.encoder_bias, part, weight, out=block[: len(part)]), self.threshold)
+            codes.append(code._replace(token=code.token + start))
+        if not codes:
+            return above_threshold(block[:0])
+        token, latent, value = (torch.cat(parts) for parts in list(zip(*codes, strict=True))[:3])
+        return SparseCode(token, latent, value, len(rows))
+
+    @torch.no_grad()
+    def decode(self, code: SparseCode) -> Float[Tensor, "token model d_model"]:
+        """Return ĥ^m = Σ_j f_j d_j^m + b^m."""
+        if not code.is_dense(self.dict_size):
+            return sparse_decode(code, self.decoder_weight) + self.decoder_bias
+        weight = self.decoder_weight.view(self.dict_size, -1)
+        pieces = [dense.to(weight) @ weight for _, dense in code.dense_pieces(self.dict_size)]
+        return torch.cat(pieces).view(-1, 2, self.d_model) + self.decoder_bias
+
+    def forward(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token model d_model"]:
+        """Return the reconstruction of `x`."""
+        return self.decode(self.encode(x))
+
+    @property
+    def decoder_norms(self) -> Float[Tensor, "latent model"]:
+        """‖d_j^m‖, in raw activation units."""
+        return torch.linalg.vector_norm(self.decoder_weight, dim=-1)
+
+    @property
+    def norm_difference(self) -> Float[Tensor, "latent"]:
+        """Δnorm(j) = ½ (1 + (‖d^chat‖ − ‖d^base‖) / max): 1 chat-only, 0 base-only; ½ where both are 0."""
+        base, chat = self.decoder_norms.unbind(1)
+        largest = torch.maximum(base, chat)
+        return 0.5 * (1 + torch.where(largest > 0, (chat - base) / largest, 0.0))
+
+    @classmethod
+    @torch.no_grad()
+    def from_training(
+        cls,
+        dictionary: TrainedDictionary,
+        mean: Float[Tensor, "model d_model"] | None = None,
+        scale: Float[Tensor, "model"] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Fold the training normalisation x^m = scale_m · (h^m − mean_m) into the weights, in float64.
+
+        W_enc' = scale · W_enc; b_enc' = b_enc − Σ_m scale_m ⟨W_enc^m, mean_m⟩; W_dec' = W_dec / scale;
+        b_dec' = b_dec / scale + mean. Latent activations do not change, so thresholds stay those of training space.
+        """
+        encoder, decoder = dictionary.encoder_weight.double(), dictionary.decoder_weight.double()
+        bias, decoder_bias = dictionary.encoder_bias.double(), dictionary.decoder_bias.double()
+        if scale is not None:
+            factor = scale.to(encoder)[:, None]
+            encoder, decoder, decoder_bias = encoder * factor, decoder / factor, decoder_bias / factor
+        if mean is not None:
+            bias = bias - torch.einsum("lmd,md->l", encoder, mean.to(encoder))
+            decoder_bias = decoder_bias + mean.to(encoder)
+        return cls(encoder, bias, decoder, decoder_bias, dictionary.inference_threshold(), config)
+
+    def save(self, directory: Path) -> None:
+        """Write crosscoder.safetensors and config.json into a directory (made if missing)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.cpu() for name, tensor in self.state_dict().items()}, directory / WEIGHTS)
+        text = json.dumps(self.config, indent=1, sort_keys=True) + "\n"
+        (directory / CONFIG).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "cpu", max_block: int = MAX_BLOCK, *, key: str | None = None) -> Self:
+        """Read a saved crosscoder; with `key`, only one that was made by these inputs and is unchanged since.
+
+        Raises
+        ------
+        TunediffError
+            A file or a tensor is missing, damaged, not finite or of the wrong shape, or the key is another.
+        """
+        if key is not None:
+            check(directory, "crosscoder", key, checksums=True)
+        try:
+            config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+            tensors = load_file(directory / WEIGHTS, device=device)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise TunediffError(
+                f"{directory}: not a readable crosscoder ({error}); delete it and run snakemake again"
+            ) from error
+        names = ("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias", "threshold")
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            raise TunediffError(
+                f"{directory / WEIGHTS}: lacks {missing[0]}; delete {directory} and run snakemake again"
+            )
+        for name in names:
+            wrong = ~tensors[name].isfinite()
+            if name == "threshold":
+                wrong &= tensors[name] != torch.inf  # of a latent without decoder: it never fires
+            if wrong.any():
+                raise TunediffError(
+                    f"{directory / WEIGHTS}: {int(wrong.sum())} of {wrong.numel()} values of {name} are not finite; "
+                    f"delete {directory} and run snakemake again"
+                )
+        where = str(directory / WEIGHTS)
+        crosscoder = cls(**{name: tensors[name] for name in names}, config=config, max_block=max_block, where=where)
+        if config.get("dict_size") != crosscoder.dict_size or config.get("d_model") != crosscoder.d_model:
+            raise TunediffError(
+                f"{directory / CONFIG}: dict_size or d_model differ from the weights; delete {directory} and run "
+                "snakemake again"
+            )
+        return crosscoder

@@ -1,0 +1,323 @@
+"""The KL experiment (method.md section 5, Figure 4): what each edit of the base activations restores of the chat model.
+
+The chat model's upper half continues from an edited residual; KL(p_chat ‖ p_edited) is measured in nats over the full
+vocabulary at the response positions, and so is the edit's energy. A first pass encodes the response positions, which
+gives the energies that sets are drawn by. In the second, models run once per batch, every crosscoder encodes once, and
+each intervention costs one sparse decode of a filtered code and one upper half. Positions that no metric counts (BOS,
+ignored), massive activations and padding carry no edit: there an intervention keeps the activation it starts from
+(h^base; h^chat for `error`).
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from tunediff.data.tokens import LEFT_OUT, Mask, TokenStore, first_response_positions, response_positions
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.sparse import SparseCode, sparse_decode
+from tunediff.errors import TunediffError
+from tunediff.interventions.sets import RANKINGS, CausalSettings, EditEnergy, LatentSets, effective_size, latent_sets
+from tunediff.latents.table import LatentTable
+from tunediff.models.pair import LOGITS_AT_ONCE, ResidualModel, replace_tokens
+from tunediff.pipeline.artifacts import building, provenance, seal, write_text
+
+SHARED_INTERVENTIONS = ("none", "template", "chat")  # no crosscoder is involved
+ADDITIVE = tuple(f"{ranking}_{half}" for ranking in RANKINGS for half in ("best", "worst"))  # run as f_j d_j^chat too
+KEY = ["crosscoder", "intervention", "ranking", "draw", "point"]  # what identifies an intervention in the tables
+_KL_DTYPES = {"n_all": "int32", "n_first": "int32", "conversation": "int32"}
+_KL_DTYPES |= {"draw": "int32", "point": "int32", "n_latents": "int32"}
+
+
+class ConversationBatch(NamedTuple):
+    """Conversations of similar length, padded on the right."""
+
+    conversation: list[int]
+    token_id: Int[Tensor, "conversation position"]
+    attention_mask: Int[Tensor, "conversation position"]
+    counted: Bool[Tensor, "conversation position"]  # neither padding nor BOS nor ignored: may carry an edit
+    template: Bool[Tensor, "conversation position"]  # counted template tokens
+    response: Bool[Tensor, "conversation position"]  # predicts an assistant token
+    first: Bool[Tensor, "conversation position"]  # of those, the first 9 of each assistant turn
+
+
+def conversation_batches(store: TokenStore, batch_size: int, device: str) -> Iterator[ConversationBatch]:
+    """Yield all conversations, those of similar length together."""
+    spans = [store.document(i) for i in range(store.n_documents)]
+    lengths = np.array([span.stop - span.start for span in spans])
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        group = order[start : start + batch_size].tolist()
+        width = int(lengths[group].max())
+        token_id, attention = (np.zeros((len(group), width), dtype=np.int64) for _ in range(2))
+        counted, template, response, first = (np.zeros((len(group), width), dtype=bool) for _ in range(4))
+        for row, i in enumerate(group):
+            inside = slice(0, lengths[i])
+            mask = np.asarray(store.mask[spans[i]])
+            token_id[row, inside] = store.token_id[spans[i]]
+            attention[row, inside] = 1
+            counted[row, inside] = (mask & int(LEFT_OUT)) == 0
+            template[row, inside] = counted[row, inside] & ((mask & int(Mask.TEMPLATE)) != 0)
+            response[row, inside] = response_positions(mask)
+            first[row, inside] = first_response_positions(mask)
+        arrays = (token_id, attention, counted, template, response, first)
+        yield ConversationBatch(group, *(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def _finite(values: Tensor, batch: ConversationBatch, row: Tensor, what: str) -> None:
+    """Raise a `TunediffError` that names the first conversation with a non-finite value; `row` is per value."""
+    bad = ~torch.isfinite(values).view(len(values), -1).all(1)
+    if bad.any():
+        conversation = batch.conversation[int(row[bad][0])]
+        raise TunediffError(
+            f"causal: {what} of conversation {conversation} is not finite; give `models.dtype` more range "
+            "(bfloat16 or float32), or check the models and the crosscoder"
+        )
+
+
+@dataclass
+class Lower:
+    """The lower halves of both models on the conversations, batch by batch."""
+
+    base: ResidualModel
+    chat: ResidualModel
+    conversations: TokenStore
+    batch_size: int
+    device: str
+    replacements: Mapping[int, int]  # token ids that the base model is fed otherwise (see `models.replace_tokens`)
+
+    def __iter__(self) -> Iterator[tuple[ConversationBatch, Tensor, Tensor]]:
+        """Yield each batch with the residuals (conversation, position, d_model) of base and chat, all finite."""
+        if not self.conversations.n_documents:
+            raise TunediffError("conversations: none in the store; raise conversations.count")
+        for batch in conversation_batches(self.conversations, self.batch_size, self.device):
+            fed = replace_tokens(batch.token_id, self.replacements)
+            base = self.base.residual(fed, batch.attention_mask).to(self.device)
+            chat = self.chat.residual(batch.token_id, batch.attention_mask).to(self.device)
+            real = batch.attention_mask.bool()
+            for name, residual in (("base", base), ("chat", chat)):
+                _finite(residual[real], batch, real.nonzero()[:, 0], f"the {name} model's residual")
+            yield batch, base, chat
+
+
+def _pair(base: Tensor, chat: Tensor, at: Tensor) -> Float[Tensor, "token model d_model"]:
+    return torch.stack([base[at].float(), chat[at].float()], dim=1)
+
+
+def _difference(crosscoder: Crosscoder) -> Float[Tensor, "latent d_model"]:
+    decoder = crosscoder.decoder_weight.detach()
+    return (decoder[:, 1] - decoder[:, 0]).contiguous()
+
+
+@torch.no_grad()
+def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[str, EditEnergy]:
+    """Return the energies of each crosscoder's edits over the response positions, in one pass of the lower halves.
+
+    Only the nonzeros of the codes stay in memory.
+    """
+    codes: dict[str, list[SparseCode]] = {name: [] for name in crosscoders}
+    for batch, base, chat in tqdm(lower, desc="energy", unit="batch", mininterval=5, file=sys.stderr):
+        pair = _pair(base, chat, batch.counted & batch.response)
+        for name, crosscoder in crosscoders.items():
+            codes[name].append(crosscoder.encode(pair[crosscoder.covers(pair)]))
+    energies = {}
+    for name, parts in codes.items():
+        start = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
+        token = torch.cat([part.token + shift for part, shift in zip(parts, start, strict=False)])
+        latent, value = torch.cat([part.latent for part in parts]), torch.cat([part.value for part in parts])
+        energies[name] = EditEnergy(SparseCode(token, latent, value, start[-1]), _difference(crosscoders[name]))
+    return energies
+
+
+class Edit(NamedTuple):
+    """What one intervention makes of the activations it starts from."""
+
+    intervention: str
+    n_latents: int
+    start: Float[Tensor, "conversation position d_model"]
+    at: Bool[Tensor, "conversation position"]  # the positions that are edited
+    values: Float[Tensor, "token d_model"]  # what they become, float32
+    ranking: str = ""
+    draw: int = 0
+    point: int = 0
+
+    def residual(self) -> Float[Tensor, "conversation position d_model"]:
+        """Return a copy of `start` with the edit: shared activations are never written to."""
+        edited = self.start.clone()
+        edited[self.at] = self.values.to(edited.dtype)
+        return edited
+
+    def energy(self) -> Float[Tensor, "conversation position"]:
+        """Return the squared norm of what was added, per position, float64."""
+        energy = torch.zeros(self.at.shape, dtype=torch.float64, device=self.at.device)
+        energy[self.at] = (self.values.double() - self.start[self.at].double()).square().sum(-1)
+        return energy
+
+
+class Editor:
+    """The edits of one crosscoder; decoder differences and set memberships are made once."""
+
+    def __init__(self, crosscoder: Crosscoder, sets: LatentSets, include_bias: bool) -> None:
+        self.crosscoder, self.sets = crosscoder, sets
+        decoder = crosscoder.decoder_weight.detach()
+        self.chat, self.difference = decoder[:, 1].contiguous(), _difference(crosscoder)
+        bias = crosscoder.decoder_bias.detach()
+        self.bias_difference = bias[1] - bias[0] if include_bias else None
+        self.members = torch.zeros(len(sets.members), len(decoder), dtype=torch.bool, device=decoder.device)
+        for member, chosen in zip(self.members, sets.members, strict=True):
+            member[torch.from_numpy(chosen.latents).to(decoder.device)] = True
+
+    def edits(self, batch: ConversationBatch, base: Tensor, chat: Tensor) -> Iterator[Edit]:
+        """Yield each intervention of the crosscoder on a batch."""
+        at = batch.counted.clone()
+        pair = _pair(base, chat, at)
+        covered = self.crosscoder.covers(pair)
+        at[batch.counted] = covered
+        pair = pair[covered]
+        before, after = pair[:, 0], pair[:, 1]
+        code = self.crosscoder.encode(pair)
+        whole, size = sparse_decode(code, self.difference), len(self.difference)
+        yield Edit("all", size, base, at, before + whole)
+        yield Edit("error", size, chat, at, after - whole)
+        if self.bias_difference is not None:
+            yield Edit("all_with_bias", size, base, at, before + whole + self.bias_difference)
+        for chosen, member in zip(self.sets.members, self.members, strict=True):
+            kept = member[code.latent]
+            part = code._replace(token=code.token[kept], latent=code.latent[kept], value=code.value[kept])
+            size, where = len(chosen.latents), (chosen.ranking, chosen.draw, chosen.point)
+            yield Edit(chosen.intervention, size, base, at, before + sparse_decode(part, self.difference), *where)
+            if chosen.intervention in ADDITIVE:
+                values = before + sparse_decode(part, self.chat)
+                yield Edit(f"{chosen.intervention}_additive", size, base, at, values, *where)
+
+
+def _interventions(
+    batch: ConversationBatch, base: Tensor, chat: Tensor, editors: Mapping[str, Editor]
+) -> Iterator[tuple[str, Edit]]:
+    """Yield (crosscoder, edit) for a batch."""
+    real = batch.attention_mask.bool()
+    for name, at in (("none", torch.zeros_like(real)), ("template", batch.template), ("chat", real)):
+        yield "", Edit(name, 0, base, at, chat[at].float())
+    for crosscoder, editor in editors.items():
+        for edit in editor.edits(batch, base, chat):
+            yield crosscoder, edit
+
+
+def kl_divergence(
+    reference: Float[Tensor, "token vocab"], other: Float[Tensor, "token vocab"]
+) -> Float[Tensor, "token"]:
+    """Return KL(p ‖ softmax(other)) in nats, given log p as `reference`: float32 terms, summed in float64."""
+    result = torch.empty(len(reference), dtype=torch.float64, device=reference.device)
+    step = max(1, LOGITS_AT_ONCE // max(1, reference.shape[1]))
+    for start in range(0, len(reference), step):
+        p = reference[start : start + step]
+        q = other[start : start + step].float().log_softmax(-1)
+        result[start : start + step] = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+    return result
+
+
+@torch.no_grad()
+def kl_table(
+    lower: Lower, crosscoders: Mapping[str, Crosscoder], sets: Mapping[str, LatentSets], include_bias: bool = False
+) -> pd.DataFrame:
+    """Return KL sums and edit energies per conversation and intervention, over all and the first response tokens.
+
+    Raises
+    ------
+    TunediffError
+        There is no conversation, or a residual or a logit is not finite.
+    """
+    editors = {name: Editor(crosscoder, sets[name], include_bias) for name, crosscoder in crosscoders.items()}
+    parts = []
+    with tqdm(total=lower.conversations.n_documents, desc="kl", unit="conv", mininterval=5, file=sys.stderr) as bar:
+        for batch, base, chat in lower:
+            positions = batch.response.any(0).nonzero().flatten()
+            scored = batch.response[:, positions]
+            weights = {"all": scored, "first": batch.first[:, positions] & scored}
+            row = scored.nonzero()[:, 0]
+
+            def logits(
+                residual: Tensor, batch: ConversationBatch = batch, positions: Tensor = positions, at: Tensor = scored
+            ) -> Tensor:
+                whole = lower.chat.logits_from(residual, batch.token_id, batch.attention_mask, positions)
+                return whole.to(lower.device)[at]
+
+            reference = logits(chat).float().log_softmax(-1) if len(positions) else None
+            for crosscoder, edit in _interventions(batch, base, chat, editors):
+                kl = torch.zeros(scored.shape, dtype=torch.float64, device=lower.device)
+                if reference is not None:
+                    values = kl_divergence(reference, logits(edit.residual()))
+                    _finite(values, batch, row, f"the KL divergence ({edit.intervention})")
+                    kl[scored] = values
+                energy = edit.energy()[:, positions]
+                columns: dict[str, Any] = {
+                    "conversation": batch.conversation,
+                    "crosscoder": crosscoder,
+                    "intervention": edit.intervention,
+                    "ranking": edit.ranking,
+                    "draw": edit.draw,
+                    "point": edit.point,
+                    "n_latents": edit.n_latents,
+                }
+                for name, weight in weights.items():
+                    columns[f"kl_sum_{name}"] = (kl * weight).sum(1).cpu().numpy()
+                    columns[f"n_{name}"] = weight.sum(1).cpu().numpy()
+                    columns[f"energy_{name}"] = (energy * weight).sum(1).cpu().numpy()
+                parts.append(pd.DataFrame(columns))
+            bar.update(len(batch.conversation))
+    frame = pd.concat(parts, ignore_index=True).astype(_KL_DTYPES)
+    ran = {"": 0} | {name: i + 1 for i, name in enumerate(crosscoders)}
+    parts_of = frame.groupby(KEY, sort=False).ngroup().to_numpy()
+    at = np.lexsort((frame["conversation"].to_numpy(), parts_of, frame["crosscoder"].map(ran).to_numpy()))
+    return frame.iloc[at].reset_index(drop=True)
+
+
+def build_kl(
+    models: tuple[ResidualModel, ResidualModel],
+    crosscoders: Mapping[str, Crosscoder],
+    tables: Mapping[str, LatentTable],
+    conversations: TokenStore,
+    settings: CausalSettings,
+    out: Path,
+    *,
+    key: str,
+    device: str = "cpu",
+    replacements: Mapping[int, int] | None = None,
+) -> pd.DataFrame:
+    """Run all interventions; write the KL sums at `out` (kind `kl`) and the latent sets in sets.json beside it.
+
+    `models` are base and chat, the latter with its upper half.
+    """
+    started = time.time()
+    lower = Lower(*models, conversations, settings.batch_size, device, replacements or {})
+    energies = edit_energies(lower, crosscoders)
+    sets = {
+        name: latent_sets(tables[name], energies.pop(name), *effective_size(name, tables, settings), settings)
+        for name in crosscoders
+    }
+    frame = kl_table(lower, crosscoders, sets, settings.include_bias)
+    write_text(out.parent / "sets.json", json.dumps({name: own.describe() for name, own in sets.items()}) + "\n")
+    with building(out) as partial:
+        frame.to_parquet(partial, index=False)
+    none = frame[frame["intervention"] == "none"]
+    facts = {
+        "settings": {name: value for name, value in asdict(settings).items() if name != "bootstrap_samples"},
+        "n_conversations": len(none),
+        "n_tokens": {"all": int(none["n_all"].sum()), "first": int(none["n_first"].sum())},
+        "n_interventions": len(frame) // len(none),
+        "unedited": "BOS, ignored, massive and padding positions carry no edit",
+        "rules": {name: chosen.rule for name, chosen in sets.items()},
+        "notes": {name: chosen.notes for name, chosen in sets.items()},
+    }
+    seal(out, "kl", key, facts, provenance(started, device))
+    return frame

@@ -1,0 +1,1 @@
+"""What is known of every latent: the table, Latent Scaling, held-out metrics, pairs, labelled concepts."""

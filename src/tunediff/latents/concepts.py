@@ -1,0 +1,466 @@
+"""Labelled concepts: how well a single latent tells the tokens of a concept from others, on validation tokens.
+
+Four rules keep the numbers fair.
+
+- A latent that fires at every answer's onset separates the few onsets of one concept from all tokens almost perfectly,
+  whatever it is about. So every concept is also scored *among* the tokens that it must be told from: a kind of a
+  concept (a refusal about weapons) among that concept's tokens, any other onset among the onsets of all answers.
+- The latent is chosen on one half of the documents and every number comes from the other half.
+- A latent stands for one concept only: latents are assigned to concepts one-to-one. The best latent without that rule
+  is kept beside it.
+- The best of many latents looks good by chance. The control repeats the choice in pools of the same size whose latents
+  fire as often on chats but are not chat-specific. There a latent may serve several concepts, which favours the
+  control.
+
+The AUROC of a latent is exact, ties included, and is computed from the nonzeros of the code only: all tokens on which
+the latent does not fire are tied at zero, so their mean rank is known without storing them.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+
+from tunediff.data.activations import ActivationStore
+from tunediff.data.documents import ANSWER_ONSET, ONSET
+from tunediff.data.passes import counted_batches
+from tunediff.data.tokens import TokenStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.scaling import document_block
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.artifacts import building, provenance, seal
+
+CHAT_SPECIFIC, ALL_LATENTS = "chat-specific", "all"  # pools that a concept's latent is chosen from
+POOLS = (CHAT_SPECIFIC, ALL_LATENTS)
+ALL_TOKENS = "all tokens"  # in column `among`
+DETECTED_AUROC = 0.9  # from which a latent detects a concept
+DETECTED_SHARE = 0.05  # of the control's draws that may do as well
+BINS_PER_DECADE = 10  # of firing frequency on chats, within which the control is matched
+CANDIDATES_PER_LATENT = 2  # in a bin, or the control's draws would hardly differ
+COLUMNS = {
+    "concept": "str",
+    "chat_concept": "bool",  # only chat documents carry it
+    "among": "str",  # `ALL_TOKENS`, or the concept whose tokens `auroc_among` is measured on
+    "crosscoder": "str",
+    "pool": "str",
+    "scored": "bool",  # both halves have enough labelled tokens
+    "n_positive_choosing": "int64",
+    "n_positive_scoring": "int64",
+    "latent": "int32",  # assigned one-to-one; −1: none
+    "rank": "float64",  # of the assigned latent among all live ones by rank_sum
+    "n_live": "int64",
+    "auroc": "float64",
+    "auroc_among": "float64",
+    "precision": "float64",
+    "recall": "float64",
+    "best_latent": "int32",  # without the one-to-one rule; −1: none
+    "best_serves": "int64",  # concepts of the same pool with the same best latent
+    "best_auroc": "float64",
+    "best_auroc_among": "float64",
+    "n_pool": "int64",  # latents in the pool
+    "n_matched": "int64",  # of them, matched by the control within their own bin of frequency
+    "control_median": "float64",  # of the control draws' `best_auroc_among`
+    "control_high": "float64",  # 95th percentile
+    "control_share": "float64",  # of the draws whose best latent reaches `auroc_among`
+    "best_control_share": "float64",  # … reaches `best_auroc_among`
+    "nu_reconstruction": "float32",
+    "nu_error": "float32",
+    "norm_difference": "float32",
+}
+
+
+@dataclass(frozen=True)
+class ConceptSettings:
+    """Settings of the concept table."""
+
+    batch_size: int = 2048  # tokens encoded at once
+    min_positive: int = 10  # labelled tokens, in each half, under which a concept is not scored
+    max_tokens: int | None = (
+        1 << 18
+    )  # counted validation tokens used at most; 12 bytes are kept per nonzero of the code
+    control_draws: int = 500  # pools of latents that are not chat-specific
+    seed: int = 0  # of the control's draws
+
+
+class Firings(NamedTuple):
+    """All nonzeros of the code on validation tokens, and what is known of each token of the pass."""
+
+    token: NDArray[np.int32]  # position in the pass
+    latent: NDArray[np.int32]
+    value: NDArray[np.float32]
+    label: NDArray[np.uint64]  # per token: its concepts, one bit each
+    scoring: NDArray[np.bool_]  # per token: its document is in the half that scores, not in the one that chooses
+    chat: NDArray[np.bool_]  # per token: its source is of chats
+
+
+@torch.no_grad()
+def collect(
+    crosscoder: Crosscoder, store: ActivationStore, tokens: TokenStore, settings: ConceptSettings, device: str
+) -> Firings:
+    """Return the nonzeros of one pass over the counted tokens."""
+    label = np.asarray(tokens.label)
+    of_chats = np.array([kind == "chat" for kind in tokens.attributes["kinds"]])
+    parts: list[tuple[NDArray, ...]] = [tuple(np.zeros(0, dtype) for dtype in ("i4", "i4", "f4", "u8", "?", "?"))]
+    seen = 0
+    for batch in counted_batches(store, settings.batch_size, device, "concepts", settings.max_tokens):
+        code = crosscoder.encode(batch.activations)
+        parts.append(
+            (
+                (code.token + seen).cpu().numpy().astype(np.int32),
+                code.latent.cpu().numpy().astype(np.int32),
+                code.value.float().cpu().numpy(),
+                label[batch.row],
+                document_block(batch.doc, 2) == 1,
+                of_chats[batch.source],
+            )
+        )
+        seen += len(batch)
+    return Firings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def restricted(firings: Firings, kept: NDArray[np.bool_]) -> Firings:
+    """Return the nonzeros on the kept tokens only, renumbered."""
+    number = (np.cumsum(kept) - 1).astype(np.int32)
+    inside = kept[firings.token]
+    return Firings(
+        number[firings.token[inside]],
+        firings.latent[inside],
+        firings.value[inside],
+        firings.label[kept],
+        firings.scoring[kept],
+        firings.chat[kept],
+    )
+
+
+class Scores(NamedTuple):
+    """Scores of every latent for some concepts, shape (concept, latent)."""
+
+    auroc: NDArray[np.float64]
+    precision: NDArray[np.float64]  # of the latent firing, as a detector of the concept
+    recall: NDArray[np.float64]
+    n_positive: NDArray[np.int64]  # per concept: labelled tokens
+
+
+class Ranked(NamedTuple):
+    """The nonzeros with their rank among all tokens of their latent, zeros included, ties averaged."""
+
+    latent: NDArray[np.int32]
+    label: NDArray[np.uint64]  # of the token
+    rank: NDArray[np.float64]
+
+
+def ranked(firings: Firings, zeros: NDArray[np.int64]) -> Ranked:
+    """Rank the nonzeros; `zeros` counts the tokens without each latent, which rank below."""
+    order = np.lexsort((firings.value, firings.latent))
+    latent, value = firings.latent[order], firings.value[order]
+    label = firings.label[firings.token[order]]
+    # runs of equal value within a latent share their mean rank
+    new = np.ones(len(latent), dtype=bool)
+    new[1:] = (latent[1:] != latent[:-1]) | (value[1:] != value[:-1])
+    start = np.flatnonzero(new)
+    end = np.append(start[1:], len(latent))
+    count = len(firings.label) - zeros
+    before = np.cumsum(count) - count  # nonzeros of earlier latents
+    mean = (start + end + 1) / 2 + (zeros - before)[latent[start]]
+    return Ranked(latent, label, np.repeat(mean, end - start))
+
+
+def score(firings: Firings, n_latents: int, concepts: Sequence[int]) -> Scores:
+    """Return AUROC (Mann-Whitney, ties at half), precision and recall of all latents for the concepts of these bits.
+
+    With N tokens, z of them without the latent and P positives, AUROC = (Σ_positive rank − P(P+1)/2) / (P(N−P)); the
+    z zeros have rank (z+1)/2, and a nonzero has z plus its mean rank among the latent's nonzeros.
+    """
+    n_tokens = len(firings.label)
+    count = np.bincount(firings.latent, minlength=n_latents)
+    zeros = n_tokens - count
+    latent, label, rank = ranked(firings, zeros)
+    auroc, precision, recall = (np.full((len(concepts), n_latents), np.nan) for _ in range(3))
+    n_positive = np.zeros(len(concepts), dtype=np.int64)
+    for i, concept in enumerate(concepts):
+        bit = np.uint64(1 << concept)
+        positives = int(np.count_nonzero(firings.label & bit))
+        n_positive[i] = positives
+        if positives in (0, n_tokens):
+            continue
+        hit = (label & bit) != 0
+        hits = np.bincount(latent[hit], minlength=n_latents)
+        ranks = np.bincount(latent[hit], rank[hit], minlength=n_latents) + (positives - hits) * (zeros + 1) / 2
+        auroc[i] = (ranks - positives * (positives + 1) / 2) / (positives * (n_tokens - positives))
+        precision[i] = np.divide(hits, count, out=np.full(n_latents, np.nan), where=count > 0)
+        recall[i] = hits / positives
+    return Scores(auroc, precision, recall, n_positive)
+
+
+def compared_with(concepts: Sequence[str], kind_of: Mapping[str, str]) -> list[str]:
+    """Return for each concept among which tokens it is scored: those of another concept, or `ALL_TOKENS`."""
+    among = []
+    for concept in concepts:
+        if kind_of.get(concept) in concepts:
+            among.append(kind_of[concept])
+        elif concept.endswith(ONSET) and concept != ANSWER_ONSET and ANSWER_ONSET in concepts:
+            among.append(ANSWER_ONSET)
+        else:
+            among.append(ALL_TOKENS)
+    return among
+
+
+def score_among(
+    firings: Firings, every: Scores, concepts: Sequence[str], among: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return each concept's AUROC (concept, latent) among the tokens it is compared with, and its positives there.
+
+    `every` holds the scores among all tokens.
+    """
+    auroc, n_positive = every.auroc.copy(), every.n_positive.copy()
+    for other in dict.fromkeys(among):
+        if other != ALL_TOKENS:
+            own = [i for i, name in enumerate(among) if name == other]
+            bit = np.uint64(1 << concepts.index(other))
+            inside = score(restricted(firings, (firings.label & bit) != 0), auroc.shape[1], own)
+            auroc[own], n_positive[own] = inside.auroc, inside.n_positive
+    return auroc, n_positive
+
+
+def assign(auroc: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each concept (row) a latent (column) of its own, −1 where there are too few: the largest Σ AUROC.
+
+    Of equally good latents that are free, a concept has the earliest.
+    """
+    rows, columns = linear_sum_assignment(auroc, maximize=True)
+    chosen = np.full(len(auroc), -1, dtype=np.int64)
+    chosen[rows] = columns
+    moved = True
+    while moved:
+        moved = False
+        for row in rows:
+            equal = auroc[row] == auroc[row, chosen[row]]
+            equal[np.delete(chosen[rows], np.searchsorted(rows, row))] = False
+            earliest = int(equal.argmax())
+            moved |= earliest != chosen[row]
+            chosen[row] = earliest
+    return chosen
+
+
+def live_rank(rank_sum: NDArray[np.floating], live: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return each live latent's place by `rank_sum` (1 is the most chat-specific, ties averaged), NaN for dead ones.
+
+    Live latents without a `rank_sum` come last, tied at the mean of the remaining places.
+    """
+    place = np.full(len(rank_sum), np.nan)
+    place[live] = rankdata(np.where(np.isnan(rank_sum), np.inf, rank_sum)[live])
+    return place
+
+
+def matched_draws(
+    chat_count: NDArray[np.integer],
+    pool: NDArray[np.bool_],
+    candidates: NDArray[np.bool_],
+    n_draws: int,
+    seed: int,
+) -> tuple[NDArray[np.int64], int]:
+    """Return pools of candidates, shape (draw, latent), that fire on chats as often as the latents of `pool`.
+
+    `chat_count` is the number of chat tokens that each latent fires on. Each latent of the pool is matched with a
+    random candidate of its bin of log frequency, without replacement within a draw. A bin with too few candidates is
+    joined with the nearest bins; the second result counts the latents of bins that were not. No draw is possible, and
+    the result is empty, where there are fewer candidates than latents in the pool.
+    """
+    if not pool.any() or candidates.sum() < pool.sum():
+        return np.zeros((0, int(pool.sum())), dtype=np.int64), 0
+    # a latent that never fires on chats has a bin of its own, below a single firing
+    place = np.floor(BINS_PER_DECADE * np.log10(np.maximum(chat_count, 0.5))).astype(np.int64)
+    needed, found = Counter(place[pool].tolist()), Counter(place[candidates].tolist())
+    groups = [[b] for b in sorted(needed | found)]
+
+    def count(counter: Counter[int], group: list[int]) -> int:
+        return sum(counter[b] for b in group)
+
+    def gap(i: int, j: int) -> int:
+        return groups[max(i, j)][0] - groups[min(i, j)][-1]
+
+    while len(groups) > 1:
+        few = [i for i, g in enumerate(groups) if count(found, g) < CANDIDATES_PER_LATENT * count(needed, g)]
+        if not few:
+            break
+        first = few[0]
+        near = min((i for i in (first - 1, first + 1) if 0 <= i < len(groups)), key=lambda i: gap(first, i))
+        low = min(first, near)
+        groups[low : low + 2] = [groups[low] + groups[low + 1]]
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for group in groups:
+        inside, n = np.flatnonzero(candidates & np.isin(place, group)), count(needed, group)
+        drawn.append(np.array([generator.choice(inside, n, replace=False) for _ in range(n_draws)]))
+    in_own_bin = sum(count(needed, group) for group in groups if len(group) == 1)
+    return np.sort(np.concatenate(drawn, axis=1), axis=1), in_own_bin
+
+
+def control_auroc(
+    choosing: NDArray[np.float64], scoring: NDArray[np.float64], draws: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the AUROC on the scoring half of each draw's best latent on the choosing half, for one concept."""
+    best = choosing[draws].argmax(axis=1)
+    return scoring[draws[np.arange(len(draws)), best]]
+
+
+def best_latents(
+    firings: Firings,
+    table: LatentTable,
+    crosscoder: str,
+    concepts: Sequence[str],
+    chat_concepts: AbstractSet[str],
+    kind_of: Mapping[str, str],
+    settings: ConceptSettings,
+) -> pd.DataFrame:
+    """Return concept × pool with the latent that stands for the concept, for one crosscoder (columns `COLUMNS`).
+
+    A latent is chosen by its AUROC among the tokens that the concept is compared with, on the choosing half. A concept
+    with fewer than `min_positive` labelled tokens in either half is a row without a latent.
+    """
+    n, among = len(table), compared_with(concepts, kind_of)
+    every_bit = range(len(concepts))
+    half = restricted(firings, ~firings.scoring)
+    choosing, n_choosing = score_among(half, score(half, n, every_bit), concepts, among)
+    half = restricted(firings, firings.scoring)
+    every = score(half, n, every_bit)
+    scoring, n_scoring = score_among(half, every, concepts, among)
+    scored = (np.minimum(n_choosing, n_scoring) >= settings.min_positive) & ~np.isnan(
+        choosing[:, 0] + scoring[:, 0] + every.auroc[:, 0]
+    )
+    frame = table.frame
+    live = ~frame["dead"].to_numpy()
+    specific = frame["chat_specific"].to_numpy()
+    chat_count = np.bincount(firings.latent[firings.chat[firings.token]], minlength=n)
+    draws, n_matched = matched_draws(
+        chat_count, live & specific, live & ~specific, settings.control_draws, settings.seed
+    )
+    place = live_rank(frame["rank_sum"].to_numpy(), live)
+    rows = []
+    for pool, members in ((CHAT_SPECIFIC, np.flatnonzero(live & specific)), (ALL_LATENTS, np.flatnonzero(live))):
+        assigned, best = (np.full(len(concepts), -1, dtype=np.int64) for _ in range(2))
+        if scored.any() and len(members):
+            inside = choosing[np.ix_(scored, members)]
+            own = assign(inside)
+            assigned[scored] = np.where(own >= 0, members[own], -1)
+            best[scored] = members[inside.argmax(axis=1)]
+        for i, concept in enumerate(concepts):
+            row = {
+                "concept": concept,
+                "chat_concept": concept in chat_concepts,
+                "among": among[i],
+                "crosscoder": crosscoder,
+                "pool": pool,
+                "scored": scored[i],
+                "n_positive_choosing": n_choosing[i],
+                "n_positive_scoring": n_scoring[i],
+                "latent": assigned[i],
+                "n_live": live.sum(),
+                "best_latent": best[i],
+                "best_serves": (best == best[i]).sum() if best[i] >= 0 else 0,
+                "n_pool": len(members),
+                "n_matched": n_matched if pool == CHAT_SPECIFIC else 0,
+            }
+            j = assigned[i]
+            if j >= 0:
+                row |= {"rank": place[j], "auroc": every.auroc[i, j], "auroc_among": scoring[i, j]}
+                row |= {"precision": every.precision[i, j], "recall": every.recall[i, j]}
+                row |= {name: frame[name].iloc[j] for name in ("nu_reconstruction", "nu_error", "norm_difference")}
+            if best[i] >= 0:
+                row |= {"best_auroc": every.auroc[i, best[i]], "best_auroc_among": scoring[i, best[i]]}
+                if pool == CHAT_SPECIFIC and len(draws):
+                    control = control_auroc(choosing[i], scoring[i], draws)
+                    row |= {"control_median": np.median(control), "control_high": np.quantile(control, 0.95)}
+                    row["best_control_share"] = np.mean(control >= scoring[i, best[i]])
+                    if j >= 0:
+                        row["control_share"] = np.mean(control >= scoring[i, j])
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def concept_table(
+    crosscoders: Mapping[str, Crosscoder],
+    tables: Mapping[str, LatentTable],
+    store: ActivationStore,
+    tokens: TokenStore,
+    chat_concepts: AbstractSet[str],
+    kind_of: Mapping[str, str],
+    settings: ConceptSettings,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """Return concept × crosscoder × pool as `best_latents`; empty where the corpora carry no labels.
+
+    `chat_concepts` names the concepts that only chat documents carry; `kind_of` maps a kind to the concept it is of.
+    """
+    concepts = list(tokens.concepts)
+    parts = [pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})]
+    if concepts:
+        for name, crosscoder in crosscoders.items():
+            firings = collect(crosscoder, store, tokens, settings, device)
+            parts.append(best_latents(firings, tables[name], name, concepts, chat_concepts, kind_of, settings))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+class Detection(NamedTuple):
+    """How many chat concepts a dictionary's chat-specific latents detect at the onset of an answer."""
+
+    n_detected: int
+    n_scored: int
+    names: tuple[str, ...]  # of the detected concepts, without `ONSET`
+
+
+def detected(table: pd.DataFrame, auroc: float = DETECTED_AUROC) -> dict[str, Detection]:
+    """Return per crosscoder which chat concepts are detected at their onset; `table` is concepts.parquet.
+
+    A concept is detected where its assigned chat-specific latent has at least this AUROC on the scoring half, both
+    among all validation tokens and among the onsets it is compared with, and at most 5 % of the control's draws reach
+    the latter (there must be a control). Counted are the onsets that are compared with other onsets and have enough
+    labelled tokens; a crosscoder without any is left out.
+    """
+    onsets = table[
+        (table["pool"] == CHAT_SPECIFIC) & table["chat_concept"] & table["scored"] & table["among"].str.endswith(ONSET)
+    ]
+    result = {}
+    for name, own in onsets.groupby("crosscoder", sort=False):
+        good = own[(own["auroc"] >= auroc) & (own["auroc_among"] >= auroc) & (own["control_share"] <= DETECTED_SHARE)]
+        names = tuple(sorted(good["concept"].str.removesuffix(ONSET)))
+        result[str(name)] = Detection(len(good), len(own), names)
+    return result
+
+
+def build_concepts(
+    crosscoders: Mapping[str, Crosscoder],
+    tables: Mapping[str, LatentTable],
+    store: ActivationStore,
+    tokens: TokenStore,
+    chat_concepts: AbstractSet[str],
+    kind_of: Mapping[str, str],
+    settings: ConceptSettings,
+    out: Path,
+    *,
+    key: str,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """Score all concepts and write the table (kind `concepts`) at `out`."""
+    started = time.time()
+    frame = concept_table(crosscoders, tables, store, tokens, chat_concepts, kind_of, settings, device)
+    with building(out) as partial:
+        frame.to_parquet(partial, index=False)
+    facts = {
+        "concepts": list(tokens.concepts),
+        "chat_concepts": sorted(chat_concepts),
+        "kind_of": dict(kind_of),
+        "settings": asdict(settings),
+    }
+    seal(out, "concepts", key, facts, provenance(started, device))
+    return frame

@@ -1,0 +1,351 @@
+"""Held-out metrics of one crosscoder (method.md section 2, "Metrics"); nothing here changes training state.
+
+BOS, ignored tokens and massive activations are left out of every metric. The mean that FVE is measured against is the
+subset's own.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from tunediff.data.activations import ActivationStore
+from tunediff.data.passes import counted_batches
+from tunediff.data.tokens import LEFT_OUT, TokenStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.errors import TunediffError
+from tunediff.models.pair import LOGITS_AT_ONCE, ResidualModel, replace_tokens
+from tunediff.pipeline.artifacts import provenance, write_text
+
+MODELS = ("base", "chat")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Settings of the held-out metrics."""
+
+    documents: int = 128  # held-out documents per corpus (the first ones) for the cross-entropy recovered
+    batch_size: int = 16  # documents per forward pass
+    token_batch_size: int = 2048  # tokens encoded at once
+
+
+class LargestDimension(NamedTuple):
+    """The dimension of largest variance, and its share of the variance of all."""
+
+    dimension: int
+    share: float
+
+
+class Variance:
+    """Float64 sums of squares per dimension, for y of each model and of the difference.
+
+    FVE = 1 − Σ‖ε‖² / Σ‖y − mean‖². Sums are of y less the mean of the first tokens added: where the mean is far larger
+    than the spread, as in real residual streams, sums of y itself would lose the digits of the variance.
+    """
+
+    def __init__(self, d_model: int, device: str) -> None:
+        self.n_tokens = 0
+        self.origin: Tensor | None = None
+        self.error, self.square, self.sum = torch.zeros(3, 3, d_model, dtype=torch.float64, device=device)
+
+    def add(
+        self, target: Float[Tensor, "token output d_model"], reconstruction: Float[Tensor, "token output d_model"]
+    ) -> None:
+        """Add tokens; `output` is base, chat, difference."""
+        y = target.double()
+        if self.origin is None:
+            self.origin = y.mean(0)
+        self.n_tokens += len(y)
+        self.error += (y - reconstruction.double()).square().sum(0)
+        y = y - self.origin
+        self.square += y.square().sum(0)
+        self.sum += y.sum(0)
+
+    def total(self) -> Float[Tensor, "output d_model"]:
+        """Return Σ (y − mean)² per dimension."""
+        return (self.square - self.sum.square() / max(1, self.n_tokens)).clamp(min=0)
+
+    def fve(self) -> list[float]:
+        """Return FVE of base, chat and difference (NaN without variance)."""
+        total = self.total().sum(1)
+        return torch.where(total > 0, 1 - self.error.sum(1) / total, torch.nan).tolist()
+
+    def fve_standardised(self) -> list[float]:
+        """Return FVE with each dimension scaled to unit variance: 1 − the mean of Σ ε_i² / Σ (y_i − mean_i)².
+
+        The mean is over the dimensions that vary; NaN if none does.
+        """
+        total = self.total()
+        share = torch.where(total > 0, self.error / total, torch.nan)
+        return (1 - share.nanmean(1)).tolist()
+
+    def largest_dimensions(self) -> list[LargestDimension]:
+        """Return the dimension of largest variance of base, chat and difference (share NaN without variance)."""
+        total = self.total()
+        largest = total.max(dim=1)
+        shares = (largest.values / total.sum(1)).tolist()
+        return [LargestDimension(i, share) for i, share in zip(largest.indices.tolist(), shares, strict=True)]
+
+    def mean(self) -> Float[Tensor, "output d_model"]:
+        """Return the mean of base, chat and difference."""
+        mean = self.sum / max(1, self.n_tokens)
+        return mean if self.origin is None else mean + self.origin
+
+
+def with_difference(x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token output d_model"]:
+    """Return base, chat and their difference chat − base, stacked."""
+    return torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
+
+
+class HeldOut(NamedTuple):
+    """What one pass over the validation activations gives."""
+
+    variances: dict[str, Variance]  # per subset: "all", each source, "template"
+    counts: Tensor  # firings per latent, int64
+    l0: dict[str, float]  # mean nonzeros per token, per subset
+
+
+@torch.no_grad()
+def held_out(
+    crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str = "crosscoder"
+) -> HeldOut:
+    """Return reconstruction and firing sums over all validation tokens, per subset.
+
+    `name` is that of the crosscoder, for the progress bar and errors.
+
+    Raises
+    ------
+    TunediffError
+        A reconstruction is not finite.
+    """
+    subsets = ["all", *store.sources, "template"]
+    variances = {subset: Variance(store.d_model, device) for subset in subsets}
+    nonzeros = dict.fromkeys(subsets, 0)
+    counts = torch.zeros(len(crosscoder.encoder_bias), dtype=torch.int64, device=device)
+    for batch in counted_batches(store, settings.token_batch_size, device, f"{name} evaluate"):
+        code = crosscoder.encode(batch.activations)
+        counts += torch.bincount(code.latent, minlength=len(counts))
+        per_token = torch.bincount(code.token, minlength=len(batch))
+        target, reconstruction = with_difference(batch.activations), with_difference(crosscoder.decode(code))
+        members = {source: batch.source == i for i, source in enumerate(store.sources)}
+        members |= {"all": np.ones(len(batch), dtype=bool), "template": batch.template}
+        for subset, member in members.items():
+            if member.any():
+                chosen = torch.from_numpy(np.flatnonzero(member)).to(device)
+                variances[subset].add(target[chosen], reconstruction[chosen])
+                nonzeros[subset] += int(per_token[chosen].sum())
+    if not variances["all"].error.isfinite().all():
+        raise TunediffError(
+            f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
+        )
+    l0 = {name: nonzeros[name] / variances[name].n_tokens for name in subsets if variances[name].n_tokens}
+    return HeldOut(variances, counts, l0)
+
+
+class Padded(NamedTuple):
+    """Documents of similar length, padded on the right."""
+
+    documents: list[int]
+    token_id: Tensor  # int64 [document, position]
+    attention_mask: Tensor  # int64 [document, position]
+    counted: Tensor  # bool [document, position]: neither padding nor BOS nor ignored
+
+
+def padded_documents(tokens: TokenStore, documents: list[int], per_batch: int, device: str) -> Iterator[Padded]:
+    """Yield documents in batches of similar length."""
+    lengths = {i: tokens.document(i).stop - tokens.document(i).start for i in documents}
+    order = sorted(documents, key=lambda i: (lengths[i], i))
+    for start in range(0, len(order), per_batch):
+        group = order[start : start + per_batch]
+        width = max(lengths[i] for i in group)
+        token_id = np.zeros((len(group), width), dtype=np.int64)
+        attention = np.zeros_like(token_id)
+        counted = np.zeros(token_id.shape, dtype=bool)
+        for row, i in enumerate(group):
+            token_id[row, : lengths[i]] = tokens.token_id[tokens.document(i)]
+            attention[row, : lengths[i]] = 1
+            counted[row, : lengths[i]] = (np.asarray(tokens.mask[tokens.document(i)]) & int(LEFT_OUT)) == 0
+        yield Padded(group, *(torch.from_numpy(x).to(device) for x in (token_id, attention, counted)))
+
+
+@dataclass
+class CrossEntropy:
+    """Next-token losses summed over counted positions, in nats, of one model."""
+
+    n: int = 0
+    loss: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("clean", "spliced", "ablated"), 0.0))
+
+    def means(self) -> dict[str, float]:
+        """Return the mean losses and recovered = (ablated − spliced) / (ablated − clean)."""
+        clean, spliced, ablated = (self.loss[name] / max(1, self.n) for name in ("clean", "spliced", "ablated"))
+        gap = ablated - clean
+        recovered = (ablated - spliced) / gap if gap else float("nan")
+        return {"clean": clean, "spliced": spliced, "ablated": ablated, "recovered": recovered}
+
+
+def _require_finite(values: Tensor, position: Tensor, batch: Padded, what: str) -> None:
+    """Raise an error naming the documents unless the values at `position` (document, position) are all finite."""
+    finite = values.isfinite()
+    if finite.ndim > 1:
+        finite = finite.all(dim=1)
+    if not finite.all():
+        rows = position.nonzero()[~finite, 0].unique().tolist()
+        documents = ", ".join(str(i) for i in sorted(batch.documents[row] for row in rows))
+        raise TunediffError(
+            f"evaluation: {what} not finite in validation documents {documents}; write `models.dtype: float32`, or "
+            "repair the model"
+        )
+
+
+def _loss_sum(model: ResidualModel, residual: Tensor, batch: Padded, scored: Tensor, what: str) -> float:
+    """Return the summed next-token loss at the scored positions, with logits only where some document is scored.
+
+    `what` names model and edit in the error that a loss which is not finite is.
+    """
+    positions = scored.any(0).nonzero().flatten()
+    logits = model.logits_from(residual, batch.token_id, batch.attention_mask, positions)
+    chosen = scored[:, positions]
+    labels = batch.token_id[:, positions + 1][chosen]
+    rows = logits[chosen]
+    step = max(1, LOGITS_AT_ONCE // rows.shape[1])
+    losses = [
+        torch.nn.functional.cross_entropy(part.float(), label, reduction="none").double()
+        for part, label in zip(rows.split(step), labels.split(step), strict=True)
+    ]
+    loss = torch.cat(losses)
+    _require_finite(loss, scored, batch, f"{what}: losses are")
+    return loss.sum().item()
+
+
+@torch.no_grad()
+def cross_entropy(
+    crosscoder: Crosscoder,
+    models: tuple[ResidualModel, ResidualModel],
+    tokens: TokenStore,
+    means: Float[Tensor, "output d_model"],
+    settings: EvaluationSettings,
+    device: str,
+    replacements: Mapping[int, int] | None = None,
+) -> dict[tuple[str, str], CrossEntropy]:
+    """Return the loss of each model (and corpus) with h, with ĥ in its place, and with the validation mean there.
+
+    The block output is replaced at every counted position; scored are the counted positions that have a next token.
+    Massive activations, which the crosscoder does not cover, are not counted: like BOS they keep their output.
+    `replacements` maps token ids that the base model is fed otherwise (see `models.replace_tokens`).
+
+    Raises
+    ------
+    TunediffError
+        A residual stream or a loss is not finite.
+    """
+    sources = list(tokens.sources)
+    of_source = [np.flatnonzero(tokens.doc_source == i) for i in range(len(sources))]
+    chosen = [documents[: settings.documents] for documents in of_source]
+    results = {(model, source): CrossEntropy() for model in MODELS for source in sources}
+    with tqdm(total=sum(map(len, chosen)), desc="splice", unit="doc", mininterval=5, file=sys.stderr) as bar:
+        for source, documents in zip(sources, chosen, strict=True):
+            for batch in padded_documents(tokens, documents.tolist(), settings.batch_size, device):
+                bar.update(len(batch.documents))
+                fed = (replace_tokens(batch.token_id, replacements or {}), batch.token_id)
+                residuals = [model.residual(ids, batch.attention_mask) for model, ids in zip(models, fed, strict=True)]
+                attended = batch.attention_mask.bool()
+                for name, residual in zip(MODELS, residuals, strict=True):
+                    _require_finite(residual[attended], attended, batch, f"{name} model: the residual stream is")
+                pair = torch.stack([residual[batch.counted].float() for residual in residuals], dim=1)
+                covered = crosscoder.covers(pair)
+                counted = batch.counted.clone()
+                counted[batch.counted] = covered
+                scored = counted.clone()
+                scored[:, :-1] &= attended[:, 1:]
+                scored[:, -1] = False
+                if not scored.any():
+                    continue
+                reconstruction = crosscoder.decode(crosscoder.encode(pair[covered]))
+                for m, (model, residual) in enumerate(zip(models, residuals, strict=True)):
+                    result, what = results[MODELS[m], source], f"{MODELS[m]} model"
+                    result.n += int(scored.sum())
+                    result.loss["clean"] += _loss_sum(model, residual, batch, scored, what)
+                    for name, value in (("spliced", reconstruction[:, m]), ("ablated", means[m])):
+                        edited = residual.clone()
+                        edited[counted] = value.to(edited.dtype)
+                        result.loss[name] += _loss_sum(model, edited, batch, scored, f"{what}, {name}")
+    return results
+
+
+def evaluate(
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    tokens: TokenStore,
+    models: tuple[ResidualModel, ResidualModel] | None,
+    settings: EvaluationSettings,
+    device: str = "cpu",
+    replacements: Mapping[int, int] | None = None,
+    name: str = "crosscoder",
+) -> dict[str, Any]:
+    """Return all held-out metrics in long form; `models` (base, chat, with their upper halves) may be left out."""
+    result = held_out(crosscoder, store, settings, device, name)
+    metrics: list[dict[str, Any]] = []
+
+    def report(metric: str, model: str, subset: str, value: float) -> None:
+        finite = value if np.isfinite(value) else None
+        metrics.append({"metric": metric, "model": model, "subset": subset, "value": finite})
+
+    for subset, variance in result.variances.items():
+        if variance.n_tokens:
+            columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
+            for model, fve, standardised, largest in zip((*MODELS, "difference"), *columns, strict=True):
+                report("fve", model, subset, fve)
+                report("fve_standardised", model, subset, standardised)
+                report("largest_dimension_share", model, subset, largest.share)
+                report("largest_dimension", model, subset, largest.dimension)
+    for subset, value in result.l0.items():
+        report("l0", "both", subset, value)
+    report("dead_fraction", "both", "all", (result.counts == 0).double().mean().item())
+    if models is not None:
+        losses = cross_entropy(
+            crosscoder, models, tokens, result.variances["all"].mean(), settings, device, replacements
+        )
+        for model in MODELS:
+            parts = {source: losses[model, source] for source in tokens.sources}
+            whole = CrossEntropy(sum(p.n for p in parts.values()))
+            whole.loss = {loss: sum(p.loss[loss] for p in parts.values()) for loss in whole.loss}
+            for subset, part in {"all": whole, **parts}.items():
+                for loss, value in part.means().items():
+                    if part.n:
+                        report(f"cross_entropy_{loss}", model, subset, value)
+    return {
+        "metrics": metrics,
+        "n_tokens": {subset: variance.n_tokens for subset, variance in result.variances.items()},
+        "dead": f"no firing on the {result.variances['all'].n_tokens} counted validation tokens",
+        "dict_size": len(result.counts),
+        "settings": asdict(settings),
+    }
+
+
+def build_evaluation(
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    tokens: TokenStore,
+    models: tuple[ResidualModel, ResidualModel] | None,
+    settings: EvaluationSettings,
+    out: Path,
+    *,
+    key: str,
+    device: str = "cpu",
+    replacements: Mapping[int, int] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a crosscoder and write its metrics at `out`, a JSON file that carries its content key."""
+    started = time.time()
+    result = {"key": key, **evaluate(crosscoder, store, tokens, models, settings, device, replacements, out.stem)}
+    write_text(out, json.dumps(result, indent=1) + "\n")
+    write_text(out.with_suffix(".provenance.json"), json.dumps(provenance(started, device), indent=1) + "\n")
+    return result

@@ -1,0 +1,267 @@
+"""Measures every latent of a crosscoder: norms, firing, Latent Scaling (method.md sections 3 and 4).
+
+Latent Scaling is fitted on train tokens and confirmed on validation tokens; firing is measured on validation tokens.
+BOS, ignored tokens and massive activations are left out of both.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from tunediff.data.activations import ActivationStore
+from tunediff.data.passes import counted_batches
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.sparse import SparseCode
+from tunediff.errors import TunediffError
+from tunediff.latents.criterion import Criterion
+from tunediff.latents.scaling import (
+    BASE_DIRECTION,
+    ScalingSums,
+    betas,
+    bootstrap_nu,
+    direction_terms,
+    document_block,
+    nu,
+    nu_standard_error,
+    random_directions,
+    scaling_directions,
+    shuffled_index,
+)
+from tunediff.latents.table import (
+    BOUNDED_TARGETS,
+    CLASSES,
+    CONTROLS,
+    MODELS,
+    LatentTable,
+    classify,
+    control_passes,
+    rank_sum,
+)
+from tunediff.pipeline.artifacts import building, provenance, seal
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """Settings of the latent table."""
+
+    fit_tokens: int | None = None  # counted train tokens that Latent Scaling is fitted on; None: all
+    batch_size: int = 2048  # tokens encoded at once
+    min_count: int = 100  # firings under which a latent has no ν
+    blocks: int = 64  # independent blocks of documents, the unit of standard errors and intervals
+    bootstrap_samples: int = 1000  # resamples of the blocks
+    seed: int = 0  # of the bootstrap and of the control directions
+    nu_reconstruction_below: float = Criterion.nu_reconstruction_below
+    nu_error_below: float = Criterion.nu_error_below
+
+    @property
+    def criterion(self) -> Criterion:
+        """The rule by which a latent is called chat-specific."""
+        return Criterion(self.nu_reconstruction_below, self.nu_error_below)
+
+
+class Firing:
+    """How often, how strongly and where each latent fires on validation tokens."""
+
+    def __init__(self, n_latents: int, n_sources: int, device: str) -> None:
+        shape = (n_sources, n_latents)
+        self.count = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.maximum = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.template_count = torch.zeros(n_latents, dtype=torch.int64, device=device)
+        self.template_mass = torch.zeros(n_latents, dtype=torch.float64, device=device)
+        self.n_tokens = np.zeros(n_sources, dtype=np.int64)
+
+    def add(self, code: SparseCode, source: NDArray, template: NDArray) -> None:
+        """Add the nonzeros of one batch; `source` and `template` are per token of the batch."""
+        self.n_tokens += np.bincount(source, minlength=len(self.n_tokens))
+        token, latent, value, _ = code
+        device = latent.device
+        key = torch.from_numpy(source.astype(np.int64)).to(device)[token] * self.count.shape[1] + latent
+        self.count.view(-1).scatter_add_(0, key, torch.ones_like(key))
+        self.maximum.view(-1).scatter_reduce_(0, key, value.float(), "amax")
+        on_template = torch.from_numpy(template).to(device)[token]
+        self.template_count.scatter_add_(0, latent, on_template.long())
+        self.template_mass.scatter_add_(0, latent, torch.where(on_template, value, 0).double())
+
+
+def measure(
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    settings: LatentSettings,
+    device: str,
+    name: str,
+    directions: torch.Tensor,
+    limit: int | None = None,
+) -> tuple[ScalingSums, Firing]:
+    """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store.
+
+    `name` is that of the crosscoder and the pass, for the progress bar and errors.
+
+    Raises
+    ------
+    TunediffError
+        The sums are not finite.
+    """
+    sums = ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device)
+    firing = Firing(directions.shape[0], len(store.sources), device)
+    for batch in counted_batches(store, settings.batch_size, device, name, limit):
+        code = crosscoder.encode(batch.activations)
+        block = torch.from_numpy(document_block(batch.doc, settings.blocks)).to(device)
+        sums.add(code, batch.activations, crosscoder.decode(code), directions, block)
+        firing.add(code, batch.source, batch.template)
+    broken = (~sums.table.isfinite()).any(dim=2).any(dim=0).nonzero().flatten()
+    if len(broken):
+        raise TunediffError(
+            f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
+            "delete the crosscoder and run snakemake again"
+        )
+    return sums, firing
+
+
+def _fit_columns(sums: ScalingSums, crosscoder: Crosscoder, min_count: int, suffix: str) -> dict[str, NDArray]:
+    """Return β, ν and the standard error of ν for every target; ν is NaN under `min_count` firings."""
+    terms = direction_terms(crosscoder)
+    total = sums.total()
+    rare = total.count[0] < min_count
+    errors = nu_standard_error(sums, terms)
+    columns = {}
+    for target, beta in betas(total, terms).items():
+        for m, model in enumerate(MODELS):
+            columns[f"beta_{target}_{model}{suffix}"] = beta[0, :, m]
+        columns[f"nu_{target}{suffix}"] = nu(beta[0]).masked_fill(rare, torch.nan)
+        columns[f"nu_{target}_se{suffix}"] = errors[target].masked_fill(rare, torch.nan)
+    return {name: column.cpu().numpy().astype(np.float32) for name, column in columns.items()}
+
+
+def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+@torch.no_grad()
+def latent_table(
+    crosscoder: Crosscoder,
+    train_store: ActivationStore,
+    validation_store: ActivationStore,
+    settings: LatentSettings,
+    device: str = "cpu",
+    name: str = "crosscoder",
+) -> tuple[LatentTable, dict[str, Any]]:
+    """Return the table of a crosscoder (called `name` where it is spoken of) and the facts of how it was measured."""
+    sources = list(validation_store.sources)
+    weight = crosscoder.decoder_weight.detach()
+    directions = scaling_directions(crosscoder)
+    train, fitted = measure(crosscoder, train_store, settings, device, f"{name} fit", directions, settings.fit_tokens)
+    fired = (train.count.sum(0) > 0).cpu().numpy()
+    control = torch.stack(
+        [
+            random_directions(weight[:, 1], settings.seed),
+            weight[torch.from_numpy(shuffled_index(fired, settings.seed)).to(weight.device), 1],
+        ],
+        dim=1,
+    )
+    controlled = torch.cat([directions, control], dim=1)
+    validation, firing = measure(crosscoder, validation_store, settings, device, f"{name} confirm", controlled)
+    if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
+        raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
+
+    columns: dict[str, Any] = {"latent": np.arange(len(weight), dtype=np.int32)}
+    norms = weight.double().norm(dim=-1).cpu().numpy()
+    columns["norm_base"], columns["norm_chat"] = norms.T
+    largest = norms.max(axis=1)
+    columns["norm_difference"] = 0.5 * (1 + np.nan_to_num(_share(norms[:, 1] - norms[:, 0], largest)))
+    product = (weight[:, 0].double() * weight[:, 1].double()).sum(-1).cpu().numpy()
+    columns["cosine"] = _share(product, norms.prod(axis=1))
+
+    count = firing.count.cpu().numpy()
+    columns["dead"] = count.sum(axis=0) == 0
+    columns["class_name"] = classify(columns["norm_difference"], columns["dead"])
+    maximum = firing.maximum.cpu().numpy()
+    for i, source in enumerate(sources):
+        columns[f"frequency_{source}"] = count[i] / max(1, firing.n_tokens[i])
+        columns[f"max_{source}"] = maximum[i]
+    columns["frequency"] = count.sum(axis=0) / firing.n_tokens.sum()
+    columns["max_activation"] = maximum.max(axis=0)
+    columns["template_share"] = _share(firing.template_count.cpu().numpy(), count.sum(axis=0))
+    mass = validation.activation_sum.sum(0).cpu().numpy()
+    columns["template_share_mass"] = _share(firing.template_mass.cpu().numpy(), mass)
+
+    columns["count_train"] = train.count.sum(0).long().cpu().numpy()
+    columns["count_validation"] = count.sum(axis=0)
+    columns |= _fit_columns(train, crosscoder, settings.min_count, "")
+    columns |= _fit_columns(validation, crosscoder, settings.min_count, "_validation")
+    rare = train.total().count[0] < settings.min_count
+    terms = direction_terms(crosscoder)
+    for target, interval in bootstrap_nu(
+        train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS
+    ).items():
+        for end, values in interval._asdict().items():
+            columns[f"nu_{target}_{end}"] = values.masked_fill(rare.cpu(), torch.nan).numpy()
+    for target, beta in betas(train.total(), terms, BASE_DIRECTION).items():
+        mirrored = nu(beta[0], mirrored=True).masked_fill(rare, torch.nan)
+        columns[f"nu_{target}_mirrored"] = mirrored.cpu().numpy()
+    controlled_terms, held_out = direction_terms(crosscoder, controlled), validation.total()
+    for i, direction in enumerate(CONTROLS):
+        values = betas(held_out, controlled_terms, 2 + i)
+        for target in BOUNDED_TARGETS:
+            null = nu(values[target][0]).masked_fill(held_out.count[0] < settings.min_count, torch.nan)
+            columns[f"nu_{target}_{direction}"] = null.cpu().numpy()
+
+    criterion = settings.criterion
+    fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
+    columns["rank_sum"] = rank_sum(*fitted_nu, criterion)
+    columns["chat_specific"] = criterion.chat_specific(*fitted_nu)
+    columns["chat_specific_interval"] = columns["chat_specific"] & criterion.chat_specific(
+        columns["nu_reconstruction_high"], columns["nu_error_high"]
+    )
+    columns["chat_specific_validation"] = columns["chat_specific"] & criterion.chat_specific(
+        columns["nu_reconstruction_validation"], columns["nu_error_validation"]
+    )
+    columns["reversed"] = criterion.reversed(*fitted_nu)
+    frame = pd.DataFrame(
+        {
+            name: pd.Series(columns[name], dtype="str" if dtype == "string" else dtype)
+            for name, dtype in LatentTable.schema(sources).items()
+        }
+    )
+    table = LatentTable(frame, sources, criterion)
+    facts = {
+        "sources": sources,
+        "settings": asdict(settings),
+        "n_tokens_train": int(fitted.n_tokens.sum()),
+        "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
+        "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
+        "classes": {name: int((frame["class_name"] == name).sum()) for name in CLASSES},
+        "chat_specific": int(frame["chat_specific"].sum()),
+        "chat_specific_interval": int(frame["chat_specific_interval"].sum()),
+        "chat_specific_validation": int(frame["chat_specific_validation"].sum()),
+        "reversed": int(frame["reversed"].sum()),
+        "controls": {name: {"passed": passed, "of": of} for name, (passed, of) in control_passes(table).items()},
+        "criterion": criterion.as_dict(),
+    }
+    return table, facts
+
+
+def build_table(
+    crosscoder: Crosscoder,
+    train_store: ActivationStore,
+    validation_store: ActivationStore,
+    settings: LatentSettings,
+    out: Path,
+    *,
+    key: str,
+    device: str = "cpu",
+    extra_facts: Mapping[str, Any] | None = None,
+) -> LatentTable:
+    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
+    started = time.time()
+    table, facts = latent_table(crosscoder, train_store, validation_store, settings, device, out.stem)
+    with building(out) as partial:
+        table.write(partial)
+    seal(out, "latents", key, {**facts, **(extra_facts or {})}, provenance(started, device))
+    return table

@@ -1,0 +1,1 @@
+"""A pair of models: resolved, loaded, its hooks proven."""

@@ -1,0 +1,1 @@
+"""What lies under every stage: artifacts, content keys, the graph, the wrapper of a job."""

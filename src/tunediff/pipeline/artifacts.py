@@ -1,0 +1,215 @@
+"""How artifacts reach the disk: built under a hidden name, renamed whole, sealed by a manifest written last.
+
+An artifact is a *store* (a file or a directory) and, beside it, ``NAME.json``, its manifest: the content key of the
+stage that made it, size and sha256 of every file, and the facts a reader needs. The manifest holds nothing that
+differs between two runs of the same work; what does (wall time, device, versions) is in ``NAME.provenance.json``.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tunediff.errors import TunediffError
+
+RECORDED_PACKAGES = (
+    "tunediff",
+    "torch",
+    "transformers",
+    "peft",
+    "nnsight",
+    "datasets",
+    "zarr",
+    "numpy",
+    "pandas",
+    "snakemake",
+)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `target` to build a file or directory at; rename it to `target` on success.
+
+    The name is unique, so two processes building the same target cannot touch each other's files; on any error the
+    partial result is removed and an existing `target` stays as it was. A full disk becomes a `TunediffError`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        yield partial
+        if partial.is_dir():
+            for path in sorted(partial.rglob("*")):
+                if path.is_file():
+                    _fsync(path)
+            if target.exists():
+                retired = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.retired"
+                target.rename(retired)
+                partial.rename(target)
+                shutil.rmtree(retired, ignore_errors=True)
+            else:
+                partial.rename(target)
+        else:
+            _fsync(partial)
+            partial.replace(target)
+        _fsync(target.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TunediffError(
+                f"{target}: the disk is full; free some space, or set `results` to another disk, and run again "
+                "(finished artifacts are kept)"
+            ) from error
+        raise
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with building(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a finished artifact, equal for every run of the same work."""
+
+    kind: str  # "tokens", "activations", "crosscoder", …
+    key: str  # content key of the stage that made it (see `tunediff.pipeline.keys`)
+    files: dict[str, dict[str, Any]]  # path relative to the store ("" for a single file) -> {"bytes", "sha256"}
+    facts: dict[str, Any] = field(default_factory=dict)  # shapes, dtypes, seeds, counts
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files of the store, in bytes."""
+        return sum(entry["bytes"] for entry in self.files.values())
+
+
+def manifest_path(store: Path) -> Path:
+    """Return the manifest of a store: `part-000.zarr` -> `part-000.json`, `l1-seed0/` -> `l1-seed0.json`."""
+    return store.with_suffix(".json")
+
+
+def _store_files(store: Path) -> list[Path]:
+    if store.is_file():
+        return [store]
+    return sorted(p for p in store.rglob("*") if p.is_file() and not p.name.startswith(".snakemake"))
+
+
+def seal(
+    store: Path, kind: str, key: str, facts: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Write the manifest (last) and the provenance of a finished store; this is what makes it complete."""
+    files = {
+        "" if path == store else path.relative_to(store).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
+        for path in _store_files(store)
+    }
+    manifest = Manifest(kind, key, files, dict(facts))
+    if provenance is not None:
+        write_text(store.with_suffix(".provenance.json"), json.dumps(dict(provenance), indent=1, sort_keys=True) + "\n")
+    write_text(manifest_path(store), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+    return manifest
+
+
+def read_manifest(store: Path, kind: str | None = None, key: str | None = None) -> Manifest:
+    """Read the manifest of a store, checking its kind and content key where given.
+
+    Raises
+    ------
+    TunediffError
+        The artifact is missing, unfinished, of another kind, or was made by other inputs.
+    """
+    path = manifest_path(store)
+    if not path.is_file() or not store.exists():
+        lacking = path if not path.is_file() else store
+        raise TunediffError(f"{lacking}: missing, so the artifact is not complete; run snakemake again to make it")
+    try:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise TunediffError(f"{path}: not a manifest ({error}); delete it and run snakemake again") from error
+    if kind is not None and manifest.kind != kind:
+        raise TunediffError(f"{path}: is of kind '{manifest.kind}', not '{kind}'; give the path of a {kind} artifact")
+    if key is not None and manifest.key != key:
+        raise TunediffError(
+            f"{path}: made by other inputs (key {manifest.key}, expected {key}); delete it and run snakemake again"
+        )
+    return manifest
+
+
+def damage(store: Path, manifest: Manifest, checksums: bool = True) -> list[str]:
+    """Return one line per file of the store that is missing, of the wrong size or of the wrong content."""
+    lines = []
+    for name, entry in manifest.files.items():
+        path = store / name if name else store
+        if not path.is_file():
+            lines.append(f"{path}: missing")
+        elif path.stat().st_size != entry["bytes"]:
+            lines.append(f"{path}: {path.stat().st_size} bytes instead of {entry['bytes']}")
+        elif checksums and file_sha256(path) != entry["sha256"]:
+            lines.append(f"{path}: checksum differs from the manifest")
+    return lines
+
+
+def check(store: Path, kind: str, key: str | None = None, checksums: bool = False) -> Manifest:
+    """Read a store's manifest and check that every file it lists is there, whole and (optionally) unchanged.
+
+    Raises
+    ------
+    TunediffError
+        As `read_manifest`, or a file is damaged; the first one is named.
+    """
+    manifest = read_manifest(store, kind, key)
+    lines = damage(store, manifest, checksums)
+    if lines:
+        raise TunediffError(
+            f"{lines[0]} ({len(lines)} of {len(manifest.files)} files damaged); "
+            f"delete {manifest_path(store)} and run snakemake again to rebuild the store"
+        )
+    return manifest
+
+
+def provenance(started: float, device: str = "cpu", **facts: Any) -> dict[str, Any]:
+    """Return what made an artifact and may differ between runs: versions, machine, device, wall time in seconds."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": device,
+        "wall_seconds": round(time.time() - started, 2),
+        **facts,
+    }

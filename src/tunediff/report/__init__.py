@@ -1,0 +1,1 @@
+"""Figures, tables and the summary: drawn from tables alone."""

@@ -1,0 +1,104 @@
+"""Cosine figure: how alike a latent's two decoder directions are, and whether ν ranks latents as Δnorm does."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from matplotlib.lines import Line2D
+
+from tunediff.latents.table import LatentTable
+from tunediff.report import style as look
+from tunediff.report.style import Drawing, Style
+
+BINS = 20
+MIN_CORRELATED = 3  # latents needed for a correlation
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's r, NaN with fewer than three points or no variance."""
+    if len(x) < MIN_CORRELATED or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+    """Draw cos(d_base, d_chat) per class in 20 bins, and rank_sum against Δnorm with Pearson's r."""
+    shown = look.selected(latents, show)
+    look.one_criterion(shown)
+    rows = look.rows_of(len(shown))
+    with style.context():
+        figure = style.figure(5.0 * rows)
+        numbers = [
+            _panel(panel, label, table, style, style.width * rows / len(shown))
+            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
+        ]
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+
+
+def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float) -> pd.DataFrame:
+    table, bounds = latents.frame, latents.criterion.range
+    columns = ["latent", "class_name", "cosine", "norm_difference", "rank_sum", "reversed"]
+    look.require(table, columns, f"latents of {label}")
+    upper, lower = panel.subplots(2, 1)
+    handles = []
+    for class_name in look.CLASSES[:-1]:
+        count = int((table["class_name"] == class_name).sum())
+        name = f"{class_name} ({count:,})"
+        handles.append(Line2D([], [], color=look.CLASS_COLOURS[class_name], marker="o", markersize=3, label=name))
+    look.legend(panel, handles, look.display_name(label))
+    ranks = _ranks(lower, table, bounds, style)
+    turned = int(table["reversed"].sum())
+    look.note(panel, f"Ranked: latents with both ν within {bounds}. Reversed, so unranked: {turned:,}.", style, width)
+    numbers = pd.concat([_cosines(upper, table, style), ranks], ignore_index=True)
+    numbers.insert(0, "crosscoder", label)
+    return numbers
+
+
+def _cosines(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+    edges = np.linspace(-1.0, 1.0, BINS + 1)
+    pieces = []
+    for class_name in look.CLASSES[:-1]:
+        values = table.loc[table["class_name"] == class_name, "cosine"].astype(np.float64)
+        # rounding can put a cosine a little beyond ±1
+        heights = look.counts(values.clip(-1.0, 1.0), edges)
+        shares = heights / max(heights.sum(), 1)
+        if heights.any():
+            axes.stairs(shares, edges, color=look.CLASS_COLOURS[class_name], linewidth=style.line_width)
+        pieces.append(look.histogram_rows(heights, edges, item="cosine", class_name=class_name).assign(share=shares))
+    axes.set(
+        xlim=(-1.02, 1.02), xlabel=r"$\cos(d^{\mathrm{base}}, d^{\mathrm{chat}})$", ylabel="share of the class per bin"
+    )
+    axes.set_ylim(bottom=0)
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1])
+    if not any(piece["count"].any() for piece in pieces):
+        axes.set_yticks([])
+        look.statement(axes, f"no live latent (0 of {len(table):,})", style)
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _ranks(axes: Axes, table: pd.DataFrame, bounds: str, style: Style) -> pd.DataFrame:
+    ranked = table[np.isfinite(table["rank_sum"]) & np.isfinite(table["norm_difference"])]
+    pieces = []
+    for class_name in ("shared", "other", "base-only", "chat-only"):
+        group = ranked[ranked["class_name"] == class_name]
+        axes.scatter(
+            group["norm_difference"], group["rank_sum"], s=5, color=look.CLASS_COLOURS[class_name], alpha=0.6,
+            linewidth=0, rasterized=True,
+        )  # fmt: skip
+        pieces.append(group[["class_name", "latent", "norm_difference", "rank_sum"]].assign(item="rank"))
+    lines = []
+    for pool in ("all", "chat-only"):
+        group = ranked if pool == "all" else ranked[ranked["class_name"] == pool]
+        r = pearson(group["norm_difference"].to_numpy(np.float64), group["rank_sum"].to_numpy(np.float64))
+        printed = f"{r:.2f}".replace("-", "−") if np.isfinite(r) else "undefined"
+        lines.append(f"{pool}: r = {printed} (n = {len(group):,})")
+        pieces.append(pd.DataFrame({"item": ["pearson_r"], "class_name": [pool], "count": [len(group)], "value": [r]}))
+    axes.set_title("Pearson, " + "\nPearson, ".join(lines), loc="left", fontsize=style.small_size)
+    axes.set(xlim=(-0.02, 1.02), xlabel=look.NORM_DIFFERENCE)
+    axes.set_ylabel(f"rank({look.NU_RECONSTRUCTION}) + rank({look.NU_ERROR})")
+    if ranked.empty:
+        axes.set_yticks([])
+        look.statement(axes, f"no latent has both ν within {bounds} (0)", style)
+    return pd.concat([piece for piece in pieces if len(piece)], ignore_index=True)

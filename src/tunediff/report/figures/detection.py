@@ -1,0 +1,151 @@
+"""Detection figure: how well the chat-specific latent that stands for a concept detects it, against a control."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from tunediff.data.documents import ANSWER_ONSET, ONSET
+from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC, DETECTED_SHARE
+from tunediff.report import style as look
+from tunediff.report.style import Drawing, Style
+
+ROW = 0.15  # inches per line
+SPREAD = 0.5  # of a line, over which the kinds of crosscoder lie side by side
+MARKERS = "os^D"  # per kind of crosscoder
+CONTROL, STRIPE = "#c4c4c4", "#f5f5f5"
+PANELS = {
+    "auroc_among": "AUROC among\nthese tokens",
+    "auroc": "AUROC among\nall tokens",
+    "precision": "precision",
+    "recall": "recall",
+    "rank": "rank among\nlive latents",
+}
+COLUMNS = (
+    *("concept", "chat_concept", "among", "crosscoder", "pool", "n_live"),
+    *("control_median", "control_high", "control_share", *PANELS),
+)
+
+
+class Line(NamedTuple):
+    """One line of the figure: a concept, or the heading of the concepts that are compared with the same tokens."""
+
+    text: str
+    concept: str | None
+
+
+def draw(concepts: pd.DataFrame, style: Style) -> Drawing:
+    """Draw one line per chat concept and one mark per dictionary; `concepts` is concepts.parquet.
+
+    Lines are grouped by the tokens among which a concept is scored, onsets of answers first. The control's range from
+    the median to the 95th percentile lies behind each mark.
+    """
+    look.require(concepts, COLUMNS, "concepts.parquet")
+    shown = concepts[concepts["chat_concept"] & (concepts["pool"] == CHAT_SPECIFIC)]
+    lines = _lines(shown)
+    colours = look.crosscoder_colours(shown["crosscoder"])
+    kinds = {look.kind_of(label): colour for label, colour in colours.items()}
+    with style.context():
+        if not lines:
+            figure = style.figure(1.0)
+            look.statement(figure.subplots(), "no chat concept is labelled in these corpora", style)
+            return Drawing(figure, shown)
+        figure = style.figure(ROW * len(lines) + 2.4)
+        axes = figure.subplots(1, len(PANELS), sharey=True)
+        for panel, column in zip(axes, PANELS, strict=True):
+            _panel(panel, shown, column, lines, colours, list(kinds))
+        first = axes[0]
+        places = [y for y, line in enumerate(lines) if line.concept]
+        first.set_yticks(places, [lines[y].text for y in places])
+        first.set_ylim(len(lines) - 0.4, -0.6)
+        for y, line in enumerate(lines):
+            if not line.concept:
+                heading = first.text(-0.02, y, line.text, transform=first.get_yaxis_transform(), va="center")
+                heading.set(fontsize=style.small_size, fontweight="bold", in_layout=False)  # runs over the next panels
+        handles: list[Line2D | Patch] = [
+            Line2D([], [], linestyle="", marker=MARKERS[n % 4], color=colour, label=look.kind_name(kind))
+            for n, (kind, colour) in enumerate(kinds.items())
+        ]
+        hollow = f"more than {look.per_cent(DETECTED_SHARE)} of control draws do as well"
+        handles.append(Line2D([], [], linestyle="", marker="o", color=look.DARK_GREY, mfc="white", label=hollow))
+        handles.append(Patch(color=CONTROL, label="control, median to 95 %"))
+        look.legend(figure, handles, "Chat concepts, and the chat-specific latent that stands for each", columns=4)
+        look.note(figure, _note(len(colours) // len(kinds)), style)
+    return Drawing(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
+
+
+def _note(seeds: int) -> str:
+    several = f"One mark per seed ({seeds}). " if seeds > 1 else ""
+    return (
+        f"{several}Validation tokens. A latent is chosen on one half of the documents; every number is from the other "
+        "half. Each latent stands for one concept at most. An onset is the position that predicts an answer's first "
+        "token. Precision and recall are those of the latent firing. The control chooses from as many latents that "
+        "fire as often on chats but are not chat-specific, in many random draws. Rank is the place by Latent Scaling, "
+        "1 is the most chat-specific; dotted: the number of live latents. No mark: too few labelled tokens, or no "
+        "latent left."
+    )
+
+
+def _lines(shown: pd.DataFrame) -> list[Line]:
+    groups = shown.drop_duplicates("concept").groupby("among", sort=False)["concept"].agg(list)
+    order = sorted(groups.index, key=lambda among: (not among.endswith(ONSET), among not in (ANSWER_ONSET, ALL_TOKENS)))
+    return [
+        line
+        for among in order
+        for line in (Line(_heading(among), None), *(Line(_printed(name), name) for name in groups[among]))
+    ]
+
+
+def _heading(among: str) -> str:
+    if among == ALL_TOKENS:
+        return "Among all tokens"
+    if among == ANSWER_ONSET:
+        return "Onsets of answers, among the onsets of all answers"
+    if among.endswith(ONSET):
+        return f"Onsets of one kind of {_printed(among)}, among all onsets of {_printed(among)}"
+    return f"One kind of {_printed(among)}, among all tokens of {_printed(among)}"
+
+
+def _printed(name: str) -> str:
+    return "onset of any answer" if name == ANSWER_ONSET else name.removesuffix(ONSET).replace("_", " ")
+
+
+def _panel(
+    axes: Axes, table: pd.DataFrame, column: str, lines: list[Line], colours: dict[str, str], kinds: list[str]
+) -> None:
+    names = [line.concept for line in lines]
+    y = np.arange(len(lines))
+    for label, colour in colours.items():
+        kind = kinds.index(look.kind_of(label))
+        own = table[table["crosscoder"] == label].set_index("concept").reindex(names)
+        place = y + SPREAD * ((kind + 0.5) / len(kinds) - 0.5)
+        if column == "auroc_among":
+            width = own["control_high"] - own["control_median"]
+            axes.barh(place, width, 0.9 * SPREAD / len(kinds), own["control_median"], color=CONTROL, zorder=1)
+        if column == "rank":
+            axes.axvline(own["n_live"].max(), color=colour, linewidth=0.6, linestyle=":", zorder=1)
+        hollow = ~(own["control_share"] <= DETECTED_SHARE)
+        for rows, face in ((~hollow, colour), (hollow, "white")):
+            axes.plot(own[column].where(rows), place, MARKERS[kind % 4], color=colour, mfc=face, ms=2.8, mew=0.6)
+    for line, name in enumerate(names):
+        if name and line % 2:
+            axes.axhspan(line - 0.5, line + 0.5, color=STRIPE, linewidth=0, zorder=0)
+    axes.patch.set_visible(False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(PANELS[column])
+    axes.tick_params(axis="y", length=0)
+    if column == "rank":
+        axes.set_xscale("log")
+        axes.set_xlim(0.8, 1.25 * table["n_live"].max())
+        axes.xaxis.set_major_locator(LogLocator(numticks=3))
+        axes.xaxis.set_minor_locator(LogLocator(numticks=9))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    elif column.startswith("auroc"):
+        axes.set(xlim=(min(0.4, table[column].min() - 0.03), 1.03), xticks=[0.5, 0.75, 1.0])
+    else:
+        axes.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])

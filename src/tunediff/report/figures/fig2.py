@@ -1,0 +1,164 @@
+"""Figure 2: ν^ε against ν^r of chat-only latents and as many shared ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from tunediff.latents.table import LatentTable
+from tunediff.report import style as look
+from tunediff.report.style import Drawing, Style
+
+RANGE = (-0.2, 1.6)  # of both axes
+BINS = 50
+SHARED_WITHOUT_CHAT_ONLY = 200  # shared latents drawn when there is no chat-only one to compare with
+
+
+class SharedInterval(NamedTuple):
+    """Where chat-only latents lie against the shared ones."""
+
+    low: float  # 2.5 % quantile of ν^r over shared latents
+    high: float  # 97.5 % quantile
+    share: float  # of the chat-only latents with ν^r, inside the interval; NaN if there is none
+
+
+def shared_interval(latents: pd.DataFrame) -> SharedInterval:
+    """Return the central 95 % interval of ν^r over shared latents and the share of chat-only latents within it."""
+    nu = latents["nu_reconstruction"].astype(np.float64)
+    finite = np.isfinite(nu)
+    shared = nu[finite & (latents["class_name"] == "shared")]
+    chat_only = nu[finite & (latents["class_name"] == "chat-only")]
+    if shared.empty:
+        return SharedInterval(np.nan, np.nan, np.nan)
+    low, high = (float(bound) for bound in np.quantile(shared, [0.025, 0.975]))
+    share = float(chat_only.between(low, high).mean()) if len(chat_only) else np.nan
+    return SharedInterval(low, high, share)
+
+
+def draw(
+    latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None, seed: int = 0
+) -> Drawing:
+    """Draw ν^ε (x) against ν^r (y), one panel per crosscoder, with marginal histograms (paper, figure 2).
+
+    The numbers have one row per point (`item` = point), per histogram bin and per summary value; `seed` draws the
+    random sample of shared latents.
+    """
+    shown = look.selected(latents, show)
+    look.one_criterion(shown)
+    rows = look.rows_of(len(shown))
+    with style.context():
+        figure = style.figure(4.1 * rows)
+        numbers = [
+            _panel(panel, label, table, style, style.width * rows / len(shown), seed)
+            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
+        ]
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+
+
+def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float, seed: int) -> pd.DataFrame:
+    table, criterion = latents.frame, latents.criterion
+    columns = ["latent", "class_name", "nu_error", "nu_reconstruction", "chat_specific", "reversed"]
+    look.require(table, columns, f"latents of {label}")
+    finite = np.isfinite(table["nu_error"]) & np.isfinite(table["nu_reconstruction"])
+    chat_only = table[finite & (table["class_name"] == "chat-only")]
+    shared = table[finite & (table["class_name"] == "shared")]
+    wanted = len(chat_only) or SHARED_WITHOUT_CHAT_ONLY
+    sample = shared.sample(min(wanted, len(shared)), random_state=seed).sort_values("latent")
+    interval = shared_interval(table)
+    specific = int(chat_only["chat_specific"].sum())
+    n_chat_only = int((table["class_name"] == "chat-only").sum())
+
+    axes = panel.subplots(2, 2, width_ratios=(4, 1), height_ratios=(1, 4))
+    joint, top, right = axes[1, 0], axes[0, 0], axes[1, 1]
+    axes[0, 1].axis("off")
+    edges = np.linspace(*RANGE, BINS + 1)
+    pieces = []
+    outside = {}
+    for group, colour, marker in ((sample, look.ORANGE, "s"), (chat_only, look.BLUE, "o")):
+        class_name = "chat-only" if group is chat_only else "shared"
+        x, y = group["nu_error"].to_numpy(np.float64), group["nu_reconstruction"].to_numpy(np.float64)
+        joint.scatter(
+            x, y, s=7, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.25, alpha=0.75, rasterized=True
+        )
+        outside[class_name] = int(((x < RANGE[0]) | (x > RANGE[1]) | (y < RANGE[0]) | (y > RANGE[1])).sum())
+        for name, values, marginal in (("nu_error", x, top), ("nu_reconstruction", y, right)):
+            heights = look.counts(values, edges)
+            look.steps(marginal, heights, edges, colour, horizontal=marginal is right)
+            pieces.append(look.histogram_rows(heights, edges, item=f"histogram_{name}", class_name=class_name))
+        pieces.append(group[["class_name", "latent", "nu_error", "nu_reconstruction"]].assign(item="point"))
+
+    if np.isfinite(interval.low):
+        joint.axhspan(interval.low, interval.high, color=look.ORANGE, alpha=0.13, linewidth=0, zorder=0)
+    dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8}
+    low, below = criterion.lowest, (criterion.nu_error_below, criterion.nu_reconstruction_below)
+    box = Rectangle(
+        (low, low), below[0] - low, below[1] - low, fill=False, edgecolor=look.DARK_GREY, zorder=1, **dashed
+    )
+    joint.add_patch(box)
+    joint.set(xlim=RANGE, ylim=RANGE, xlabel=look.NU_ERROR, ylabel=look.NU_RECONSTRUCTION)
+    joint.set_xticks([0, 0.5, 1, 1.5])
+    joint.set_yticks([0, 0.5, 1, 1.5])
+    top.set(xlim=RANGE, ylabel="latents")
+    top.set_xticks([0, 0.5, 1, 1.5], labels=[])
+    right.set(ylim=RANGE, xlabel="latents")
+    right.set_yticks([0, 0.5, 1, 1.5], labels=[])
+    for marginal, axis in ((top, top.yaxis), (right, right.xaxis)):
+        axis.get_major_locator().set_params(nbins=2, integer=True)
+        if not len(chat_only) and not len(sample):
+            marginal.set(xticks=[], yticks=[])
+    if chat_only.empty:
+        points = sample["nu_reconstruction"]
+        height = 0.12 if (points < 0.2).sum() <= (points > 1.2).sum() else 0.91  # where there are fewer
+        look.statement(
+            joint, f"no chat-only latent to draw\n({n_chat_only} chat-only, 0 of them with ν)", style, height
+        )
+
+    handles: list[Any] = [
+        Line2D([], [], linestyle="", markersize=4, marker=marker, color=colour, label=text)
+        for marker, colour, text in (
+            ("o", look.BLUE, f"chat-only (n = {len(chat_only):,}, {specific:,} chat-specific)"),
+            ("s", look.ORANGE, f"shared, random (n = {len(sample):,} of {len(shared):,})"),
+        )
+    ]
+    handles.append(Line2D([], [], color=look.DARK_GREY, label=look.rule_label(criterion), **dashed))
+    if np.isfinite(interval.low):
+        handles.append(Patch(color=look.ORANGE, alpha=0.25, label=f"95 % of shared {look.NU_RECONSTRUCTION}"))
+    look.legend(panel, handles, look.display_name(label), columns=1)
+    inside = f"Chat-only inside the shared 95 % interval of {look.NU_RECONSTRUCTION} "
+    inside += f"[{interval.low:.2f}, {interval.high:.2f}]: ".replace("-", "−")
+    inside += f"{look.per_cent(interval.share, 1)}." if len(chat_only) else "none to compare."
+    if not np.isfinite(interval.low):
+        inside = "No shared latent has ν, so there is no interval to compare with."
+    left_out = f"Outside the axes: {outside['chat-only']} chat-only, {outside['shared']} shared."
+    without = n_chat_only - len(chat_only)
+    if without:
+        left_out += f" Chat-only without ν: {without}."
+    turned = int(chat_only["reversed"].sum())
+    if turned:
+        left_out += f" Reversed (a ν under {look.signed(criterion.lowest)}): {turned} of the chat-only."
+    look.note(panel, f"{inside}\n{left_out}", style, width)
+
+    summary = {
+        "chat_only": n_chat_only,
+        "chat_only_with_nu": len(chat_only),
+        "shared_with_nu": len(shared),
+        "shared_sample": len(sample),
+        "chat_only_outside_axes": outside["chat-only"],
+        "shared_outside_axes": outside["shared"],
+        "shared_interval_low": interval.low,
+        "shared_interval_high": interval.high,
+        "chat_only_in_shared_interval": interval.share,
+        "chat_only_reversed": turned,
+        "chat_only_chat_specific": specific,
+        **criterion.as_dict(),
+    }
+    pieces.append(pd.DataFrame({"item": list(summary), "value": list(summary.values())}))
+    numbers = pd.concat([piece for piece in pieces if len(piece)], ignore_index=True)
+    columns = ["item", "class_name", "latent", "nu_error", "nu_reconstruction", "low", "high", "count", "value"]
+    numbers = numbers.reindex(columns=columns).astype({"latent": "Int64", "count": "Int64"})
+    numbers.insert(0, "crosscoder", label)
+    return numbers

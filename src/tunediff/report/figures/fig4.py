@@ -1,0 +1,181 @@
+"""Figure 4: how near the chat model's predictions each replacement of the base model's activations comes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from tunediff.errors import TunediffError
+from tunediff.report import style as look
+from tunediff.report.style import Drawing, Style
+
+PALE_VERMILLION = "#F0B48A"
+GROUP_GAP = 0.7  # bar widths between groups
+LINE_HEIGHT = 0.1  # of a printed line, against the largest bar
+BARS = {  # intervention -> printed name, colour, hatch
+    "none": ("None", look.DARK_GREY, ""),
+    "template": ("Tem-\nplate", look.GREY, ""),
+    "all": ("All", look.ORANGE, ""),
+    "all_with_bias": ("All\n+ bias", look.YELLOW, ""),
+    "error": ("Error", look.PURPLE, ""),
+    "latent_scaling_best": ("LS\nbest", look.BLUE, ""),
+    "latent_scaling_worst": ("LS\nworst", look.SKY, "////"),
+    "norm_difference_best": (f"{look.NORM_DIFFERENCE}\nbest", look.VERMILLION, ""),
+    "norm_difference_worst": (f"{look.NORM_DIFFERENCE}\nworst", PALE_VERMILLION, "////"),
+}
+RANDOM_MEAN = "matched_random_mean"
+RANDOM = (0, (2, 1.2))  # line of random latents
+PANELS = {"all": "(a) All response tokens", "first": "(b) First 9 response tokens"}
+COLUMNS = (
+    *("crosscoder", "intervention", "ranking", "positions", "mean", "low", "high", "reduction", "energy_share"),
+    *("n_conversations", "n_tokens"),
+)
+
+
+def draw(
+    summary: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], style: Style, *, show: Sequence[str] | None = None
+) -> Drawing:
+    """Draw the KL divergence from the chat model per intervention, with 95 % intervals (paper, figure 4).
+
+    `summary` is causal/summary.parquet, `sets` is causal/sets.json (crosscoder -> name, size). The numbers are the rows
+    of `summary` for the crosscoders shown, without the curves and comparisons of figure 4b, and `drawn` telling what is
+    on the figure.
+    """
+    look.require(summary, COLUMNS, "causal/summary.parquet")
+    summary = summary.fillna({"crosscoder": "", "ranking": ""})
+    crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
+    shown = list(look.selected(dict.fromkeys(crosscoders), show))
+    curves = (summary["intervention"] == "prefix") | summary["intervention"].str.contains("_minus_|_over_")
+    numbers = summary[summary["crosscoder"].isin(["", *shown]) & ~curves]
+    numbers = numbers.assign(drawn=numbers["intervention"].isin([*BARS, RANDOM_MEAN])).reset_index(drop=True)
+    positions, labels, groups = _layout(numbers, shown)
+    with style.context():
+        width = style.width * max(1.0, len(positions) / 14)
+        figure = style.figure(5.7, width)
+        for axes, (name, title) in zip(figure.subplots(2, 1), PANELS.items(), strict=True):
+            _panel(axes, numbers[numbers["positions"] == name], positions, labels, groups, title, style)
+        look.legend(figure, _legend(numbers), None, columns=3)
+        look.note(figure, _caption(numbers, sets, shown), style, width)
+    return Drawing(figure, numbers)
+
+
+def _layout(
+    numbers: pd.DataFrame, shown: Sequence[str]
+) -> tuple[dict[tuple[str, str], float], list[str], dict[str, tuple[float, float]]]:
+    """Return the x position of each bar, the tick labels, and the extent of each crosscoder's group."""
+    present = set(zip(numbers["crosscoder"], numbers["intervention"], strict=True))
+    positions: dict[tuple[str, str], float] = {}
+    labels: list[str] = []
+    groups: dict[str, tuple[float, float]] = {}
+    x = 0.0
+    for crosscoder in ("", *shown):
+        bars = [name for name in BARS if (crosscoder, name) in present]
+        for name in bars:
+            positions[crosscoder, name] = x
+            labels.append(BARS[name][0])
+            x += 1
+        if bars:
+            groups[crosscoder] = (x - len(bars), x - 1)
+            x += GROUP_GAP
+    if not positions:
+        raise TunediffError("causal/summary.parquet: no intervention to draw; delete it and run snakemake again")
+    return positions, labels, groups
+
+
+def _panel(
+    axes: Axes,
+    rows: pd.DataFrame,
+    positions: Mapping[tuple[str, str], float],
+    labels: Sequence[str],
+    groups: Mapping[str, tuple[float, float]],
+    title: str,
+    style: Style,
+) -> None:
+    drawn = rows[rows["drawn"]]
+    top = float(np.nanmax([*drawn["high"], *drawn["mean"], 1e-9])) if len(drawn) else 1.0
+    by_bar = {(row["crosscoder"], row["intervention"]): row for row in drawn.to_dict("records")}
+    random_means = drawn[drawn["intervention"] == RANDOM_MEAN].set_index(["crosscoder", "ranking"])["mean"]
+    for (crosscoder, name), x in positions.items():
+        if (crosscoder, name) not in by_bar:
+            axes.text(x, 0, "no\ndata", ha="center", va="bottom", fontsize=style.small_size)
+            continue
+        bar = by_bar[crosscoder, name]
+        _, colour, hatch = BARS[name]
+        axes.bar(x, bar["mean"], 0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        axes.plot([x, x], [bar["low"], bar["high"]], color=look.BLACK, linewidth=0.9, solid_capstyle="butt")
+        lines = [_number(bar["mean"])]
+        if name != "none":
+            lines.append(_change(bar["reduction"]))
+        if np.isfinite(bar["energy_share"]) and name not in ("all", "error"):  # theirs is 100 % by definition
+            lines.append(f"E {100 * bar['energy_share']:.0f}%")
+        foot = max(bar["high"], bar["mean"])
+        if name.endswith("_best") and (crosscoder, bar["ranking"]) in random_means.index:
+            # the line runs over the bar it is compared with, and below the value if it would cut it
+            random = random_means[crosscoder, bar["ranking"]]
+            axes.plot([x - 0.4, x + 0.4], [random, random], color=look.BLACK, linewidth=1, linestyle=RANDOM, zorder=4)
+            foot = random if foot <= random < foot + LINE_HEIGHT * len(lines) * top else foot
+        axes.annotate(
+            "\n".join(lines), (x, foot), (0, 1.5), textcoords="offset points",
+            ha="center", va="bottom", fontsize=0.9 * style.small_size, linespacing=1.05,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.1}, zorder=5,
+        )  # fmt: skip
+    for crosscoder, (first, last) in groups.items():
+        if crosscoder:
+            axes.annotate(
+                look.display_name(crosscoder), ((first + last) / 2, 0), (0, -25), xycoords=("data", "axes fraction"),
+                textcoords="offset points", ha="center", va="top", fontweight="bold",
+            )  # fmt: skip
+    axes.set_xticks(list(positions.values()), labels=list(labels))
+    axes.tick_params(axis="x", length=0)
+    axes.set(xlim=(-0.6, max(positions.values()) + 0.6), ylim=(0, 1.24 * top), ylabel="KL to the chat model (nats)")
+    axes.set_title(title, loc="left", fontweight="bold")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value < 9.995 else f"{value:.1f}"
+
+
+def _change(reduction: float) -> str:
+    """Return a reduction as the change it is: 0.59 -> −59%."""
+    if not np.isfinite(reduction):
+        return "–"
+    change = round(-100 * reduction)
+    return f"{'−' if change < 0 else '+' if change > 0 else '±'}{abs(change)}%"
+
+
+def _legend(numbers: pd.DataFrame) -> list[Any]:
+    hatched: dict[str, Any] = {"edgecolor": "white", "hatch": "////", "linewidth": 0}
+    handles: list[Any] = [
+        Patch(facecolor=look.BLUE, label="LS: Latent Scaling, best half"),
+        Patch(facecolor=look.SKY, label="Latent Scaling, worst half", **hatched),
+        Patch(facecolor=look.VERMILLION, label=f"{look.NORM_DIFFERENCE}, best half"),
+        Patch(facecolor=PALE_VERMILLION, label=f"{look.NORM_DIFFERENCE}, worst half", **hatched),
+        Line2D([], [], color=look.BLACK, linewidth=0.9, marker="|", markersize=5, linestyle="", label="95 % interval"),
+    ]
+    draws = numbers.loc[numbers["intervention"] == "matched_random", "draw"].nunique()
+    if draws:
+        name = f"random latents of equal E, mean of {draws}"
+        handles.append(Line2D([], [], color=look.BLACK, linewidth=1, linestyle=RANDOM, label=name))
+    return handles
+
+
+def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+    tokens = numbers.groupby("positions")["n_tokens"].max()
+    text = f"{int(numbers['n_conversations'].max()):,} different conversations; response tokens: "
+    text += f"{int(tokens.get('all', 0)):,} in (a), {int(tokens.get('first', 0)):,} in (b). "
+    text += halves_text(sets, shown)
+    text += " E: energy of the edit as a share of that of All; random latents have equal E over all response tokens. "
+    return text + "Bootstrap over conversations; percentages: change against None."
+
+
+def halves_text(sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+    """Say what the halves of each crosscoder are halves of; crosscoders with the same words together."""
+    named: dict[str, list[str]] = {}
+    for label in shown:
+        named.setdefault(str(sets[label]["name"]), []).append(label)
+    each = [f"{name} ({', '.join(labels)})" for name, labels in named.items()]
+    return f"Halves of {'; '.join(each)}."

@@ -1,0 +1,161 @@
+"""Figure 4b: KL reduction against the energy of the edit, and the paired differences that decide between rankings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
+
+from tunediff.report import style as look
+from tunediff.report.figures.fig4 import halves_text
+from tunediff.report.style import Drawing, Mark, Style
+
+RANKINGS = {
+    "norm_difference": Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
+    "latent_scaling": Mark("Latent Scaling", look.BLUE, "s"),
+    "energy": Mark("edit energy", look.GREEN, "^"),
+}
+RANDOM = Mark("random orders", look.DARK_GREY, "")
+AREA = "area_over_random"
+DIFFERENCES = {
+    "best_minus_worst": "best − worst\nhalf, as is",
+    "matched_best_minus_worst": "best − worst\nhalf, equal E",
+    "best_minus_random": "best half −\nrandom, equal E",
+}
+TICKS = (0.02, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the energy axis
+COLUMNS = (
+    *("crosscoder", "intervention", "ranking", "draw", "positions", "reduction", "reduction_low", "reduction_high"),
+    *("energy_share", "n_conversations", "n_tokens"),
+)
+
+
+def draw(
+    summary: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], style: Style, *, show: Sequence[str] | None = None
+) -> Drawing:
+    """Draw, per crosscoder, the curves of all rankings over the edit energy, and differences at raw and equal energy.
+
+    `summary` is causal/summary.parquet, `sets` is causal/sets.json. The numbers are the rows of `summary` that are
+    points of curves, comparisons, or their ends (None, All), for all and for the first 9 response tokens.
+    """
+    look.require(summary, COLUMNS, "causal/summary.parquet")
+    summary = summary.fillna({"crosscoder": "", "ranking": ""})
+    crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
+    shown = list(look.selected(dict.fromkeys(crosscoders), show))
+    wanted = summary["intervention"].isin(["none", "all", "prefix", AREA, *DIFFERENCES])
+    numbers = summary[wanted & summary["crosscoder"].isin(["", *shown])].reset_index(drop=True)
+    with style.context():
+        figure = style.figure(1.0 + 2.8 * len(shown))
+        parts = look.stacked(figure, [1.0] * len(shown))
+        for part, label in zip(parts, shown, strict=True):
+            part.suptitle(look.display_name(label), x=0.02, ha="left", fontweight="bold")
+            curves, differences = part.subplots(1, 2, width_ratios=[1.15, 1])
+            own = numbers[numbers["crosscoder"] == label]
+            _curves(curves, own[own["positions"] == "all"], style)
+            _differences(differences, own, style)
+        look.legend(figure, _legend(), None, columns=4)
+        look.note(figure, _caption(numbers, sets, shown), style)
+    return Drawing(figure, numbers)
+
+
+def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
+    """Return the points of a curve by rising energy share, from nothing added (0) to all latents (1)."""
+    points = rows[(rows["intervention"] == "prefix") & (rows["ranking"] == ranking) & (rows["draw"] == draw)]
+    columns = ["energy_share", "reduction", "reduction_low", "reduction_high"]
+    nothing = pd.DataFrame([dict.fromkeys(columns, 0.0)])
+    whole = rows[rows["intervention"] == "all"]
+    return pd.concat([nothing, points[columns], whole[columns]], ignore_index=True).sort_values("energy_share")
+
+
+def _curves(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
+    """Draw the curves of one crosscoder over a root scale, which shows small doses; areas are of the plain one."""
+    prefixes = rows[rows["intervention"] == "prefix"]
+    draws = sorted(prefixes.loc[prefixes["ranking"] == "random", "draw"].unique())
+    if draws:
+        grid = np.linspace(0, 1, 401)
+        random = [curve(rows, "random", int(draw)) for draw in draws]
+        heights = 100 * np.array([np.interp(grid, points["energy_share"], points["reduction"]) for points in random])
+        axes.fill_between(grid, heights.min(0), heights.max(0), color=RANDOM.colour, alpha=0.25, linewidth=0)
+        axes.plot(grid, heights.mean(0), color=RANDOM.colour, linestyle="--")
+    handles = []
+    for ranking, mark in RANKINGS.items():
+        if not (prefixes["ranking"] == ranking).any():
+            continue
+        points = curve(rows, ranking)
+        x, y = points["energy_share"], 100 * points["reduction"]
+        axes.fill_between(
+            x, 100 * points["reduction_low"], 100 * points["reduction_high"], color=mark.colour, alpha=0.15, linewidth=0
+        )
+        axes.plot(x, y, color=mark.colour, marker=mark.marker, markersize=3)
+        area = rows[(rows["intervention"] == AREA) & (rows["ranking"] == ranking)].to_dict("records")
+        if area:
+            handles.append(Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3, label=_area(area[0])))
+    axes.axhline(0, color=look.BLACK, linewidth=0.6)
+    axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
+    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+    axes.set_xticks(TICKS, labels=[f"{100 * tick:.0f}" for tick in TICKS])
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= high])
+    axes.set(xlim=(0, 1.02), ylim=(low, high + 0.35 * (high - low)))  # room for the legend
+    axes.set(xlabel="E: energy of the edit (% of All)", ylabel="KL reduction (%)")
+    if handles:
+        axes.legend(
+            handles=handles, loc="upper left", title="area over random orders (points)", title_fontsize=style.small_size
+        )
+    else:
+        look.statement(axes, "no curve: the edits\nhave no energy", style)
+
+
+def _area(row: Mapping[Any, Any]) -> str:
+    value, low, high = (100 * row[name] for name in ("reduction", "reduction_low", "reduction_high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
+def _differences(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
+    """Draw the paired differences of KL reduction, rankings of one comparison together."""
+    ticks = []
+    for group, name in enumerate(DIFFERENCES):
+        ticks.append(group * (len(RANKINGS) + 1.2) + 1)
+        if not (rows["intervention"] == name).any():
+            axes.text(0, ticks[-1], " none", va="center", fontsize=style.small_size)
+        for i, (ranking, mark) in enumerate(RANKINGS.items()):
+            for positions, shift, filled in (("all", -0.17, True), ("first", 0.17, False)):
+                at = (rows["intervention"] == name) & (rows["ranking"] == ranking) & (rows["positions"] == positions)
+                for row in rows[at].to_dict("records"):
+                    y = ticks[-1] - 1 + i + shift
+                    low, high = 100 * row["reduction_low"], 100 * row["reduction_high"]
+                    axes.plot([low, high], [y, y], color=mark.colour, linewidth=0.9, solid_capstyle="butt")
+                    axes.plot(
+                        100 * row["reduction"], y, marker=mark.marker, markersize=3.2, color=mark.colour,
+                        markerfacecolor=mark.colour if filled else "white", linestyle="",
+                    )  # fmt: skip
+    axes.axvline(0, color=look.BLACK, linewidth=0.6)
+    axes.set_yticks(ticks, labels=list(DIFFERENCES.values()))
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(ticks[-1] + 2, -1), xlabel="difference in reduction (points)")
+
+
+def _legend() -> list[Any]:
+    marks = [
+        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.2, label=f"by {mark.name}")
+        for mark in RANKINGS.values()
+    ]
+    hollow: dict[str, Any] = {"color": look.BLACK, "marker": "o", "markersize": 3.2, "linestyle": ""}
+    return [
+        *marks,
+        Line2D([], [], color=RANDOM.colour, linestyle="--", label=f"{RANDOM.name}: mean, range"),
+        Line2D([], [], **hollow, label="all response tokens"),
+        Line2D([], [], **hollow, markerfacecolor="white", label="first 9"),
+    ]
+
+
+def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+    tokens = numbers.groupby("positions")["n_tokens"].max()
+    text = "Left: all live latents are added in the order of each ranking; all response tokens "
+    text += f"({int(tokens.get('all', 0)):,}); root scale of E, areas over the plain one. Right: paired differences, "
+    text += f"hollow: of the first 9 response tokens ({int(tokens.get('first', 0)):,}). {halves_text(sets, shown)} "
+    text += "E is equal over all response tokens, not over the first 9. "
+    text += f"95 % intervals: bootstrap over {int(numbers['n_conversations'].max()):,} different conversations."
+    return text

@@ -1,0 +1,70 @@
+"""Twins figure: do a chat-only and a base-only latent of the same direction fire on the same tokens?"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import SubFigure
+from matplotlib.lines import Line2D
+
+from tunediff.report import style as look
+from tunediff.report.style import Drawing, Style
+
+COSINE = 0.9  # decoder directions more alike than this are twins
+BINS = 20
+
+
+def draw(twins: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+    """Draw the activation divergence of twins (decoder cosine > 0.9) beside that of the other, random pairs.
+
+    A table has one row per pair: chat_only_latent, base_only_latent, cosine, divergence (0 always fire together,
+    1 never; NaN where neither fires high).
+    """
+    shown = look.selected(twins, show)
+    rows = look.rows_of(len(shown))
+    with style.context():
+        figure = style.figure(2.6 * rows)
+        numbers = [
+            _panel(panel, label, table, style)
+            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
+        ]
+    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+
+
+def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+    look.require(table, ["chat_only_latent", "base_only_latent", "cosine", "divergence"], f"twins of {label}")
+    axes = panel.subplots()
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    is_twin = table["cosine"] > COSINE
+    pieces, handles = [], []
+    for pool, name, colour, rows in (
+        ("random", "random pairs", look.GREY, table[~is_twin]),
+        ("twins", "twins, cosine > 0.9", look.PURPLE, table[is_twin]),
+    ):
+        values = rows["divergence"].astype(np.float64)
+        heights = look.counts(values, edges)
+        shares = heights / max(heights.sum(), 1)
+        text = f"{name} (n = {heights.sum():,})"
+        if heights.any():
+            look.steps(axes, shares, edges, colour)
+            median = float(values.median())
+            axes.axvline(median, color=colour, linestyle="--", linewidth=0.9)
+            text = f"{name} (n = {heights.sum():,}, median {median:.2f})"
+        handles.append(Line2D([], [], color=colour, linewidth=2, label=text))
+        piece = look.histogram_rows(heights, edges, item="divergence", pool=pool).assign(share=shares)
+        undefined = {"item": ["without_divergence"], "pool": [pool], "count": [int(values.isna().sum())]}
+        pieces += [piece, pd.DataFrame(undefined)]
+    axes.set(xlim=(-0.01, 1.02), xlabel="activation divergence of the pair", ylabel="share of pairs per bin")
+    axes.set_ylim(bottom=0)
+    if table.empty:
+        axes.set_yticks([])
+        look.statement(axes, "no pair of a chat-only and\na base-only latent (0)", style)
+    elif not is_twin.any():
+        highest = float(table["cosine"].max())
+        look.statement(
+            axes, f"no twins: 0 of {len(table):,} pairs have\ncosine > 0.9 (highest {highest:.2f})", style, height=0.85
+        )
+    look.legend(panel, handles, look.display_name(label), columns=1)
+    numbers = pd.concat(pieces, ignore_index=True)
+    numbers.insert(0, "crosscoder", label)
+    return numbers

@@ -1,0 +1,333 @@
+"""What all figures share: sizes, colour-blind safe colours, names, panels and the files a figure is saved as."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, FigureBase, SubFigure
+
+from tunediff.errors import TunediffError
+from tunediff.latents.criterion import Criterion
+from tunediff.pipeline.artifacts import building
+
+T = TypeVar("T")
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/)
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, DARK_GREY = "#999999", "#555555"
+
+CLASSES = ("chat-only", "shared", "base-only", "other", "dead")
+CLASS_COLOURS = {"chat-only": BLUE, "shared": ORANGE, "base-only": GREEN, "other": GREY, "dead": BLACK}
+CROSSCODER_COLOURS = (VERMILLION, BLACK, PURPLE, SKY)
+LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+
+KIND_NAMES = {"l1": "L1", "batchtopk": "BatchTopK"}
+NU_ERROR = r"$\nu^{\epsilon}$"
+NU_RECONSTRUCTION = r"$\nu^{r}$"
+NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
+MATHTEXT = re.compile(r"\$[^$]*\$")
+START, PLACE = "\ue000", "\ue001"  # stand for mathtext while lines are broken: no text holds them
+NU_NAMES = {"nu_error": NU_ERROR, "nu_reconstruction": NU_RECONSTRUCTION}
+
+
+class Mark(NamedTuple):
+    """How a rule or ranking is printed and drawn."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+RULES = ("norm_difference", "nu_point", "nu_interval")  # by which a latent is called chat-specific
+
+
+def rule_marks(criterion: Criterion) -> dict[str, Mark]:
+    """Return how each of `RULES` is printed and drawn."""
+    marks = (
+        Mark(f"{NORM_DIFFERENCE} ≥ 0.9", VERMILLION, "o"),
+        Mark(criterion.math, BLUE, "s"),
+        Mark("the same of the upper ends of the 95 % intervals", SKY, "D"),
+    )
+    return dict(zip(RULES, marks, strict=True))
+
+
+def rule_label(criterion: Criterion) -> str:
+    """Return the criterion as a legend's entry of two lines."""
+    return f"chat-specific: {criterion.math}".replace(", both", ",\nboth")
+
+
+class Judged(Protocol):
+    """A table whose latents were judged by a criterion."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """The rule by which a latent is called chat-specific."""
+
+
+def one_criterion(tables: Mapping[str, Judged]) -> Criterion:
+    """Return the criterion that all tables of a figure state.
+
+    Raises
+    ------
+    TunediffError
+        There is no table, or two of them state different criteria.
+    """
+    stated = {label: table.criterion for label, table in tables.items()}
+    if not stated:
+        raise TunediffError("figures: no latent table, so no criterion; list a crosscoder under `crosscoders`")
+    first, criterion = next(iter(stated.items()))
+    for label, other in stated.items():
+        if other != criterion:
+            raise TunediffError(
+                f"latents of {first} and of {label} state different criteria ({criterion.text}; {other.text}): made "
+                "under different `latents` thresholds; delete both tables and run snakemake again"
+            )
+    return criterion
+
+
+def signed(value: float) -> str:
+    """Return a number with a true minus sign."""
+    return f"{value:g}".replace("-", "−")
+
+
+def mathematical(text: str) -> str:
+    """Return a plain text with its ν and Δnorm in mathtext."""
+    named = text.replace("ν^r", NU_RECONSTRUCTION).replace("ν^ε", NU_ERROR)
+    return named.replace("Δnorm", NORM_DIFFERENCE)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sizes of a printed figure."""
+
+    width: float = 5.5  # inches: the text width of a NeurIPS page
+    font_size: float = 8.0  # points: axis labels and titles
+    line_width: float = 1.1  # points
+    dpi: int = 300  # of the PNG, and of scatter points inside the PDF
+
+    @property
+    def small_size(self) -> float:
+        """Points of ticks, legends, notes and printed values."""
+        return 0.875 * self.font_size
+
+    def context(self) -> AbstractContextManager[None]:
+        """Return the matplotlib settings of these sizes; figures are drawn and saved inside it."""
+        return rc_context(
+            {
+                "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
+                "mathtext.fontset": "dejavusans",
+                "font.size": self.font_size,
+                "axes.titlesize": self.font_size,
+                "axes.labelsize": self.font_size,
+                "axes.labelpad": 2.0,
+                "figure.labelsize": self.small_size,
+                "figure.titlesize": self.font_size,
+                "legend.fontsize": self.small_size,
+                "legend.title_fontsize": self.font_size,
+                "legend.frameon": False,
+                "legend.handlelength": 1.4,
+                "legend.handletextpad": 0.5,
+                "legend.columnspacing": 1.2,
+                "legend.labelspacing": 0.3,
+                "legend.borderaxespad": 0.2,
+                "xtick.labelsize": self.small_size,
+                "ytick.labelsize": self.small_size,
+                "lines.linewidth": self.line_width,
+                "axes.linewidth": 0.6,
+                "xtick.major.width": 0.6,
+                "ytick.major.width": 0.6,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "hatch.linewidth": 0.6,
+                "pdf.fonttype": 42,
+                "pdf.compression": 6,
+                "savefig.dpi": self.dpi,
+                "figure.dpi": 100,
+            }
+        )
+
+    def figure(self, height: float, width: float | None = None) -> Figure:
+        """Return an empty figure of `height` inches and, by default, the text width."""
+        return Figure(figsize=(self.width if width is None else width, height), layout="constrained")
+
+
+class Drawing(NamedTuple):
+    """A figure and the numbers it shows."""
+
+    figure: Figure
+    numbers: pd.DataFrame
+
+
+def save(figure: Figure, numbers: pd.DataFrame, stem: Path, style: Style | None = None) -> list[Path]:
+    """Write `stem`.pdf, .png and .csv, each whole or not at all, and return the paths; the bytes are reproducible."""
+    style = style or Style()
+    targets = [stem.parent / f"{stem.name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+    with style.context():
+        with building(targets[0]) as partial:
+            figure.savefig(partial, format="pdf", dpi=style.dpi, metadata={"CreationDate": None})
+        with building(targets[1]) as partial:
+            figure.savefig(partial, format="png", dpi=style.dpi, metadata={"Software": None})
+    with building(targets[2]) as partial:
+        numbers.to_csv(partial, index=False, lineterminator="\n")
+    return targets
+
+
+def kind_of(label: str) -> str:
+    """Return a crosscoder's name without its seed: `l1-seed0` -> `l1`."""
+    return re.sub(r"-seed\d+$", "", label)
+
+
+def seed_of(label: str) -> int | None:
+    """Return the seed in a crosscoder's name: `l1-seed0` -> 0, a published one's name -> None."""
+    found = re.search(r"-seed(\d+)$", label)
+    return int(found.group(1)) if found else None
+
+
+def kind_name(label: str) -> str:
+    """Return how a crosscoder's kind is printed: `l1-seed0` -> `L1`; a name of another kind stays as it is."""
+    return KIND_NAMES.get(kind_of(label).split("-")[0], kind_of(label))
+
+
+def display_name(label: str) -> str:
+    """Return a crosscoder's printed name: `l1-seed0` -> `L1 (l1-seed0)`."""
+    return f"{kind_name(label)} ({label})"
+
+
+def selected(tables: Mapping[str, T], show: Sequence[str] | None = None) -> dict[str, T]:
+    """Return the crosscoders a figure shows: those of `show`, or else the first seed of each kind, in order.
+
+    Raises
+    ------
+    TunediffError
+        There is no crosscoder, or one of `show` is not among them.
+    """
+    if not tables:
+        raise TunediffError("figures: no crosscoder to draw; list at least one under `crosscoders` in the config")
+    if show is None:
+        first: dict[str, str] = {}
+        for label in tables:
+            first.setdefault(kind_of(label), label)
+        show = list(first.values())
+    missing = [label for label in show if label not in tables]
+    if missing:
+        raise TunediffError(f"figures: no crosscoder '{missing[0]}'; choose among {', '.join(tables)}")
+    return {label: tables[label] for label in show}
+
+
+def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Raise `TunediffError` if a column of a table is missing."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise TunediffError(f"{what}: no column '{missing[0]}'; delete the table and run snakemake again to remake it")
+
+
+def crosscoder_colours(labels: Iterable[str]) -> dict[str, str]:
+    """Return one colour per crosscoder, the same for all seeds of a kind."""
+    kinds: dict[str, str] = {}
+    colours = {}
+    for label in labels:
+        kind = kind_of(label)
+        kinds.setdefault(kind, CROSSCODER_COLOURS[len(kinds) % len(CROSSCODER_COLOURS)])
+        colours[label] = kinds[kind]
+    return colours
+
+
+def rows_of(count: int) -> int:
+    """Return how many rows `panels` lays `count` panels out in: two columns if they fill them, else one."""
+    return count // 2 if count % 2 == 0 else count
+
+
+def stacked(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
+    """Divide a figure into sub-figures below one another, of the given relative heights."""
+    return list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+
+
+def panels(parent: FigureBase, count: int) -> list[SubFigure]:
+    """Divide a figure into `count` sub-figures, row by row, none of them left empty."""
+    rows = rows_of(count)
+    return [panel for row in parent.subfigures(rows, count // rows, squeeze=False) for panel in row]
+
+
+def counts(values: Any, edges: np.ndarray) -> np.ndarray:
+    """Return the number of finite values in each bin; those outside the edges are left out."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.histogram(values[np.isfinite(values)], edges)[0]
+
+
+def histogram_rows(heights: np.ndarray, edges: np.ndarray, **columns: Any) -> pd.DataFrame:
+    """Return a histogram as rows `low`, `high`, `count`, with `columns` repeated on each row."""
+    return pd.DataFrame({**columns, "low": edges[:-1], "high": edges[1:], "count": heights})
+
+
+def steps(axes: Axes, heights: np.ndarray, edges: np.ndarray, colour: str, *, horizontal: bool = False) -> None:
+    """Draw a histogram as a filled outline; `horizontal` bars grow to the right."""
+    if not heights.any():
+        return
+    orientation: Literal["horizontal", "vertical"] = "horizontal" if horizontal else "vertical"
+    axes.stairs(heights, edges, color=colour, alpha=0.25, fill=True, linewidth=0, orientation=orientation)
+    axes.stairs(heights, edges, color=colour, linewidth=0.8, orientation=orientation)
+
+
+def legend(panel: FigureBase, handles: Sequence[Any], title: str | None = None, columns: int = 2) -> None:
+    """Put the legend, headed by a bold title, above a panel."""
+    entries = panel.legend(handles=list(handles), loc="outside upper left", ncols=columns, title=title)
+    entries.set_alignment("left")
+    entries.get_title().set_fontweight("bold")
+
+
+def wrapped(text: str, characters: int) -> str:
+    """Return a text broken into lines of at most `characters` in print, keeping its own line breaks.
+
+    Mathtext counts as the characters it prints, about, and is never broken.
+    """
+    maths = MATHTEXT.findall(text)
+    places = iter(START + PLACE * (printed_length(math) - 1) for math in maths)
+    lines = [
+        line
+        for part in MATHTEXT.sub(lambda _: next(places), text).split("\n")
+        for line in (textwrap.wrap(part, characters, break_on_hyphens=False) or [""])
+    ]
+    back = iter(maths)
+    return re.sub(f"{START}{PLACE}*", lambda _: next(back), "\n".join(lines))
+
+
+def printed_length(math: str) -> int:
+    """Return how many characters a piece of mathtext is wide: one for its symbol, and its letters."""
+    return max(2, 1 + len(re.sub(r"\\[a-zA-Z]+|[{}^_$]", "", math)))
+
+
+def note(panel: FigureBase, text: str, style: Style, width: float | None = None) -> None:
+    """Print a note below a panel, wrapped to `width` inches (by default the whole text width)."""
+    # of an average letter's width, less the margins
+    characters = int(0.96 * (style.width if width is None else width) * 72 / (0.57 * style.small_size))
+    panel.supxlabel(wrapped(text, characters), x=0.02, ha="left", fontsize=style.small_size, color=DARK_GREY)
+
+
+def statement(axes: Axes, text: str, style: Style, height: float = 0.5) -> None:
+    """Say in a panel, at `height` of it, why there is nothing (or less than expected) to see."""
+    box = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "boxstyle": "round,pad=0.4"}
+    axes.text(
+        0.5,
+        height,
+        text,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=style.small_size,
+        bbox=box,
+        zorder=9,
+    )
+
+
+def per_cent(share: float, decimals: int = 0) -> str:
+    """Return a share as a printed percentage, `–` where it is undefined."""
+    return "–" if not np.isfinite(share) else f"{100 * share:.{decimals}f} %"

@@ -1,0 +1,282 @@
+"""What a run shows, from its tables, in plain words: the most important first."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tunediff.interventions.sets import BASELINE
+from tunediff.interventions.summary import AREA, BEST_RANDOM, BEST_WORST, MATCHED
+from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.artifacts import write_text
+from tunediff.report import style as look
+from tunediff.report.tables import (
+    CONTROL_NAMES,
+    NULL_KINDS,
+    NULLS_NOT_RUN,
+    OutlierTokens,
+    firing_share,
+    null_pairs,
+    outlier_tokens,
+    passing_text,
+    ranking,
+    table1,
+    verdict,
+    with_interval,
+)
+
+SHOWN_RANKED = 5  # latents of the ranking shown per crosscoder; all of the table where none passes the criterion
+ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimension's
+RANKINGS = {"latent_scaling": "Latent Scaling", "norm_difference": "Δnorm"}
+
+
+@dataclass
+class Run:
+    """The tables of one run; mappings are by crosscoder unless said."""
+
+    kl: pd.DataFrame  # causal/summary.parquet
+    sets: Mapping[str, Mapping[str, Any]]  # causal/sets.json
+    tables: Mapping[str, LatentTable]
+    evaluations: Mapping[str, Mapping[str, Any]]  # evaluation/NAME.json
+    crosscoders: Mapping[str, Mapping[str, Any]]  # facts of the crosscoders' manifests
+    concepts: pd.DataFrame  # concepts.parquet
+    nulls: pd.DataFrame | None = None  # nulls/summary.csv
+    outliers: Mapping[str, OutlierTokens | None] = field(default_factory=dict)  # by split
+    figures: Path = Path("figures")
+
+    def __post_init__(self) -> None:
+        self.rows: list[dict[Any, Any]] = table1(self.tables, self.evaluations, self.nulls).to_dict("records")
+
+
+def summary(run: Run) -> str:
+    """Return what the run shows: what was found, how far to trust it, and where the figures are."""
+    parts = (
+        _found, _fve, _warnings, _outliers, _classes, _ranking, _kl, _concepts,
+        lambda run: [f"Figures: {run.figures}/fig4.pdf and beside it; tables: {run.figures.parent}/tables"],
+    )  # fmt: skip
+    return "\n".join(line for part in parts for line in part(run))
+
+
+def write_summary(
+    kl: Path,
+    sets: Path,
+    tables: Mapping[str, Path],
+    evaluations: Mapping[str, Path],
+    crosscoders: Mapping[str, Path],
+    concepts: Path,
+    nulls: pd.DataFrame | None,
+    activations: Mapping[str, list[Path]],
+    figures: Path,
+    out: Path,
+) -> None:
+    """Read the tables and write the summary at `out`.
+
+    `crosscoders` are manifests, `activations` those of all parts of each split.
+    """
+    run = Run(
+        pd.read_parquet(kl),
+        _json(sets),
+        {name: LatentTable.read(path) for name, path in tables.items()},
+        {name: _json(path) for name, path in evaluations.items()},
+        {name: _json(path)["facts"] for name, path in crosscoders.items()},
+        pd.read_parquet(concepts),
+        nulls,
+        {split: outlier_tokens(parts) for split, parts in activations.items()},
+        figures,
+    )
+    write_text(out, summary(run) + "\n")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+# -- parts: each yields lines ------------------------------------------------------------------------------------------
+
+
+def _found(run: Run) -> Iterator[str]:
+    yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.tables.items()) + "."
+    yield f"  Chat-specific: {look.one_criterion(run.tables).text}, fitted on train tokens."
+    for row in run.rows:
+        text = ""
+        if row["chat_specific_any_class"]:
+            text = (
+                f"{row['chat_specific_validation_any_class']:,} confirmed on validation tokens, "
+                f"{row['chat_specific_interval_any_class']:,} with 95 % intervals below too; "
+            )
+        passing = [
+            f"{row[f'{control}_passing']:,} of {row[f'{control}_measured']:,} pass {name}"
+            for control, name in CONTROL_NAMES.items()
+        ]
+        text += f"controls: {', '.join(passing)}"
+        called = [
+            f"{pair} {row[f'null_{pair}_chat_specific']:,.0f} ({NULL_KINDS[row[f'null_{pair}_kind']]})"
+            for pair in null_pairs(row)
+            if isinstance(row[f"null_{pair}_kind"], str)  # a published dictionary is not trained in the nulls
+        ]
+        text += f"; chat-specific in the nulls: {', '.join(called)}" if called else ""
+        yield f"  {row['crosscoder']}: {text}."
+    if run.nulls is None:
+        yield f"  {NULLS_NOT_RUN[0].upper()}{NULLS_NOT_RUN[1:]}."
+
+
+def _fve(run: Run) -> Iterator[str]:
+    each = [f"{row['crosscoder']} {_value(row, 'difference')}" for row in run.rows]
+    yield f"FVE of the difference (chat − base), held out: {'; '.join(each)}."
+    for row in run.rows:
+        name = row["crosscoder"]
+        asked = _asked_l0(run.crosscoders[name])
+        l0 = f"L0 {row['l0']:.1f}" + (f" (asked: {asked:g})" if asked is not None else "")
+        final = run.crosscoders[name].get("final")
+        l0 += f", {final['l0']:.1f} at the end of training" if final is not None else ""
+        yield (
+            f"  {name}: base {_value(row, 'base')}, chat {_value(row, 'chat')}; {l0}; dead "
+            f"{look.per_cent(row['dead_fraction'])}."
+        )
+
+
+def _value(row: Mapping[str, Any], model: str) -> str:
+    standardised = row[f"fve_standardised_{model}"]
+    beside = f" (standardised {standardised:.3f})" if math.isfinite(standardised) else ""
+    return f"{row[f'fve_{model}']:.3f}{beside}".replace("-", "−")
+
+
+def _asked_l0(facts: Mapping[str, Any]) -> float | None:
+    settings = facts.get("settings", {})
+    return settings.get("target_l0") or settings.get("k")
+
+
+def _warnings(run: Run) -> Iterator[str]:
+    for row in run.rows:
+        name = row["crosscoder"]
+        rests = []
+        for model in ("difference", "base", "chat"):
+            share = row[f"largest_dimension_share_{model}"]
+            if share > ONE_DIMENSION:
+                dimension = row[f"largest_dimension_{model}"]
+                which = f"dimension {dimension:.0f}" if math.isfinite(dimension) else "one dimension"
+                standardised = row[f"fve_standardised_{model}"]
+                rests.append(f"{model}: {which} holds {look.per_cent(share)}, standardised FVE {standardised:.3f}")
+        if rests:
+            yield f"WARNING {name}: FVE rests on one dimension (by its share of the variance: {'; '.join(rests)})."
+        for text in run.crosscoders[name].get("warnings", ()):
+            yield f"WARNING {name}: {text}"
+
+
+def _outliers(run: Run) -> Iterator[str]:
+    for split, found in run.outliers.items():
+        if found is None:
+            yield f"Outlier tokens, {split}: not looked for (activations.outlier_factor is null)."
+            continue
+        each = [
+            f"{source} {n:,} of {found.of[source]:,} ({firing_share(n / max(1, found.of[source]))})"
+            for source, n in found.tokens.items()
+        ]
+        norms = ", ".join(
+            f"{model} {norm:,.4g}" if norm < 1000 else f"{model} {norm:,.0f}" for model, norm in found.norm.items()
+        )
+        yield (f"Outlier tokens, {split}, left out: {', '.join(each)}; norm above {found.factor:g} medians ({norms}).")
+
+
+def _classes(run: Run) -> Iterator[str]:
+    criterion = look.one_criterion(run.tables)
+    yield "Latents by Δnorm:"
+    for row in run.rows:
+        frame = run.tables[row["crosscoder"]].frame
+        chat_only = frame[frame["class_name"] == "chat-only"]
+        decoupled = int((chat_only["nu_reconstruction"] >= criterion.nu_reconstruction_below).sum())
+        shrunk = int((chat_only["nu_error"] >= criterion.nu_error_below).sum())
+        yield (
+            f"  {row['crosscoder']}: {row['chat_only']:,} chat-only ({row['chat_specific']:,} chat-specific; "
+            f"{decoupled:,} decoupled, ν^r ≥ {criterion.nu_reconstruction_below:g}; {shrunk:,} shrunk, "
+            f"ν^ε ≥ {criterion.nu_error_below:g}), {row['shared']:,} shared, {row['base_only']:,} base-only, "
+            f"{row['other']:,} other, {row['dead']:,} dead; of all, {row['reversed']:,} reversed "
+            f"(a ν under {look.signed(criterion.lowest)})."
+        )
+
+
+def _ranking(run: Run) -> Iterator[str]:
+    table = ranking(run.tables)
+    yield "First of the ranking by rank(ν^r) + rank(ν^ε), ν with 95 % intervals (more: tables/ranking):"
+    for name, latents in run.tables.items():
+        rows = table[table["crosscoder"] == name].to_dict("records")
+        order = "; none has both ν within the bounds, so by Δnorm" if rows and math.isnan(rows[0]["rank_sum"]) else ""
+        yield f"  {name}: {passing_text(latents)}{order}"
+        for row in rows[:SHOWN_RANKED] if latents.frame["chat_specific"].any() else rows:
+            nu = (
+                with_interval(*(row[f"{target}{end}"] for end in ("", "_low", "_high")))
+                for target in ("nu_reconstruction", "nu_error")
+            )
+            fires = ", ".join(f"{source} {firing_share(row[f'frequency_{source}'])}" for source in latents.sources)
+            called = {"no": "", "confirmed": ", chat-specific and confirmed"}
+            yield (
+                f"    {row['place']}. latent {row['latent']}, {row['class_name']}, Δnorm {row['norm_difference']:.2f}, "
+                f"ν^r {next(nu)}, ν^ε {next(nu)}, fires on {fires}, {look.per_cent(row['template_share'])} of it on "
+                f"template tokens{called.get(verdict(row), ', chat-specific, not confirmed')}"
+            )
+
+
+def _kl(run: Run) -> Iterator[str]:
+    kl = run.kl[run.kl["positions"] == "all"].fillna({"crosscoder": "", "ranking": ""})
+    every = {(row["crosscoder"], row["intervention"], row["ranking"]): row for row in kl.to_dict("records")}
+    none, template = every["", "none", ""], every["", "template", ""]
+    yield (
+        f"KL to the chat model, nats per response token: base activation {none['mean']:.3f}, template tokens restored "
+        f"{template['mean']:.3f}. Changes of it, a minus is nearer to chat, with 95 % intervals over conversations:"
+    )
+    for name in run.tables:
+        whole = _change(every[name, "all", ""])
+        yield f"  {name}: all latents' differences added {whole}. Sets within {run.sets[name]['name']}:"
+        for key, printed in RANKINGS.items():
+            raw = [every.get((name, f"{key}_{half}", key)) for half in ("best", "worst")]
+            matched = [every.get((name, f"{key}_{half}_matched", key)) for half in ("best", "worst")]
+            for what, (best, worst), pair in (
+                ("best and worst half", raw, every.get((name, BEST_WORST, key))),
+                ("energy-matched subsets", matched, every.get((name, MATCHED, key))),
+            ):
+                if best is None or worst is None or pair is None:
+                    yield f"    {printed}, {what}: none"
+                    continue
+                yield (
+                    f"    {printed}, {what}: {_change(best)} with {look.per_cent(best['energy_share'], 1)} of the edit "
+                    f"energy against {_change(worst)} with {look.per_cent(worst['energy_share'], 1)}; difference "
+                    f"{_change(pair, 'points')}"
+                )
+            random = every.get((name, BEST_RANDOM, key))
+            if random is not None:
+                yield f"    {printed}, best half less random latents of its energy: {_change(random, 'points')}"
+        areas = {
+            printed: every.get((name, AREA, key))
+            for key, printed in {**RANKINGS, BASELINE: "edit energy (the baseline)"}.items()
+        }
+        values = [f"{printed} {_change(row, 'points')}" for printed, row in areas.items() if row is not None]
+        if values:
+            yield f"    KL against energy, area under the curve less that of random orders: {', '.join(values)}"
+        for note in run.sets[name].get("notes", ()):
+            yield f"    {note}"
+
+
+def _change(row: Mapping[Any, Any], unit: str = "%") -> str:
+    """Return a reduction as a change of None's KL with its interval: 0.22 -> −22 % [−23, −21]."""
+    decimals = 0 if unit == "%" else 1
+    numbers = (round(-100 * row[name], decimals) for name in ("reduction", "reduction_high", "reduction_low"))
+    value, low, high = (f"{x:+.{decimals}f}".replace("-", "−") if x else "0" for x in numbers)
+    return f"{value} {unit} [{low}, {high}]"
+
+
+def _concepts(run: Run) -> Iterator[str]:
+    found = detected(run.concepts)
+    if not found:
+        yield "Labelled concepts: the corpora carry no labels, so none was scored."
+        return
+    each = [f"{name} {of.n_detected} of {of.n_scored} ({', '.join(of.names) or 'none'})" for name, of in found.items()]
+    yield (
+        f"Labelled concepts whose onset a chat-specific latent of its own detects (held-out AUROC ≥ {DETECTED_AUROC:g} "
+        f"among all tokens and among the onsets compared with; at most {look.per_cent(DETECTED_SHARE)} of pools of "
+        f"other latents that fire as often do as well): {'; '.join(each)}."
+    )

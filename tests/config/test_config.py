@@ -1,0 +1,138 @@
+"""Every kind of config mistake is one line that names the key and the remedy."""
+
+import copy
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunediff.config.check import check, load, load_schema
+from tunediff.errors import TunediffError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
+DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def changed(path: str, value: object) -> dict:
+    config = copy.deepcopy(DEMO)
+    *parents, last = path.split(".")
+    node = config
+    for step in parents:
+        node = node[step]
+    if value is KeyError:
+        del node[last]
+    else:
+        node[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("training.stepz", 3, ["unknown key `training.stepz`", "did you mean `steps`"]),
+        ("crosscoders.l1.kk", 3, ["unknown key `crosscoders.l1.kk`", "dict_size"]),
+        ("training.steps", "many", ["`training.steps`", "whole number", "'many'"]),
+        ("training.steps", 0, ["`training.steps`", "at least 1"]),
+        ("training.learning_rate", -1.0, ["`training.learning_rate`", "above 0"]),
+        ("models.chat", KeyError, ["`models.chat` is missing", "Chat-tuned"]),
+        ("models.layer", None, ["`models.layer`", "whole number"]),
+        ("tokens.sources", KeyError, ["`tokens.sources` is missing", "Named text sources"]),
+        ("models.dtype", "float8", ["`models.dtype`", "bfloat16"]),
+        ("models.device", "gpu", ["`models.device`", "gpu"]),
+        ("crosscoders.l1.kind", "l2", ["`crosscoders.l1.kind`", "batchtopk"]),
+        ("crosscoders.l1.mu", "high", ["`crosscoders.l1.mu`", "auto"]),
+        ("crosscoders.l1.target_l0", None, ["`crosscoders.l1.target_l0`", "mu: auto"]),
+        ("crosscoders.batchtopk.k", 4096, ["`crosscoders.batchtopk.k`", "2048"]),
+        ("crosscoders.batchtopk.k_max", 40, ["`crosscoders.batchtopk.k_max`", "k_anneal_steps"]),
+        ("models.base", "./nowhere", ["both be `demo`"]),
+        ("models.demo", {"layers": 2}, ["retrain"]),
+        ("tokens.sources.web", {"from": "hub", "column": "text"}, ["`tokens.sources.web.path` is missing"]),
+        ("tokens.sources.web", {"from": "disk"}, ["`tokens.sources.web.from`", "local"]),
+        (
+            "tokens.sources.web",
+            {"from": "local", "path": "nowhere/*.jsonl", "column": "text"},
+            ["`tokens.sources.web.path`", "nowhere/*.jsonl"],
+        ),
+        ("tokens.budgets.train", {"web": 65536}, ["`tokens.budgets.train`", "every source"]),
+        ("tokens.budgets.train.web", 1000, ["multiple of `activations.shard_tokens`", "write 262144"]),
+        ("activations.chunk_tokens", 1000, ["`activations.shard_tokens`", "multiple of `activations.chunk_tokens`"]),
+        ("conversations.max_prompt_tokens", 2000, ["`conversations.max_prompt_tokens`", "answer"]),
+        ("causal.reference", "l3", ["`causal.reference`", "l1, batchtopk"]),
+        ("crosscoders.l1.kind", KeyError, ["`crosscoders.l1.kind` is missing"]),
+        ("nulls.same.chat", "some/model", ["`nulls.same.base` and `nulls.same.chat` must both be `demo`"]),
+        ("nulls.other", {"base": "some/model", "chat": "some/model"}, ["`nulls.other`", "tokenizer of `models`"]),
+        ("nulls.same", {"base": "demo"}, ["`nulls.same.chat` is missing"]),
+        (
+            "crosscoders",
+            {"l1": {"kind": "published", "path": "some/dictionary"}},
+            ["`nulls` need crosscoders to train", "remove `nulls`"],
+        ),
+        ("models", {"base": "demo-chat", "chat": "demo-chat", "layer": 3, "demo": {"retrain": True}}, ["retrain"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(path: str, value: object, expected: list[str]) -> None:
+    with pytest.raises(TunediffError) as caught:
+        check(changed(path, value), SCHEMA)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+def test_model_directory_must_hold_a_model(tmp_path: Path) -> None:
+    config = changed("models.base", str(tmp_path))
+    config["models"]["chat"] = str(tmp_path)
+    with pytest.raises(TunediffError, match=r"not a model directory.*save_pretrained"):
+        check(config, SCHEMA)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(TunediffError, match="does not exist"):
+        load(tmp_path / "none.yaml", SCHEMA)
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(TunediffError, match="not YAML"):
+        load(tmp_path / "broken.yaml", SCHEMA)
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(TunediffError, match="mapping"):
+        load(tmp_path / "list.yaml", SCHEMA)
+
+
+def test_defaults_come_from_the_schema_and_given_values_win() -> None:
+    config = check(DEMO, SCHEMA)
+    assert config["crosscoders"]["batchtopk"]["aux_weight"] == 1 / 32
+    assert config["crosscoders"]["batchtopk"]["aux_k"] == DEMO["crosscoders"]["batchtopk"]["aux_k"]
+    assert config["evaluation"]["documents"] == SCHEMA["properties"]["evaluation"]["properties"]["documents"]["default"]
+    assert "aux_weight" not in DEMO["crosscoders"]["batchtopk"]  # the input is not edited
+
+
+PARTS = ("seeds.yaml", "template.yaml")  # goes on top of another; names files that are to be there
+WHOLE = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name not in PARTS)
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    load(path, SCHEMA)
+
+
+def test_seeds_go_on_top_of_another_config() -> None:
+    more = yaml.safe_load((ROOT / "config/seeds.yaml").read_text())
+    assert list(more) == ["training"]
+    config = check({**DEMO, "training": {**DEMO["training"], **more["training"]}}, SCHEMA)
+    assert config["training"]["seeds"] == [0, 1, 2]
+
+
+def described(node: dict, key: str = "") -> None:
+    for name, sub in node.get("properties", {}).items():
+        assert "$ref" in sub or sub.get("description"), f"{key}{name} has no description"
+        described(sub, f"{key}{name}.")
+
+
+def test_every_key_is_described_and_the_readme_is_up_to_date() -> None:
+    described(SCHEMA)
+    for block in SCHEMA["$defs"].values():
+        for branch in block.get("oneOf", [block]):
+            described(branch)
+    document = runpy.run_path(str(ROOT / "workflow/schemas/document.py"))["document"]
+    assert (ROOT / "config/README.md").read_text() == document(SCHEMA)

@@ -1,0 +1,188 @@
+"""Corpora: local files of every kind, disjoint splits, and errors that name file and row."""
+
+import gzip
+import json
+from itertools import islice
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tunediff.data import corpora
+from tunediff.data.corpora import chat_concepts, check_source, concept_kinds, documents
+from tunediff.data.documents import Message
+from tunediff.errors import TunediffError
+
+TEXTS = [f"text number {i}" for i in range(300)]
+CHATS = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(300)]
+
+
+def jsonl(path: Path, rows: list) -> Path:
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    if path.suffix == ".gz":
+        with gzip.open(path, "wt") as stream:
+            stream.write(text)
+    else:
+        path.write_text(text)
+    return path
+
+
+def local(path: Path, column: str = "text", **more) -> dict:
+    return {"from": "local", "path": str(path), "column": column, **more}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_every_file_kind_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    rows = [{"text": t, "messages": c} for t, c in zip(TEXTS, CHATS, strict=True)]
+    if suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        jsonl(path, rows)
+    for column, wanted in (("text", TEXTS), ("messages", [c[1]["content"] for c in CHATS])):
+        split = {s: [d.messages[-1].content for d in documents(local(path, column), s, 0)] for s in corpora.SPLITS}
+        assert sorted(split["train"] + split["validation"]) == sorted(wanted)
+        assert 10 <= len(split["validation"]) <= 55  # a tenth of 300
+        assert split["train"] == [t for t in wanted if t in set(split["train"])]  # the file's order
+
+
+def test_split_depends_on_content_alone(tmp_path: Path) -> None:
+    one = local(jsonl(tmp_path / "one.jsonl", [{"text": t} for t in TEXTS]))
+    twice = local(jsonl(tmp_path / "two.jsonl", [{"text": t} for t in reversed(TEXTS * 2)]))
+    first, second = ({d.messages[0].content for d in documents(s, "validation", 0)} for s in (one, twice))
+    assert first == second and not second & {d.messages[0].content for d in documents(twice, "train", 0)}
+
+
+def test_copies_that_differ_in_case_or_space_are_in_one_split(tmp_path: Path) -> None:
+    rows = [{"text": text} for i in range(100) for text in (f"Text {i}", f"text  {i} ", f"TEXT {i}")]
+    source = local(jsonl(tmp_path / "one.jsonl", rows), validation_share=0.5)
+    train, validation = ({d.messages[0].content.split()[1] for d in documents(source, s, 0)} for s in corpora.SPLITS)
+    assert len(train) + len(validation) == 100 and train and validation
+    assert len(list(documents(source, "train", 0, whole=True))) == 300
+
+
+def test_sources_that_read_the_same_data(tmp_path: Path) -> None:
+    one, two = (local(jsonl(tmp_path / f"{n}.jsonl", [{"text": n}])) for n in "ab")
+    assert corpora.reads_same_data(one, dict(one, column="other"))
+    assert corpora.reads_same_data(one, local(tmp_path / "*.jsonl"))
+    assert corpora.reads_same_data(two, dict(one, validation_path=two["path"]))
+    assert not corpora.reads_same_data(one, two)
+    hub = {"from": "hub", "path": "o/d", "split": "train", "name": None}
+    assert corpora.reads_same_data(hub, dict(hub, column="x"))
+    assert not corpora.reads_same_data(hub, dict(hub, split="test")) and not corpora.reads_same_data(hub, one)
+    demo = {"from": "demo", "part": "chat"}
+    assert not corpora.reads_same_data(demo, demo)  # its requests are made for their split
+
+
+def test_own_validation_files_are_used_whole(tmp_path: Path) -> None:
+    train, other = (jsonl(tmp_path / f"{n}.jsonl", [{"text": f"{n}{i}"} for i in range(30)]) for n in "ab")
+    source = local(train, validation_path=str(other))
+    assert len(list(documents(source, "train", 0))) == len(list(documents(source, "validation", 0))) == 30
+    assert next(documents(source, "validation", 0)).messages[0].content == "b0"
+
+
+def test_globs_and_other_names_of_turns(tmp_path: Path) -> None:
+    for i in range(3):
+        jsonl(
+            tmp_path / f"part{i}.jsonl", [{"c": [{"from": "human", "value": f"x{i}"}, {"from": "gpt", "value": "y"}]}]
+        )
+    found = list(documents(local(tmp_path / "part*.jsonl", "c", validation_share=1e-9), "train", 0))
+    assert [d.messages for d in found] == [(Message("user", f"x{i}"), Message("assistant", "y")) for i in range(3)]
+    assert len({d.id for d in found}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ('{"text": "a"}\n{"text": ', r"d\.jsonl line 2: not JSON"),
+        ('{"other": 1, "more": 2}', r"d\.jsonl line 1: no column 'text'; it has other, more"),
+        ("[1]", r"line 1: not a JSON object"),
+        ('{"text": 5}', r"line 1: holds int, neither a text nor a list"),
+        ('{"text": [{"who": "x"}]}', r"line 1: a turn has keys who"),
+        ('{"text": ["x"]}', r"line 1: a turn is str"),
+    ],
+)
+def test_malformed_rows_name_file_and_row(tmp_path: Path, content: str, match: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(content)
+    with pytest.raises(TunediffError, match=match) as caught:
+        list(documents(local(path, validation_share=1e-9), "train", 0))
+    assert "\n" not in str(caught.value)
+
+
+def test_checks_before_a_run(tmp_path: Path) -> None:
+    good = jsonl(tmp_path / "good.jsonl", [{"text": "a"}])
+    check_source(local(good), "web")
+    check_source({"from": "demo", "part": "web"}, "web")
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(b"PAR1 but not really")
+    gz = tmp_path / "torn.jsonl.gz"
+    gz.write_bytes(b"not gzip")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "x.csv").write_text("text\n")
+    for path, match in (
+        (tmp_path / "no.jsonl", "source 'web': .*no such file"),
+        (torn, r"torn\.parquet: not a readable Parquet file"),
+        (gz, r"torn\.jsonl\.gz: cannot be read"),
+        (tmp_path / "empty.jsonl", "holds no rows"),
+        (tmp_path / "x.csv", r"not a \.jsonl"),
+    ):
+        with pytest.raises(TunediffError, match=match):
+            check_source(local(path), "web")
+    with pytest.raises(TunediffError, match="no column 'body'"):
+        check_source(local(good, "body"), "web")
+    with pytest.raises(TunediffError, match="use demo, hub or local"):
+        check_source({"from": "ftp"}, "web")
+
+
+def test_hub_rows_splits_and_errors(monkeypatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(path, name, *, split, revision, streaming):
+        asked.append((path, name, split, revision, streaming))
+        if path == "lmsys/lmsys-chat-1m":
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' is a gated dataset on the Hub.")
+        if path == "no/where":
+            raise ConnectionError("no network\nsecond line")
+        return iter([{"text": t} for t in TEXTS])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    for name in corpora.OFFLINE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    hub = {"from": "hub", "path": "a/b", "column": "text", "split": "s", "revision": "r", "validation_split": None}
+    parts = [[d.messages[0].content for d in documents(hub, s, 0)] for s in corpora.SPLITS]
+    assert sorted(parts[0] + parts[1]) == sorted(TEXTS) and asked[-1] == ("a/b", None, "s", "r", True)
+    own = hub | {"validation_split": "test"}
+    assert len(list(documents(own, "validation", 0))) == 300 and asked[-1][2] == "test"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    next(documents(own, "train", 0))
+    assert asked[-1][-1] is False  # from the cache
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    gated = hub | {"path": "lmsys/lmsys-chat-1m", "column": "conversation"}
+    wanted = r"source 'chat': .*https://huggingface\.co/datasets/lmsys/lmsys-chat-1m and set HF_TOKEN"
+    with pytest.raises(TunediffError, match=wanted):
+        check_source(gated, "chat")
+    with pytest.raises(TunediffError, match=r"no network.*check the id") as caught:
+        check_source(hub | {"path": "no/where"}, "web")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TunediffError, match="no column 'body'; it has text"):
+        check_source(hub | {"column": "body"}, "web")
+
+
+def test_demo_source_and_its_chat_concepts() -> None:
+    sources = {part: {"from": "demo", "part": part} for part in ("web", "chat")}
+    assert not next(documents(sources["web"], "train", 0)).is_chat
+    own = chat_concepts(sources)
+    carried = {
+        part: {s.concept for d in islice(documents(source, "train", 0), 800) for m in d.messages for s in m.spans}
+        for part, source in sources.items()
+    }
+    assert own & carried["chat"] and not own & carried["web"]
+    assert set(corpora.concepts(sources["chat"])) >= own | carried["web"]
+    assert chat_concepts({"x": {"from": "local"}}) == set()
+    assert concept_kinds(sources)["refusal_theft_onset"] == "refusal_onset"
+    assert concept_kinds({"x": {"from": "local"}}) == {}
+    with pytest.raises(TunediffError, match="part 'poems'"):
+        next(documents({"from": "demo", "part": "poems"}, "train", 0))

@@ -1,0 +1,327 @@
+"""The training loop: resume, sharing of batches, what is kept and what is published."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+
+from tunediff.dictionaries import Dictionary, build, dictionary_settings
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.training import (
+    HISTORY,
+    TrainingSettings,
+    make_optimizer,
+    measure_normalization,
+    optimizer_step,
+    prefetch,
+    train,
+)
+from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import check
+
+D = 8
+L1 = {"kind": "l1", "dict_size": 32, "mu": "auto", "target_l0": 4.0, "norm_init": 0.2}
+TOPK = {"kind": "batchtopk", "dict_size": 32, "k": 3, "aux_k": 4, "dead_after_tokens": 200, "threshold_start": 5}
+
+
+@pytest.fixture(autouse=True)
+def any_l0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These runs are too short to reach an L0; the tests of that set the tolerance themselves."""
+    monkeypatch.setattr("tunediff.dictionaries.training.L0_TOLERANCE", math.inf)
+
+
+class KilledError(Exception):
+    """Stands for the end of the machine."""
+
+
+class FakeBatch(NamedTuple):
+    activations: torch.Tensor
+
+
+class FakeStore:
+    """Batches that are a function of (seed, step); dies at `die_at`, and remembers what it was asked."""
+
+    def __init__(self, die_at: int = -1, broken_at: int = -1) -> None:
+        self.die_at, self.broken_at, self.asked = die_at, broken_at, []
+        generator = torch.Generator().manual_seed(0)
+        self.atoms = torch.randn(24, 2, D, generator=generator)
+
+    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+        self.asked.append(start_step)
+        step = start_step
+        while True:
+            if step == self.die_at:
+                raise KilledError
+            generator = torch.Generator().manual_seed(1000 * seed + step)
+            weight = torch.rand(batch_size, 24, generator=generator)
+            weight = weight * (torch.rand(batch_size, 24, generator=generator) < 0.15)
+            x = torch.einsum("na,amd->nmd", weight, self.atoms) * torch.tensor([1.0, 3.0])[:, None] + 2
+            yield FakeBatch(x * math.nan if step == self.broken_at else x)
+            step += 1
+
+
+def settings(**values: Any) -> TrainingSettings:
+    base = {"batch_size": 32, "steps": 40, "learning_rate": 3e-3, "warmup_steps": 5, "checkpoint_every": 7}
+    defaults = {"log_every": 4, "normalization": "mean_scale", "normalization_tokens": 100, "seed": 5}
+    return TrainingSettings(**{**base, **defaults, **values})
+
+
+def run(tmp_path: Path, store: FakeStore, l1: dict[str, Any] = L1, key: str = "one", **values: Any) -> None:
+    sections = {"l1-seed0": (l1, 0), "batchtopk-seed0": (dictionary_settings(TOPK), 0)}
+    keys = {"l1-seed0": key, "batchtopk-seed0": "two"}
+    train(sections, store, settings(**values), tmp_path / "out", tmp_path / "work", keys, facts={"layer": 3})
+
+
+def weights(tmp_path: Path, name: str) -> dict[str, torch.Tensor]:
+    return Crosscoder.load(tmp_path / "out" / name).state_dict()
+
+
+def test_a_whole_run_publishes_sealed_dictionaries_and_histories(tmp_path: Path) -> None:
+    run(tmp_path, FakeStore(), l1={**L1, "mu": 0.02, "target_l0": None})
+    for name, key in (("l1-seed0", "one"), ("batchtopk-seed0", "two")):
+        manifest = check(tmp_path / "out" / name, "crosscoder", key, checksums=True)
+        assert manifest.facts["layer"] == 3 and manifest.facts["steps"] == 40
+        history = pd.read_parquet(tmp_path / "out" / f"{name}.history.parquet")
+        assert tuple(history.columns) == HISTORY
+        assert history["step"].tolist() == list(range(4, 41, 4))
+        assert history["tokens"].tolist() == [32 * step for step in range(4, 41, 4)]
+        assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
+        assert history["learning_rate"].iloc[0] == pytest.approx(3e-3 * 4 / 5)
+        assert (tmp_path / "out" / f"{name}.provenance.json").is_file()
+        assert not (tmp_path / "work" / key / "checkpoint.pt").exists()
+    config = Crosscoder.load(tmp_path / "out" / "batchtopk-seed0").config
+    assert config["kind"] == "batchtopk" and config["k"] == 3 and config["theta"] > 0
+
+
+@pytest.mark.parametrize("die_at", [3, 20, 39])
+def test_resume_is_bit_for_bit(tmp_path: Path, die_at: int) -> None:
+    run(tmp_path / "whole", FakeStore())
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", FakeStore(die_at=die_at))
+    store = FakeStore()
+    run(tmp_path / "cut", store)
+    assert die_at // 7 * 7 in store.asked  # continued from the last checkpoint
+    for name in ("l1-seed0", "batchtopk-seed0"):
+        expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
+        for tensor in expected:
+            assert torch.equal(expected[tensor], actual[tensor]), (name, tensor)
+        histories = [pd.read_parquet(tmp_path / t / "out" / f"{name}.history.parquet") for t in ("whole", "cut")]
+        pd.testing.assert_frame_equal(*(h.drop(columns="tokens_per_second") for h in histories))
+
+
+def test_dictionaries_at_different_positions_meet(tmp_path: Path) -> None:
+    run(tmp_path / "whole", FakeStore())
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", FakeStore(die_at=30))
+    (tmp_path / "cut" / "work" / "one" / "checkpoint.pt").unlink()
+    store = FakeStore()
+    run(tmp_path / "cut", store)
+    assert store.asked[0] == 0
+    for name in ("l1-seed0", "batchtopk-seed0"):
+        expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
+        assert all(torch.equal(expected[tensor], actual[tensor]) for tensor in expected), name
+
+
+def test_a_finished_dictionary_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, FakeStore())
+    kept = (tmp_path / "work" / "two" / "crosscoder" / "crosscoder.safetensors").stat().st_mtime_ns
+    before = weights(tmp_path, "l1-seed0")
+    (tmp_path / "out" / "batchtopk-seed0.json").unlink()
+    built: list[str] = []
+    monkeypatch.setattr("tunediff.dictionaries.training.build", lambda s, *a: built.append(s.kind) or build(s, *a))
+    run(tmp_path, FakeStore(), l1={**L1, "target_l0": 8.0}, key="other")
+    assert built == ["l1"]
+    assert (tmp_path / "work" / "two" / "crosscoder" / "crosscoder.safetensors").stat().st_mtime_ns == kept
+    assert not torch.equal(before["encoder_weight"], weights(tmp_path, "l1-seed0")["encoder_weight"])
+    check(tmp_path / "out" / "batchtopk-seed0", "crosscoder", "two")  # published again
+    store = FakeStore()
+    run(tmp_path, store, l1={**L1, "target_l0": 8.0}, key="other")
+    assert store.asked == []
+
+
+def test_equal_dictionaries_under_two_names_train_once(tmp_path: Path) -> None:
+    sections = {"a-seed0": (TOPK, 0), "b-seed0": (TOPK, 0)}
+    train(sections, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", dict.fromkeys(sections, "same"))
+    assert torch.equal(weights(tmp_path, "a-seed0")["threshold"], weights(tmp_path, "b-seed0")["threshold"])
+
+
+def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
+    sections = {"x": (TOPK, 2)}
+    train(sections, FakeStore(), settings(normalization="none"), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    dictionary = build(dictionary_settings(TOPK), D, 2, 40, 5)
+    optimizer = torch.optim.Adam(dictionary.parameters(), lr=1.0)
+    for step, batch in zip(range(40), FakeStore().batches(32, 5, 16), strict=False):
+        if step == 0:
+            dictionary.prepare(batch.activations)
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 5)
+        optimizer.zero_grad()
+        dictionary.step(batch.activations).loss.backward()
+        torch.nn.utils.clip_grad_norm_(dictionary.parameters(), 1.0)
+        optimizer.step()
+    trained = weights(tmp_path, "x")
+    assert torch.allclose(trained["decoder_weight"], dictionary.decoder_weight, atol=1e-4)
+    assert torch.allclose(trained["encoder_bias"], dictionary.encoder_bias, atol=1e-4)
+
+
+def test_clipping_by_the_fused_update_equals_clip_grad_norm() -> None:
+    x = next(FakeStore().batches(64, 0, 1)).activations
+    results: list[Dictionary] = []
+    for fused in (True, False):
+        dictionary = build(dictionary_settings({**TOPK, "clip_norm": 0.01}), D, 0)
+        optimizer = make_optimizer(dictionary, settings())
+        if not fused:
+            optimizer = torch.optim.Adam(dictionary.parameters(), lr=3e-3)
+            optimizer.defaults["fused"] = False
+        # An Adam step hardly depends on the gradient's scale, its second moment does.
+        optimizer_step(dictionary, optimizer, x)
+        dictionary.second = optimizer.state[dictionary.decoder_weight]["exp_avg_sq"]
+        results.append(dictionary)
+    assert torch.allclose(results[0].second, results[1].second, rtol=1e-3, atol=0)
+    assert float(results[0].second.sum()) == pytest.approx(0.001 * 1e-4, rel=0.9)
+
+
+class Fixed:
+    """A store of known activations, in order."""
+
+    def __init__(self, activations: torch.Tensor) -> None:
+        self.activations = activations
+
+    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+        yield from map(FakeBatch, self.activations.split(batch_size))
+
+
+def test_normalisation_is_that_of_the_first_tokens() -> None:
+    store = FakeStore()
+    stream = store.batches(32, 5, 16)
+    x = torch.cat([next(stream).activations for _ in range(4)]).double()  # 100 tokens: four batches of 32
+    norms = x.norm(dim=2)
+    assert (norms < 5 * norms.median(0).values).all()  # so nothing is trimmed
+    mean, scale = measure_normalization(store, settings())
+    assert torch.allclose(mean, x.mean(0))
+    assert torch.allclose(scale, math.sqrt(D) / (x - x.mean(0)).norm(dim=2).median(0).values)
+    mean, scale = measure_normalization(store, settings(normalization="scale"))
+    assert not mean.any()
+    assert torch.allclose((x * scale[:, None]).norm(dim=2).median(0).values, torch.tensor(math.sqrt(D)).double())
+    mean, scale = measure_normalization(store, settings(normalization="none"))
+    assert not mean.any() and scale.tolist() == [1, 1]
+
+
+def test_normalisation_hardly_sees_massive_activations() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2000, 2, D, generator=generator) + 3
+    massive = x.clone()
+    massive[::100] *= 50
+    plain, robust = (measure_normalization(Fixed(v), settings(normalization_tokens=2000)) for v in (x, massive))
+    assert torch.allclose(plain.mean, robust.mean, rtol=0.02)
+    assert torch.allclose(plain.scale, robust.scale, rtol=0.02)
+    assert (massive.double().mean(0) > 1.3 * robust.mean).all()  # a plain mean moves by half
+
+
+def test_normalisation_refuses_values_that_are_not_finite() -> None:
+    x = torch.randn(64, 2, D)
+    x[3, 1, 2] = math.nan
+    with pytest.raises(TunediffError, match="holds values that are not finite"):
+        measure_normalization(Fixed(x), settings())
+
+
+def test_a_missed_l0_is_not_published_and_costs_no_other_dictionary(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tunediff.dictionaries.training.L0_TOLERANCE", 0.1)
+    impossible = {**L1, "target_l0": 31.0}  # of 32 latents
+    with pytest.raises(TunediffError) as caught:
+        run(tmp_path, FakeStore(), l1=impossible, steps=400, learning_rate=0.01)
+    text = str(caught.value)
+    assert text.startswith("l1-seed0: L0 is ") and "31 was asked (mu " in text and "raise training.steps" in text
+    assert "\n" not in text and "batchtopk" not in text
+    assert not (tmp_path / "work/one/crosscoder").exists() and not (tmp_path / "out").exists()
+    final = check(tmp_path / "work/two/crosscoder", "crosscoder", "two").facts["final"]
+    assert final["l0"] == pytest.approx(3, rel=0.1) and final["tokens"] == 16 * 32
+
+
+def test_the_final_l0_is_that_of_the_published_weights_on_the_next_batches(tmp_path: Path) -> None:
+    run(tmp_path, FakeStore())
+    for name in ("l1-seed0", "batchtopk-seed0"):
+        crosscoder = Crosscoder.load(tmp_path / "out" / name)
+        stream = FakeStore().batches(32, 5, 16, 40)
+        counts = [len(crosscoder.encode(next(stream).activations).value) / 32 for _ in range(16)]
+        assert crosscoder.config["final"]["l0"] == pytest.approx(sum(counts) / 16, rel=1e-3)
+
+
+def test_dead_latents_are_stated(tmp_path: Path) -> None:
+    section = {**TOPK, "dict_size": 400, "dead_after_tokens": 64, "aux_k": 0}
+    train({"x": (section, 0)}, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    config = Crosscoder.load(tmp_path / "out/x").config
+    dead = config["dead_fraction"]
+    assert dead > 0.5 and config["warnings"] == [f"{dead:.0%} of the latents are dead at the end of training"]
+    history = pd.read_parquet(tmp_path / "out/x.history.parquet")
+    assert history["dead_fraction"].iloc[-1] == pytest.approx(dead)
+
+
+def test_a_weight_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    def poisoned(dictionary: Dictionary, *rest: Any) -> Any:
+        result = optimizer_step(dictionary, *rest)
+        if dictionary.steps_taken == 18:
+            with torch.no_grad():
+                dictionary.decoder_weight[3, 1, 2] = math.inf
+        return result
+
+    monkeypatch.setattr("tunediff.dictionaries.training.optimizer_step", poisoned)
+    sections = {"x": ({**TOPK, "clip_norm": None}, 0)}
+    with pytest.raises(TunediffError, match=r"x: \w+ is not finite at step 21; lower training"):
+        train(sections, FakeStore(), settings(log_every=50), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    state = torch.load(tmp_path / "work/k/checkpoint.pt", weights_only=True)
+    assert state["step"] == 14
+    assert all(torch.isfinite(t).all() for t in state["dictionary"].values() if torch.is_tensor(t))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TunediffError, match=r"loss is nan at step 24; lower training\.learning_rate"):
+        run(tmp_path, FakeStore(broken_at=22))
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TunediffError, match=r"training\.normalization: is 'unit'"):
+        settings(normalization="unit")
+    with pytest.raises(TunediffError, match=r"training\.device: is 'cuda' but torch sees no GPU"):
+        if torch.cuda.is_available():
+            pytest.skip("has a GPU")
+        run(tmp_path, FakeStore(), device="cuda")
+    with pytest.raises(KilledError):
+        run(tmp_path, FakeStore(die_at=10))
+    (tmp_path / "work" / "two" / "checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(TunediffError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        run(tmp_path, FakeStore())
+
+
+def test_a_missing_logger_is_known_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    store = FakeStore()
+    with pytest.raises(TunediffError, match="wandb is not installed; pip install wandb"):
+        run(tmp_path, store, log_to="wandb")
+    assert store.asked == []
+
+
+def test_prefetch_keeps_order_and_ends_its_thread() -> None:
+    assert list(prefetch(iter(range(50)), lambda i: i)) == list(range(50))
+    feed = prefetch(iter(range(10**9)), lambda i: i)
+    assert next(feed) == 0
+    feed.close()
+
+
+def test_settings_come_from_the_config_section() -> None:
+    made = TrainingSettings.from_config({"steps": 3, "seeds": [0, 1]}, 42, "cpu")
+    assert (made.steps, made.seed, made.device) == (3, 42, "cpu")
+
+
+def test_the_history_goes_to_tensorboard_where_configured(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, FakeStore(), log_to="tensorboard")
+    events = EventAccumulator(str(tmp_path / "work/two/tensorboard")).Reload()
+    history = pd.read_parquet(tmp_path / "out/batchtopk-seed0.history.parquet")
+    logged = events.Scalars("batchtopk-seed0/loss")
+    assert [event.step for event in logged] == history["step"].tolist()
+    assert [event.value for event in logged] == pytest.approx(history["loss"].tolist(), rel=1e-6)

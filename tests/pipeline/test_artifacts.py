@@ -1,0 +1,113 @@
+"""Nothing is written half; manifests see every damage."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import (
+    building,
+    check,
+    damage,
+    file_sha256,
+    manifest_path,
+    provenance,
+    read_manifest,
+    seal,
+)
+
+
+def make_store(root: Path, files: dict[str, bytes]) -> Path:
+    store = root / "part-000.zarr"
+    with building(store) as partial:
+        for name, content in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
+    return store
+
+
+def leftovers(root: Path) -> list[str]:
+    return [p.name for p in root.rglob("*") if p.name.endswith((".partial", ".retired"))]
+
+
+def test_an_error_keeps_the_old_artifact_and_leaves_nothing(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {"a": b"old"})
+    with pytest.raises(ValueError, match="stop"), building(store) as partial:
+        partial.mkdir()
+        (partial / "a").write_bytes(b"new")
+        raise ValueError("stop")
+    assert (store / "a").read_bytes() == b"old"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TunediffError, match=r"disk is full; free some space"), building(tmp_path / "x") as partial:
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_system_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), building(tmp_path / "x"):
+        raise PermissionError("no")
+
+
+def test_a_new_directory_replaces_an_old_one_whole(tmp_path: Path) -> None:
+    make_store(tmp_path, {"a": b"1", "c/b": b"2"})
+    store = make_store(tmp_path, {"a": b"3"})
+    assert [p.name for p in store.rglob("*")] == ["a"]
+    assert leftovers(tmp_path) == []
+
+
+@given(files=st.dictionaries(st.sampled_from(["a", "c/0", "c/1/2", "z.json"]), st.binary(max_size=50), min_size=1))
+def test_manifest_round_trip(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+    store = make_store(tmp_path_factory.mktemp("m"), files)
+    seal(store, "activations", "k1", {"n": 3}, provenance(0.0))
+    manifest = check(store, "activations", "k1", checksums=True)
+    assert manifest.facts == {"n": 3}
+    assert set(manifest.files) == set(files)
+    assert manifest.total_bytes == sum(map(len, files.values()))
+
+
+def test_every_damage_is_named(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {"a": b"1234", "b": b"1234", "c": b"1234"})
+    manifest = seal(store, "activations", "k1", {})
+    (store / "a").unlink()
+    (store / "b").write_bytes(b"12")
+    (store / "c").write_bytes(b"1235")
+    assert [line.split(": ")[1] for line in damage(store, manifest)] == [
+        "missing",
+        "2 bytes instead of 4",
+        "checksum differs from the manifest",
+    ]
+    assert len(damage(store, manifest, checksums=False)) == 2
+    with pytest.raises(TunediffError, match=r"a: missing \(3 of 3 files damaged\); delete"):
+        check(store, "activations", checksums=True)
+
+
+def test_wrong_kind_key_or_missing_manifest(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {"a": b"1"})
+    with pytest.raises(TunediffError, match="not complete; run snakemake"):
+        read_manifest(store)
+    seal(store, "tokens", "k1", {})
+    with pytest.raises(TunediffError, match="of kind 'tokens', not 'activations'"):
+        read_manifest(store, kind="activations")
+    with pytest.raises(TunediffError, match="made by other inputs"):
+        read_manifest(store, key="k2")
+    manifest_path(store).write_text("{}")
+    with pytest.raises(TunediffError, match="not a manifest"):
+        read_manifest(store)
+
+
+def test_single_files_have_manifests_too(tmp_path: Path) -> None:
+    table = tmp_path / "kl.parquet"
+    with building(table) as partial:
+        partial.write_bytes(b"rows")
+    seal(table, "kl", "k", {}, provenance(0.0, device="cpu", seed=3))
+    assert read_manifest(table).files[""] == {"bytes": 4, "sha256": file_sha256(table)}
+    record = json.loads((tmp_path / "kl.provenance.json").read_text())
+    assert record["seed"] == 3 and record["device"] == "cpu" and "torch" in record["packages"]

@@ -1,0 +1,55 @@
+"""A script's output and errors reach its log, and an expected error is one line without a traceback."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tunediff.errors import TunediffError
+from tunediff.pipeline.job import job, resolve_device, usable_threads
+
+
+def fake(tmp_path: Path, threads: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(log=[str(tmp_path / "logs/step.log")], threads=threads)
+
+
+def test_output_goes_to_the_log_and_streams_come_back(tmp_path: Path) -> None:
+    before = sys.stdout, sys.stderr
+    with job(fake(tmp_path)):
+        print("out")
+        print("err", file=sys.stderr)
+        assert not sys.stderr.isatty()
+    assert (sys.stdout, sys.stderr) == before
+    assert (tmp_path / "logs/step.log").read_text() == "out\nerr\n"
+
+
+def test_an_expected_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, job(fake(tmp_path)):
+        raise TunediffError("x.zarr: broken; delete it")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: x.zarr: broken; delete it\n"
+    assert (tmp_path / "logs/step.log").read_text() == "error: x.zarr: broken; delete it\n"
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), job(fake(tmp_path)):
+        1 / 0  # noqa: B018
+    assert "ZeroDivisionError" in (tmp_path / "logs/step.log").read_text()
+
+
+def test_threads_are_set_but_never_oversubscribed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    assert [usable_threads(n) for n in (0, 2, 8)] == [1, 2, 3]
+    before = torch.get_num_threads()
+    with job(fake(tmp_path, threads=2)):
+        assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cuda:1") == "cuda:1"
+    for available, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        assert resolve_device("auto") == expected
