@@ -17,8 +17,8 @@ include: "rules/common.smk"
 if PLANTED:  # pairs of known latents instead of models
 
     include: "rules/planted.smk"
-
-    MORE = []
+    include: "rules/crosscoders.smk"
+    include: "rules/latents.smk"
 
 else:
 
@@ -28,24 +28,15 @@ else:
     include: "rules/crosscoders.smk"
     include: "rules/exchange.smk"
     include: "rules/latents.smk"
+    include: "rules/evaluation.smk"
     include: "rules/causal.smk"
     include: "rules/pairs.smk"
-    include: "rules/figures.smk"
 
-    if config["nulls"]:
 
-        include: "rules/nulls.smk"
-
-    MORE = [
-        f"{R}/paper.txt",
-        f"{R}/concepts/concepts.parquet",
-        f"{R}/summary.txt",
-    ]
+include: "rules/figures.smk"
 
 
 rule all:
     default_target: True
     input:
-        FIGURES,
-        TABLES,
-        MORE,
+        DRAWN,

@@ -1,17 +1,13 @@
 # Residuals of both models on the same ids: one job per part.
 rule activations:
     input:
-        models=store("{pair}models"),
-        hooks=f"{R}/{{pair}}hooks.json",
-        tokens=store("tokens/{split}.zarr"),
-        manifest=f"{R}/tokens/{{split}}.json",
+        unpack(reads("{pair}activations/{split}/part-{part}")),
     output:
-        store=directory(f"{R}/{{pair}}activations/{{split}}/part-{{part}}.zarr"),
-        manifest=f"{R}/{{pair}}activations/{{split}}/part-{{part}}.json",
+        **makes("activations", "{pair}activations/{split}/part-{part}"),
     log:
-        f"{R}/logs/{{pair}}activations/{{split}}-{{part}}.log",
+        f"{R}/logs/{{pair}}activations/{{split}}/part-{{part}}.log",
     benchmark:
-        f"{R}/benchmarks/{{pair}}activations/{{split}}-{{part}}.tsv"
+        f"{R}/benchmarks/{{pair}}activations/{{split}}/part-{{part}}.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -20,8 +16,6 @@ rule activations:
         runtime=240,
         gpu=GPU,
     params:
-        key=key("{pair}activations/{split}/part-{part}"),
-        models_key=key("{pair}models"),
-        tokens_key=key("tokens/{split}"),
+        keys=keys("{pair}activations/{split}/part-{part}"),
     script:
         "../workflow/scripts/activations.py"

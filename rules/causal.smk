@@ -1,22 +1,13 @@
 # The KL experiment: every intervention on every conversation, then means with intervals over conversations.
 rule causal:
     input:
-        models=store("models"),
-        hooks=f"{R}/hooks.json",
-        conversations=store("tokens/conversations.zarr"),
-        conversations_manifest=f"{R}/tokens/conversations.json",
-        crosscoders=[ancient(path) for path in each_dictionary("crosscoders/{name}")],
-        crosscoder_manifests=each_dictionary("crosscoders/{name}.json"),
-        latents=[ancient(path) for path in each_dictionary("latents/{name}.parquet")],
-        latent_manifests=each_dictionary("latents/{name}.json"),
+        unpack(reads("causal/kl")),
     output:
-        store=f"{R}/causal/kl.parquet",
-        manifest=f"{R}/causal/kl.json",
-        sets=f"{R}/causal/sets.json",
+        **makes("causal", "causal/kl"),
     log:
-        f"{R}/logs/causal.log",
+        f"{R}/logs/causal/kl.log",
     benchmark:
-        f"{R}/benchmarks/causal.tsv"
+        f"{R}/benchmarks/causal/kl.tsv"
     conda:
         "../envs/tunediff.yaml"
     threads: 8
@@ -25,33 +16,26 @@ rule causal:
         runtime=240,
         gpu=GPU,
     params:
-        key=KEYS["causal/kl"],
-        models_key=KEYS["models"],
-        conversations_key=KEYS["tokens/conversations"],
-        own_keys={name: KEYS[f"crosscoders/{name}"] for name in PLAN.dictionaries},
-        latent_keys={name: KEYS[f"latents/{name}"] for name in PLAN.dictionaries},
+        keys=keys("causal/kl"),
     script:
         "../workflow/scripts/causal.py"
 
 
 rule causal_summary:
     input:
-        kl=store("causal/kl.parquet"),
-        manifest=f"{R}/causal/kl.json",
+        unpack(reads("causal/summary")),
     output:
-        store=f"{R}/causal/summary.parquet",
-        manifest=f"{R}/causal/summary.json",
+        **makes("causal_summary", "causal/summary"),
     log:
-        f"{R}/logs/causal_summary.log",
+        f"{R}/logs/causal/summary.log",
     benchmark:
-        f"{R}/benchmarks/causal_summary.tsv"
+        f"{R}/benchmarks/causal/summary.tsv"
     conda:
         "../envs/tunediff.yaml"
     resources:
         mem_mb=2000,
         runtime=30,
     params:
-        key=KEYS["causal/summary"],
-        kl_key=KEYS["causal/kl"],
+        keys=keys("causal/summary"),
     script:
         "../workflow/scripts/causal_summary.py"

@@ -1,18 +1,18 @@
-# All dictionaries from one pass over the train activations. A finished one is kept under its own key in
-# RESULTS/.work and published by its own job, so that only those whose settings changed are made again, and only what
-# reads them.
-if PLAN.trained:
+# One job per dictionary, NAME-seedN. All read the same batches in the same order, a function of seed and step alone.
+# Checkpoints are in RESULTS/.work/KEY while a dictionary trains.
+if GRAPH.trained:
 
     rule train:
         input:
-            stores=[ancient(path) for path in parts("train", ".zarr", "{pair}")],
-            manifests=parts("train", ".json", "{pair}"),
+            unpack(reads("{pair}crosscoders/{name}")),
         output:
-            f"{R}/{{pair}}crosscoders/trained.json",
+            **makes("train", "{pair}crosscoders/{name}"),
         log:
-            f"{R}/logs/{{pair}}train.log",
+            f"{R}/logs/{{pair}}crosscoders/{{name}}.log",
         benchmark:
-            f"{R}/benchmarks/{{pair}}train.tsv"
+            f"{R}/benchmarks/{{pair}}crosscoders/{{name}}.tsv"
+        wildcard_constraints:
+            name="|".join(GRAPH.trained),
         conda:
             "../envs/tunediff.yaml"
         threads: 8
@@ -21,38 +21,7 @@ if PLAN.trained:
             runtime=2880,
             gpu=GPU,
         params:
-            dictionaries=PLAN.trained,
-            own_keys=lambda wildcards: {
-                name: KEYS[f"{wildcards.pair}crosscoders/{name}"]
-                for name in PLAN.trained
-            },
-            activations_key=key("{pair}activations/train/part-000"),
+            keys=keys("{pair}crosscoders/{name}"),
+            training=lambda wildcards: GRAPH.training(wildcards.pair, wildcards.name),
         script:
             "../workflow/scripts/train.py"
-
-    rule crosscoder:
-        input:
-            lambda wildcards: (
-                []
-                if kept(wildcards.pair, wildcards.name)
-                else f"{R}/{wildcards.pair}crosscoders/trained.json"
-            ),
-        output:
-            store=directory(f"{R}/{{pair}}crosscoders/{{name}}"),
-            manifest=f"{R}/{{pair}}crosscoders/{{name}}.json",
-            history=f"{R}/{{pair}}crosscoders/{{name}}.history.parquet",
-        log:
-            f"{R}/logs/{{pair}}crosscoders/{{name}}.log",
-        benchmark:
-            f"{R}/benchmarks/{{pair}}crosscoders/{{name}}.tsv"
-        wildcard_constraints:
-            name="|".join(PLAN.trained),
-        conda:
-            "../envs/tunediff.yaml"
-        resources:
-            mem_mb=1000,
-            runtime=10,
-        params:
-            key=key("{pair}crosscoders/{name}"),
-        script:
-            "../workflow/scripts/crosscoder.py"

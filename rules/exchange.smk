@@ -1,27 +1,17 @@
 # Crosscoders trained elsewhere, read into the same artifact that training makes; and ours in the paper's library's form.
-if PLAN.published:
+if GRAPH.published:
 
-    rule import_crosscoder:
+    rule published:
         input:
-            models=store("models"),
-            models_manifest=f"{R}/models.json",
-            stores=lambda wildcards: (
-                [ancient(path) for path in parts("train", ".zarr")]
-                if PLAN.estimates_scale(wildcards.name)
-                else []
-            ),
-            manifests=lambda wildcards: (
-                parts("train", ".json") if PLAN.estimates_scale(wildcards.name) else []
-            ),
+            unpack(reads("crosscoders/{name}")),
         output:
-            store=directory(f"{R}/crosscoders/{{name}}"),
-            manifest=f"{R}/crosscoders/{{name}}.json",
+            **makes("published", "crosscoders/{name}"),
         log:
             f"{R}/logs/crosscoders/{{name}}.log",
         benchmark:
             f"{R}/benchmarks/crosscoders/{{name}}.tsv"
         wildcard_constraints:
-            name="|".join(PLAN.published),
+            name="|".join(GRAPH.published),
         conda:
             "../envs/tunediff.yaml"
         threads: 2
@@ -29,10 +19,8 @@ if PLAN.published:
             mem_mb=MEMORY["dictionary"],
             runtime=60,
         params:
-            key=key("crosscoders/{name}"),
-            models_key=KEYS["models"],
-            settings=lambda wildcards: PLAN.published[wildcards.name],
-            activations_key=KEYS["activations/train/part-000"],
+            keys=keys("crosscoders/{name}"),
+            settings=lambda wildcards: GRAPH.published[wildcards.name],
         script:
             "../workflow/scripts/import_crosscoder.py"
 
@@ -40,8 +28,8 @@ if PLAN.published:
 # Only on request: snakemake results/exports/NAME. Nothing is uploaded; `tunediff export --push-to` does that.
 rule export_crosscoder:
     input:
-        crosscoder=store("crosscoders/{name}"),
-        manifest=f"{R}/crosscoders/{{name}}.json",
+        crosscoder=[ancient(f"{R}/crosscoders/{{name}}")],
+        manifest=ancient(f"{R}/crosscoders/{{name}}.json"),
     output:
         directory(f"{R}/exports/{{name}}"),
     log:
@@ -54,6 +42,11 @@ rule export_crosscoder:
         mem_mb=MEMORY["dictionary"],
         runtime=30,
     params:
-        crosscoder_key=key("crosscoders/{name}"),
+        keys=lambda wildcards: {
+            "own": "",
+            f"{R}/crosscoders/{wildcards.name}": GRAPH.artifacts[
+                f"crosscoders/{wildcards.name}"
+            ].key,
+        },
     script:
         "../workflow/scripts/export_crosscoder.py"

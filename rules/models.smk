@@ -1,16 +1,9 @@
 # A model pair: resolved, its tokenizers compared, its hooks verified. The demo's nulls start from its own models.
 rule models:
     input:
-        unpack(
-            lambda wildcards: (
-                {"own": store("models"), "manifest": f"{R}/models.json"}
-                if wildcards.pair
-                else {}
-            )
-        ),
+        unpack(reads("{pair}models")),
     output:
-        store=directory(f"{R}/{{pair}}models"),
-        manifest=f"{R}/{{pair}}models.json",
+        **makes("models", "{pair}models"),
     log:
         f"{R}/logs/{{pair}}models.log",
     benchmark:
@@ -22,17 +15,16 @@ rule models:
         mem_mb=MEMORY["models"],
         runtime=60,
     params:
-        key=key("{pair}models"),
+        keys=keys("{pair}models"),
     script:
         "../workflow/scripts/models.py"
 
 
 rule hooks:
     input:
-        models=store("{pair}models"),
-        manifest=f"{R}/{{pair}}models.json",
+        unpack(reads("{pair}hooks")),
     output:
-        f"{R}/{{pair}}hooks.json",
+        **makes("hooks", "{pair}hooks"),
     log:
         f"{R}/logs/{{pair}}hooks.log",
     benchmark:
@@ -45,7 +37,6 @@ rule hooks:
         runtime=30,
         gpu=GPU,
     params:
-        key=key("{pair}hooks"),
-        models_key=key("{pair}models"),
+        keys=keys("{pair}hooks"),
     script:
         "../workflow/scripts/hooks.py"

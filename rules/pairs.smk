@@ -1,15 +1,9 @@
 # Pairs of latents: twins within a crosscoder, and the matches between the seeds of one.
 rule twins:
     input:
-        crosscoder=store("crosscoders/{name}"),
-        crosscoder_manifest=f"{R}/crosscoders/{{name}}.json",
-        latents=store("latents/{name}.parquet"),
-        latents_manifest=f"{R}/latents/{{name}}.json",
-        validation=[ancient(path) for path in parts("validation", ".zarr")],
-        validation_manifests=parts("validation", ".json"),
+        unpack(reads("twins/{name}")),
     output:
-        store=f"{R}/twins/{{name}}.parquet",
-        manifest=f"{R}/twins/{{name}}.json",
+        **makes("twins", "twins/{name}"),
     log:
         f"{R}/logs/twins/{{name}}.log",
     benchmark:
@@ -22,29 +16,22 @@ rule twins:
         runtime=120,
         gpu=GPU,
     params:
-        key=key("twins/{name}"),
-        crosscoder_key=key("crosscoders/{name}"),
-        latents_key=key("latents/{name}"),
-        validation_key=KEYS["activations/validation/part-000"],
+        keys=keys("twins/{name}"),
     script:
         "../workflow/scripts/twin_pairs.py"
 
 
-if PLAN.trained:
+if GRAPH.trained:
 
     rule seeds:
         input:
-            crosscoders=[ancient(path) for path in each_trained("crosscoders/{name}")],
-            crosscoder_manifests=each_trained("crosscoders/{name}.json"),
-            latents=[ancient(path) for path in each_trained("latents/{name}.parquet")],
-            latent_manifests=each_trained("latents/{name}.json"),
+            unpack(reads("seeds/matches")),
         output:
-            store=f"{R}/seeds/matches.parquet",
-            manifest=f"{R}/seeds/matches.json",
+            **makes("seeds", "seeds/matches"),
         log:
-            f"{R}/logs/seeds.log",
+            f"{R}/logs/seeds/matches.log",
         benchmark:
-            f"{R}/benchmarks/seeds.tsv"
+            f"{R}/benchmarks/seeds/matches.tsv"
         conda:
             "../envs/tunediff.yaml"
         threads: 8
@@ -53,9 +40,7 @@ if PLAN.trained:
             runtime=240,
             gpu=GPU,
         params:
-            key=KEYS["seeds/matches"],
-            dictionaries=PLAN.trained_seeds,
-            own_keys={name: KEYS[f"crosscoders/{name}"] for name in PLAN.trained},
-            latent_keys={name: KEYS[f"latents/{name}"] for name in PLAN.trained},
+            keys=keys("seeds/matches"),
+            dictionaries=GRAPH.trained_seeds,
         script:
             "../workflow/scripts/seed_matches.py"

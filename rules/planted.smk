@@ -1,117 +1,40 @@
-# The planted benchmark (config/planted.yaml): per arm and seed, stores from known latents, then the ordinary training and
-# latent tables on them, scored against the truth; one figure and one table over all.
-ARMS = "|".join(config["planted"]["arms"])
-PAIR = f"{R}/{{arm}}/seed{{n}}"
-
-
-wildcard_constraints:
-    arm=ARMS,
-    n="[0-9]+",
-
-
-def pair_key(pattern):
-    """The content key of an artifact of one pair."""
-    return lambda wildcards: KEYS[f"{wildcards.arm}/seed{wildcards.n}/{pattern}"]
-
-
-def every_pair(pattern):
-    """The pattern for every arm and seed."""
-    return [f"{R}/{arm}/seed{n}/{pattern}" for arm, n in PLAN.runs]
-
-
-rule planted_stores:
+# The planted benchmark (config/planted.yaml): per arm and seed a pair made from known latents, on which the ordinary
+# training and latent tables run; then its score against the truth.
+rule planted:
     output:
-        tokens=directory(f"{PAIR}/tokens"),
-        activations=directory(f"{PAIR}/activations"),
+        stores=[directory(f"{R}/{path}.zarr") for path in GRAPH.stores("{pair}")],
+        manifests=[f"{R}/{path}.json" for path in GRAPH.stores("{pair}")],
     log:
-        f"{R}/logs/{{arm}}-seed{{n}}-stores.log",
+        f"{R}/logs/{{pair}}stores.log",
     benchmark:
-        f"{R}/benchmarks/{{arm}}-seed{{n}}-stores.tsv"
+        f"{R}/benchmarks/{{pair}}stores.tsv"
     conda:
         "../envs/tunediff.yaml"
     resources:
         mem_mb=MEMORY["stores"],
         runtime=20,
     params:
-        key=pair_key("stores"),
+        keys=keys("{pair}tokens/train"),
     script:
         "../workflow/scripts/planted_stores.py"
 
 
-rule planted_scores:
+rule scores:
     input:
-        tokens=f"{PAIR}/tokens",
-        activations=f"{PAIR}/activations",
+        unpack(reads("{pair}scores")),
     output:
-        scores=directory(f"{PAIR}/scores"),
-        manifest=f"{PAIR}/scores.json",
-        crosscoders=directory(f"{PAIR}/crosscoders"),
-        latents=directory(f"{PAIR}/latents"),
+        **makes("scores", "{pair}scores"),
     log:
-        f"{R}/logs/{{arm}}-seed{{n}}-scores.log",
+        f"{R}/logs/{{pair}}scores.log",
     benchmark:
-        f"{R}/benchmarks/{{arm}}-seed{{n}}-scores.tsv"
+        f"{R}/benchmarks/{{pair}}scores.tsv"
     conda:
         "../envs/tunediff.yaml"
     resources:
-        mem_mb=MEMORY["scores"],
+        mem_mb=MEMORY["latents"],
         runtime=60,
         gpu=GPU,
     params:
-        key=pair_key("scores"),
-        stores_key=pair_key("stores"),
-        dictionaries=lambda wildcards: PLAN.trained_in(wildcards.arm, int(wildcards.n)),
-        own_keys=lambda wildcards: {
-            f"{kind}/{name}": KEYS[f"{wildcards.arm}/seed{wildcards.n}/{kind}/{name}"]
-            for kind in ("crosscoders", "latents")
-            for name in PLAN.trained_in(wildcards.arm, int(wildcards.n))
-        },
+        keys=keys("{pair}scores"),
     script:
         "../workflow/scripts/planted_scores.py"
-
-
-rule planted_figure:
-    input:
-        scores=every_pair("scores"),
-        manifests=every_pair("scores.json"),
-    output:
-        pdf=f"{R}/figures/planted.pdf",
-        png=f"{R}/figures/planted.png",
-        csv=f"{R}/figures/planted.csv",
-    log:
-        f"{R}/logs/figures/planted.log",
-    benchmark:
-        f"{R}/benchmarks/figures/planted.tsv"
-    conda:
-        "../envs/tunediff.yaml"
-    resources:
-        mem_mb=1500,
-        runtime=15,
-    params:
-        key=KEYS["figures/planted"],
-    script:
-        "../workflow/scripts/planted_figure.py"
-
-
-rule planted_table:
-    input:
-        scores=every_pair("scores"),
-        manifests=every_pair("scores.json"),
-    output:
-        pdf=f"{R}/tables/planted.pdf",
-        png=f"{R}/tables/planted.png",
-        csv=f"{R}/tables/planted.csv",
-        all=f"{R}/tables/planted_all.csv",
-    log:
-        f"{R}/logs/tables/planted.log",
-    benchmark:
-        f"{R}/benchmarks/tables/planted.tsv"
-    conda:
-        "../envs/tunediff.yaml"
-    resources:
-        mem_mb=1500,
-        runtime=15,
-    params:
-        key=KEYS["tables/planted"],
-    script:
-        "../workflow/scripts/planted_table.py"

@@ -1,11 +1,9 @@
 # Text to token ids with masks: train and validation splits, and the conversations of the KL experiment.
 rule tokens:
     input:
-        models=store("models"),
-        manifest=f"{R}/models.json",
+        unpack(reads("tokens/{split}")),
     output:
-        store=directory(f"{R}/tokens/{{split}}.zarr"),
-        manifest=f"{R}/tokens/{{split}}.json",
+        **makes("tokens", "tokens/{split}"),
     log:
         f"{R}/logs/tokens/{{split}}.log",
     benchmark:
@@ -17,19 +15,16 @@ rule tokens:
         mem_mb=MEMORY["tokens"],
         runtime=720,
     params:
-        key=key("tokens/{split}"),
-        models_key=KEYS["models"],
+        keys=keys("tokens/{split}"),
     script:
         "../workflow/scripts/tokens.py"
 
 
 rule conversations:
     input:
-        models=store("models"),
-        manifest=f"{R}/models.json",
+        unpack(reads("tokens/conversations")),
     output:
-        store=directory(f"{R}/tokens/conversations.zarr"),
-        manifest=f"{R}/tokens/conversations.json",
+        **makes("conversations", "tokens/conversations"),
     log:
         f"{R}/logs/tokens/conversations.log",
     benchmark:
@@ -42,8 +37,7 @@ rule conversations:
         runtime=240,
         gpu=GPU,
     params:
-        key=KEYS["tokens/conversations"],
-        models_key=KEYS["models"],
-        shared_with=PLAN.conversations_shared_with,
+        keys=keys("tokens/conversations"),
+        shared_with=GRAPH.conversations_shared_with,
     script:
         "../workflow/scripts/conversations.py"

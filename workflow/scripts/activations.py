@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 from tunediff.data.activations import HarvestSettings, harvest_part
 from tunediff.data.tokens import TokenStore
 from tunediff.models.pair import load_pair
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-models, params = snakemake.config["models"], snakemake.params
-with job(snakemake):
+with job(snakemake) as work:
+    models = work.config["models"]
     harvest_part(
-        TokenStore.open(Path(snakemake.input.tokens), key=params.tokens_key),
-        load_pair(Path(snakemake.input.models), models["layer"], models["dtype"], key=params.models_key),
-        int(snakemake.wildcards.part),
-        HarvestSettings(**snakemake.config["activations"]),
+        TokenStore.open(work.path("tokens"), key=work.key("tokens")),
+        load_pair(work.path("models"), models["layer"], models["dtype"], key=work.key("models")),
+        int(work.wildcards.part),
+        HarvestSettings(**work.config["activations"]),
         Path(snakemake.output.store),
-        snakemake.config["seed"],
-        resolve_device(models["device"]),
-        key=params.key,
+        work.config["seed"],
+        work.device,
+        key=work.own_key,
     )

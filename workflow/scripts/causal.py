@@ -9,23 +9,22 @@ from tunediff.interventions.kl import build_kl
 from tunediff.interventions.sets import CausalSettings
 from tunediff.latents.table import LatentTable
 from tunediff.models.pair import load_pair
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params, read = snakemake.config, snakemake.params, snakemake.input
-models, device = config["models"], resolve_device(config["models"]["device"])
-with job(snakemake):
-    pair = load_pair(Path(read.models), models["layer"], models["dtype"], key=params.models_key)
+with job(snakemake) as work:
+    config, models, device = work.config, work.config["models"], work.device
+    pair = load_pair(work.path("models"), models["layer"], models["dtype"], key=work.key("models"))
     build_kl(
         (pair.load_base(device), pair.load_chat(device, upper=True)),
-        {Path(p).name: Crosscoder.load(Path(p), device, key=params.own_keys[Path(p).name]) for p in read.crosscoders},
-        {Path(p).stem: LatentTable.read(Path(p), key=params.latent_keys[Path(p).stem]) for p in read.latents},
-        TokenStore.open(Path(read.conversations), key=params.conversations_key),
+        {name: Crosscoder.load(path, device, key=key) for name, path, key in work.each("crosscoders")},
+        {name: LatentTable.read(path, key=key) for name, path, key in work.each("latents")},
+        TokenStore.open(work.path("conversations"), key=work.key("conversations")),
         CausalSettings(**config["causal"], seed=config["seed"]),
         Path(snakemake.output.store),
-        key=params.key,
+        key=work.own_key,
         device=device,
         replacements=pair.replacements,
     )

@@ -12,13 +12,12 @@ from tunediff.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params = snakemake.config, snakemake.params
-with job(snakemake):
-    check(Path(snakemake.input.kl), "kl", params.kl_key, checksums=True)
+with job(snakemake) as work:
+    check(work.path("kl"), "kl", work.key("kl"), checksums=True)
     build_summary(
-        pd.read_parquet(snakemake.input.kl),
+        pd.read_parquet(work.path("kl")),
         Path(snakemake.output.store),
-        config["causal"]["bootstrap_samples"],
-        config["seed"],
-        key=params.key,
+        work.config["causal"]["bootstrap_samples"],
+        work.config["seed"],
+        key=work.own_key,
     )

@@ -9,23 +9,22 @@ from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.concepts import ConceptSettings, build_concepts
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params, read = snakemake.config, snakemake.params, snakemake.input
-device = resolve_device(config["models"]["device"])
-with job(snakemake):
+with job(snakemake) as work:
+    sources, device = work.config["tokens"]["sources"], work.device
     build_concepts(
-        {Path(p).name: Crosscoder.load(Path(p), device, key=params.own_keys[Path(p).name]) for p in read.crosscoders},
-        {Path(p).stem: LatentTable.read(Path(p), key=params.latent_keys[Path(p).stem]) for p in read.latents},
-        ActivationStore([Path(p) for p in read.validation], key=params.validation_key),
-        TokenStore.open(Path(read.tokens), key=params.tokens_key),
-        chat_concepts(config["tokens"]["sources"]),
-        concept_kinds(config["tokens"]["sources"]),
-        ConceptSettings(seed=config["seed"]),
+        {name: Crosscoder.load(path, device, key=key) for name, path, key in work.each("crosscoders")},
+        {name: LatentTable.read(path, key=key) for name, path, key in work.each("latents")},
+        ActivationStore(work.paths("validation"), key=work.key("validation")),
+        TokenStore.open(work.path("tokens"), key=work.key("tokens")),
+        chat_concepts(sources),
+        concept_kinds(sources),
+        ConceptSettings(seed=work.config["seed"]),
         Path(snakemake.output.store),
-        key=params.key,
+        key=work.own_key,
         device=device,
     )

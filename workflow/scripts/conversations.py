@@ -5,22 +5,21 @@ from typing import TYPE_CHECKING
 
 from tunediff.data.conversations import ConversationSettings, build_conversations
 from tunediff.models.pair import load_pair
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-models = snakemake.config["models"]
-settings = dict(snakemake.config["conversations"])
-source = settings.pop("source")
-with job(snakemake):
+with job(snakemake) as work:
+    models, settings = work.config["models"], dict(work.config["conversations"])
+    source = settings.pop("source")
     build_conversations(
         source,
-        load_pair(Path(snakemake.input.models), models["layer"], models["dtype"], key=snakemake.params.models_key),
+        load_pair(work.path("models"), models["layer"], models["dtype"], key=work.key("models")),
         ConversationSettings(**settings, ignore_first_tokens=models["ignore_first_tokens"]),
-        snakemake.config["seed"],
-        resolve_device(models["device"]),
+        work.config["seed"],
+        work.device,
         Path(snakemake.output.store),
-        key=snakemake.params.key,
-        shared_with=snakemake.params.shared_with,
+        key=work.own_key,
+        shared_with=work.params.shared_with,
     )

@@ -8,23 +8,22 @@ from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.evaluation import EvaluationSettings, build_evaluation
 from tunediff.models.pair import load_pair
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params = snakemake.config, snakemake.params
-models, device = config["models"], resolve_device(config["models"]["device"])
-with job(snakemake):
-    pair = load_pair(Path(snakemake.input.models), models["layer"], models["dtype"], key=params.models_key)
+with job(snakemake) as work:
+    models, device = work.config["models"], work.device
+    pair = load_pair(work.path("models"), models["layer"], models["dtype"], key=work.key("models"))
     build_evaluation(
-        Crosscoder.load(Path(snakemake.input.crosscoder), device, key=params.crosscoder_key),
-        ActivationStore([Path(p) for p in snakemake.input.validation], key=params.validation_key),
-        TokenStore.open(Path(snakemake.input.tokens), key=params.tokens_key),
+        Crosscoder.load(work.path("crosscoder"), device, key=work.key("crosscoder")),
+        ActivationStore(work.paths("validation"), key=work.key("validation")),
+        TokenStore.open(work.path("tokens"), key=work.key("tokens")),
         (pair.load_base(device, upper=True), pair.load_chat(device, upper=True)),
-        EvaluationSettings(**config["evaluation"]),
-        Path(snakemake.output[0]),
-        key=params.key,
+        EvaluationSettings(**work.config["evaluation"]),
+        Path(snakemake.output.manifest),
+        key=work.own_key,
         device=device,
         replacements=pair.replacements,
     )

@@ -10,6 +10,5 @@ from tunediff.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake):
-    crosscoder = Crosscoder.load(Path(snakemake.input.crosscoder), key=snakemake.params.crosscoder_key)
-    export(crosscoder, Path(snakemake.output[0]))
+with job(snakemake) as work:
+    export(Crosscoder.load(work.path("crosscoder"), key=work.key("crosscoder")), Path(snakemake.output[0]))

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.models.pair import load_pair, verify_pair
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-models = snakemake.config["models"]
-with job(snakemake):
-    pair = load_pair(Path(snakemake.input.models), models["layer"], models["dtype"], key=snakemake.params.models_key)
-    verify_pair(pair, resolve_device(models["device"]), Path(snakemake.output[0]), key=snakemake.params.key)
+with job(snakemake) as work:
+    models = work.config["models"]
+    pair = load_pair(work.path("models"), models["layer"], models["dtype"], key=work.key("models"))
+    verify_pair(pair, work.device, Path(snakemake.output.manifest), key=work.own_key)

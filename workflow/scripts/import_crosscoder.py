@@ -11,13 +11,13 @@ from tunediff.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-params, stores = snakemake.params, [Path(p) for p in snakemake.input.stores]
-with job(snakemake):
+with job(snakemake) as work:
+    stores = work.paths("train")
     import_published(
-        params.settings,
-        ActivationStore(stores, key=params.activations_key) if stores else None,
+        work.params.settings,
+        ActivationStore(stores, key=work.key("train")) if stores else None,
         Path(snakemake.output.store),
-        {"layer": snakemake.config["models"]["layer"]},
-        read_manifest(Path(snakemake.input.models), "models", params.models_key).facts["d_model"],
-        key=params.key,
+        {"layer": work.config["models"]["layer"]},
+        read_manifest(work.path("models"), "models", work.key("models")).facts["d_model"],
+        key=work.own_key,
     )

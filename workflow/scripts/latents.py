@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING
 from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.measure import LatentSettings, build_table
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params = snakemake.config, snakemake.params
-device = resolve_device(config["models"]["device"])
-with job(snakemake):
+with job(snakemake) as work:
     build_table(
-        Crosscoder.load(Path(snakemake.input.crosscoder), device, key=params.crosscoder_key),
-        ActivationStore([Path(p) for p in snakemake.input.train], key=params.train_key),
-        ActivationStore([Path(p) for p in snakemake.input.validation], key=params.validation_key),
-        LatentSettings(**config["latents"], seed=config["seed"]),
+        Crosscoder.load(work.path("crosscoder"), work.device, key=work.key("crosscoder")),
+        ActivationStore(work.paths("train"), key=work.key("train")),
+        ActivationStore(work.paths("validation"), key=work.key("validation")),
+        LatentSettings(**work.config["latents"], seed=work.config["seed"]),
         Path(snakemake.output.store),
-        key=params.key,
-        device=device,
+        key=work.own_key,
+        device=work.device,
     )

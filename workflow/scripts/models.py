@@ -9,10 +9,10 @@ from tunediff.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-models, shipped = snakemake.config["models"], Path(snakemake.scriptdir).parents[1] / "resources/demo-pair"
-if snakemake.wildcards.pair:
-    models = models | snakemake.config["nulls"][Path(snakemake.wildcards.pair).name]
-    models["demo"] = {**models["demo"], "retrain": False}
-    shipped = Path(snakemake.input.own)  # the run's own demo models
-with job(snakemake):
-    prepare_pair(models, shipped, Path(snakemake.output.store), key=snakemake.params.key)
+with job(snakemake) as work:
+    models, shipped = work.config["models"], Path(snakemake.scriptdir).parents[1] / "resources/demo-pair"
+    if work.wildcards.pair:
+        models = models | work.config["nulls"][Path(work.wildcards.pair).name]
+        models["demo"] = {**models["demo"], "retrain": False}
+        shipped = work.path("own")  # the run's own demo models
+    prepare_pair(models, shipped, Path(snakemake.output.store), key=work.own_key)

@@ -1,46 +1,31 @@
-"""Train the crosscoders of one planted pair, measure their latents as everywhere else, and score them."""
+"""Score the crosscoders of one planted pair against what was planted."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.data.activations import ActivationStore, HarvestSettings
-from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.dictionaries.training import TrainingSettings, train
-from tunediff.latents.measure import LatentSettings, build_table
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.job import job
 from tunediff.validation.planted import PairSettings, plant, strengths
 from tunediff.validation.truth import score_pair
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params, seed = snakemake.config, snakemake.params, int(snakemake.wildcards.n)
-planted, latents = config["planted"], LatentSettings(**config["latents"], seed=config["seed"])
-folder, device = Path(snakemake.output.scores).parent, resolve_device(planted["device"])
-with job(snakemake):
-    train_store, validation = (
-        ActivationStore(sorted((folder / f"activations/{split}").glob("part-*.zarr")), key=params.stores_key)
-        for split in ("train", "validation")
+with job(snakemake) as work:
+    config, (arm, number) = work.config, Path(work.wildcards.pair).parts
+    planted, seed = config["planted"], int(number.removeprefix("seed"))
+    pair, layout = plant(PairSettings.from_config(planted["arms"][arm]), seed), HarvestSettings(**config["activations"])
+    tables = {name: LatentTable.read(path, key=key) for name, path, key in work.each("latents")}
+    score_pair(
+        pair,
+        strengths(pair, "validation", planted["validation_tokens"], layout, seed),
+        {
+            name: (Crosscoder.load(path, work.device, key=key), tables[name])
+            for name, path, key in work.each("crosscoders")
+        },
+        ActivationStore(work.paths("validation"), key=work.key("validation")),
+        Path(snakemake.output.store),
+        key=work.own_key,
     )
-    train(
-        {name: (dictionary_settings(own, name), own_seed) for name, (own, own_seed) in params.dictionaries.items()},
-        train_store,
-        TrainingSettings.from_config(config["training"], config["seed"], device),
-        folder / "crosscoders",
-        folder / ".work",
-        {name: params.own_keys[f"crosscoders/{name}"] for name in params.dictionaries},
-    )
-    pair = plant(PairSettings.from_config(planted["arms"][snakemake.wildcards.arm]), seed)
-    measured = {}
-    for name in params.dictionaries:
-        crosscoder = Crosscoder.load(folder / "crosscoders" / name, device, key=params.own_keys[f"crosscoders/{name}"])
-        table, key = folder / "latents" / f"{name}.parquet", params.own_keys[f"latents/{name}"]
-        measured[name] = (
-            crosscoder,
-            build_table(crosscoder, train_store, validation, latents, table, key=key, device=device),
-        )
-    strength = strengths(
-        pair, "validation", planted["validation_tokens"], HarvestSettings(**config["activations"]), seed
-    )
-    score_pair(pair, strength, measured, validation, Path(snakemake.output.scores), key=params.key)

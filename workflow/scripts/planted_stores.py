@@ -10,10 +10,10 @@ from tunediff.validation.planted import PairSettings, plant, write_split
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, seed = snakemake.config, int(snakemake.wildcards.n)
-planted = config["planted"]
-with job(snakemake):
-    pair = plant(PairSettings.from_config(planted["arms"][snakemake.wildcards.arm]), seed)
-    layout, out = HarvestSettings(**config["activations"]), Path(snakemake.output.tokens).parent
+with job(snakemake) as work:
+    config, (arm, number) = work.config, Path(work.wildcards.pair).parts
+    planted, seed = config["planted"], int(number.removeprefix("seed"))
+    pair, layout = plant(PairSettings.from_config(planted["arms"][arm]), seed), HarvestSettings(**config["activations"])
+    out = Path(config["results"]) / work.wildcards.pair
     for split in ("train", "validation"):
-        write_split(pair, split, planted[f"{split}_tokens"], layout, out, seed, key=snakemake.params.key)
+        write_split(pair, split, planted[f"{split}_tokens"], layout, out, seed, key=work.own_key)

@@ -10,10 +10,9 @@ from tunediff.pipeline.job import job
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, split = snakemake.config, snakemake.wildcards.split
-tokens, models = config["tokens"], config["models"]
-with job(snakemake):
-    pair = load_pair(Path(snakemake.input.models), models["layer"], models["dtype"], key=snakemake.params.models_key)
+with job(snakemake) as work:
+    tokens, models, split = work.config["tokens"], work.config["models"], work.wildcards.split
+    pair = load_pair(work.path("models"), models["layer"], models["dtype"], key=work.key("models"))
     tokenize_split(
         tokens["sources"],
         tokens["budgets"][split],
@@ -21,7 +20,7 @@ with job(snakemake):
         pair.load_tokenizer(),
         tokens["max_length"],
         models["ignore_first_tokens"],
-        config["seed"],
+        work.config["seed"],
         Path(snakemake.output.store),
-        key=snakemake.params.key,
+        key=work.own_key,
     )

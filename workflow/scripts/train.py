@@ -1,29 +1,26 @@
-"""Train all crosscoders from one pass over the activations."""
+"""Train one dictionary."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.training import TrainingSettings, train
-from tunediff.pipeline.artifacts import write_text
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params, results = snakemake.config, snakemake.params, Path(snakemake.config["results"])
-shared = {name: value for name, value in config["training"].items() if name != "seeds"}
-with job(snakemake):
-    store = ActivationStore([Path(p) for p in snakemake.input.stores], key=params.activations_key)
+with job(snakemake) as work:
+    (settings, seed), out = work.params.training, Path(snakemake.output.store)
+    store = ActivationStore(work.paths("train"), key=work.key("train"))
     train(
-        {name: (dictionary_settings(own, name), seed) for name, (own, seed) in params.dictionaries.items()},
+        dictionary_settings(settings, out.name),
+        seed,
         store,
-        TrainingSettings(**shared, seed=config["seed"], device=resolve_device(config["models"]["device"])),
-        None,
-        results / ".work",
-        params.own_keys,
-        facts={"layer": config["models"]["layer"], "outlier_norm": store.outlier_norm},
+        TrainingSettings.from_config(work.config["training"], work.config["seed"], work.device),
+        out,
+        Path(work.config["results"]) / ".work" / work.own_key,
+        key=work.own_key,
+        facts={"layer": work.config.get("models", {}).get("layer"), "outlier_norm": store.outlier_norm},
     )
-    write_text(Path(snakemake.output[0]), json.dumps(dict(params.own_keys), indent=1) + "\n")

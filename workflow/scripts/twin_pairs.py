@@ -7,20 +7,18 @@ from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.table import LatentTable
 from tunediff.latents.twins import TwinSettings, build_twins
-from tunediff.pipeline.job import job, resolve_device
+from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-config, params, read = snakemake.config, snakemake.params, snakemake.input
-device = resolve_device(config["models"]["device"])
-with job(snakemake):
+with job(snakemake) as work:
     build_twins(
-        Crosscoder.load(Path(read.crosscoder), device, key=params.crosscoder_key),
-        LatentTable.read(Path(read.latents), key=params.latents_key),
-        ActivationStore([Path(p) for p in read.validation], key=params.validation_key),
-        TwinSettings(seed=config["seed"]),
+        Crosscoder.load(work.path("crosscoder"), work.device, key=work.key("crosscoder")),
+        LatentTable.read(work.path("latents"), key=work.key("latents")),
+        ActivationStore(work.paths("validation"), key=work.key("validation")),
+        TwinSettings(seed=work.config["seed"]),
         Path(snakemake.output.store),
-        key=params.key,
-        device=device,
+        key=work.own_key,
+        device=work.device,
     )

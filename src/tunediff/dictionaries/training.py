@@ -1,7 +1,6 @@
-"""Training: several dictionaries from one pass over the same batches, each resumable and kept under its own key.
+"""Training of one dictionary, resumable: a checkpoint in a work folder while it trains, then a sealed crosscoder.
 
-work_dir/KEY/ holds one dictionary: checkpoint.pt while it trains; crosscoder/ (sealed) and history.parquet once it is
-finished. out_dir/NAME/ and out_dir/NAME.history.parquet are copies, so changing one dictionary retrains that one.
+Every dictionary reads the same batches in the same order, a function of the data seed and the step alone.
 """
 
 import importlib
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,11 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.dictionaries import Dictionary, DictionarySettings, build, dictionary_settings
+from tunediff.dictionaries import Dictionary, DictionarySettings, build
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
-from tunediff.pipeline.finished import is_finished, publish
 
 NORMALIZATIONS = ("none", "scale", "mean_scale")
 PRECISIONS = ("highest", "high", "bf16")
@@ -241,16 +239,16 @@ class _Run:
     """One dictionary on its way: training object, optimiser, position and history."""
 
     def __init__(
-        self, name: str, settings: DictionarySettings, seed: int, training: TrainingSettings, folder: Path, logger: Any
+        self, name: str, settings: DictionarySettings, seed: int, training: TrainingSettings, folder: Path
     ) -> None:
         self.name, self.settings, self.seed, self.training = name, settings, seed, training
         self.folder, self.started, self.step = folder, time.time(), 0
+        self._logger = _logger(training)
         self.history: list[dict[str, float]] = []
         self.normalization: Normalization | None = None
         self.dictionary: Dictionary | None = None
         self.optimizer: torch.optim.Adam | None = None
         self.logged_at = (time.perf_counter(), 0)
-        self._logger = logger
         self._writer: Any = None
 
     @property
@@ -343,7 +341,7 @@ class _Run:
         row["tokens_per_second"] = (self.step - step) * batch / max(now - before, 1e-9)
         self.logged_at = (now, self.step)
         self.history.append(row)
-        bar.set_postfix({self.name: f"loss {row['loss']:.3g} L0 {row['l0']:.1f}"}, refresh=False)
+        bar.set_postfix_str(f"loss {row['loss']:.3g} L0 {row['l0']:.1f}", refresh=False)
         if self._logger is not None:
             self._report(row)
 
@@ -365,17 +363,56 @@ class _Run:
             self._writer.close() if self.training.log_to == "tensorboard" else self._writer.finish()
             self._writer = None
 
-    def finish(self, key: str, facts: Mapping[str, Any], store: Store) -> None:
-        """Keep the inference object and the history under the key, then drop the checkpoint.
+    def train(self, store: Store) -> None:
+        """Take all steps that are left."""
+        training = self.training
+        if self.normalization is None:
+            self.normalization = measure_normalization(store, training)
+            self.begin(self.normalization.mean.shape[1])
+        mean, scale = self.normalization.mean.float(), self.normalization.scale.float()
+        device, size = torch.device(training.device), training.batch_size
+
+        def prepare(batch: Batch) -> Tensor:
+            x = (batch.activations.float() - mean) * scale[:, None]
+            return x.pin_memory() if device.type == "cuda" else x
+
+        batches = store.batches(size, training.seed, training.pool_chunks, self.step)
+        left = training.steps - self.step
+        feed = prefetch(islice(batches, left), prepare)
+        self.logged_at = (time.perf_counter(), self.step)
+        bar: tqdm[Any] = tqdm(
+            total=training.steps * size,
+            initial=self.step * size,
+            unit=" tokens",
+            unit_scale=True,
+            desc=self.name,
+            mininterval=5,
+            file=sys.stderr,
+        )
+        try:
+            with bar:
+                for _, x in zip(range(left), feed, strict=True):
+                    self.advance(x.to(device, non_blocking=True), bar)
+                    bar.update(len(x))
+        finally:
+            feed.close()  # type: ignore[attr-defined]
+            self.close()
+
+    def finish(self, out: Path, key: str, facts: Mapping[str, Any], store: Store) -> None:
+        """Write the inference object at `out` and the history beside it, seal them, and drop the checkpoint.
 
         Raises
         ------
         TunediffError
-            A weight is not finite, or the L0 that was asked for is missed: then nothing is kept.
+            A weight is not finite, or the L0 that was asked for is missed: then the history stays in the work folder.
         """
         dictionary, normalization = self.dictionary, self.normalization
         assert dictionary is not None and normalization is not None
         self._require_finite()
+        history = pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": "int64", "tokens": "int64"})
+        kept = self.folder / "history.parquet"
+        with building(kept) as partial:
+            history.to_parquet(partial, index=False)
         final = self._measure(store)
         dictionary.release()
         dead = float(dictionary.dead_fraction())
@@ -399,16 +436,15 @@ class _Run:
             "warnings": [f"{dead:.0%} of the latents are dead at the end of training"] if dead > DEAD_WARNING else [],
         }
         crosscoder = Crosscoder.from_training(dictionary, normalization.mean, normalization.scale, config)
-        with building(self.folder / "history.parquet") as partial:
-            pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": "int64", "tokens": "int64"}).to_parquet(
-                partial, index=False
-            )
-        with building(self.folder / "crosscoder") as partial:
+        with building(out.with_name(f"{out.name}.history.parquet")) as partial:
+            history.to_parquet(partial, index=False)
+        with building(out) as partial:
             crosscoder.save(partial)
-        record = provenance(self.started, self.training.device)
-        seal(self.folder / "crosscoder", "crosscoder", key, crosscoder.config, record)
+        seal(out, "crosscoder", key, crosscoder.config, provenance(self.started, self.training.device))
         self.checkpoint.unlink(missing_ok=True)
-        self.dictionary = self.optimizer = None
+        kept.unlink()
+        with suppress(OSError):  # a logger may have left files
+            self.folder.rmdir()
 
     def _measure(self, store: Store) -> dict[str, float | None]:
         """Return FVE and L0 of the final weights, at the inference threshold, on the batches that would come next."""
@@ -424,7 +460,8 @@ class _Run:
             stated = ", ".join(f"{name} {value:.4g}" for name, value in self.dictionary.facts().items())
             raise TunediffError(
                 f"{self.name}: L0 is {means['l0']:.1f} at the end of training, {wanted:g} was asked ({stated}), so it "
-                "is not published; raise training.steps or training.learning_rate, or ask for another L0"
+                "is not published (history: {self.folder / 'history.parquet'}); raise training.steps or "
+                "training.learning_rate, or ask for another L0"
             )
         return {**means, "target_l0": wanted, "tokens": len(rows) * training.batch_size}
 
@@ -440,97 +477,34 @@ def _matmul_precision(precision: str) -> Iterator[None]:
 
 
 def train(
-    dictionaries: Mapping[str, tuple[DictionarySettings | Mapping[str, Any], int]],
+    settings: DictionarySettings,
+    seed: int,
     store: Store,
-    settings: TrainingSettings,
-    out_dir: Path | None,
+    training: TrainingSettings,
+    out: Path,
     work_dir: Path,
-    keys: Mapping[str, str],
+    *,
+    key: str,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train every dictionary that is not finished, from one pass over the batches; publish all of them in `out_dir`.
+    """Train a dictionary, from its checkpoint in `work_dir` if there is one; write it at `out` and seal it.
 
-    All see the same tokens in the same order. `dictionaries` maps a name to (settings or their config section, seed),
-    `keys` a name to the content key of that dictionary alone; `facts` (such as the layer) go into every config.json.
-    With `out_dir` None they stay in work_dir/KEY. Resumed runs of different positions start at the earliest; those
-    ahead skip the batches they have seen.
+    `out` is a folder NAME; NAME.history.parquet comes beside it. `facts` (such as the layer) go into config.json.
 
     Raises
     ------
     TunediffError
-        A setting, a missing logger package, a damaged checkpoint, a loss or a weight that is not finite, an L0 missed
-        by more than 10 % (the other dictionaries are finished and kept first), a full disk.
+        A name with a dot, a missing logger package, a damaged checkpoint, a loss or a weight that is not finite, an L0
+        missed by more than 10 %, a full disk.
     """
-    logger = _logger(settings)
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+    if "." in out.name:
+        raise TunediffError(f"{out.name}: a dictionary's name may hold no dot; rename it in the config")
+    if training.device.startswith("cuda") and not torch.cuda.is_available():
         raise TunediffError(
             "training.device: is 'cuda' but torch sees no GPU; set it to cpu, or install torch for CUDA"
         )
-    pending: dict[str, _Run] = {}  # by key: equal settings under two names train once
-    for name, (section, seed) in dictionaries.items():
-        folder, key = work_dir / keys[name], keys[name]
-        checked = dictionary_settings(section, name) if isinstance(section, Mapping) else section
-        if is_finished(folder, key):
-            print(f"{name}: finished before, kept in {folder}", file=sys.stderr)
-        elif key not in pending:
-            pending[key] = _Run(name, checked, seed, settings, folder, logger)
-    if pending:
-        with _matmul_precision(settings.matmul_precision):
-            for run in pending.values():
-                run.load()
-            _train_runs(list(pending.values()), store, settings)
-            missed = []
-            for key, run in pending.items():  # what succeeded is kept, whatever the others did
-                try:
-                    run.finish(key, facts or {}, store)
-                except TunediffError as error:
-                    missed.append(str(error))
-            if missed:
-                raise TunediffError("; ".join(missed))
-    if out_dir is not None:
-        for name in dictionaries:
-            publish(name, work_dir / keys[name], keys[name], out_dir)
-
-
-def _train_runs(runs: list[_Run], store: Store, settings: TrainingSettings) -> None:
-    saved = [run.normalization for run in runs if run.normalization is not None]
-    normalization = saved[0] if saved else measure_normalization(store, settings)
-    for run in runs:
-        run.normalization = run.normalization or normalization
-        if run.dictionary is None:
-            run.begin(normalization.mean.shape[1])
-    start = min(run.step for run in runs)
-    mean, scale = normalization.mean.float(), normalization.scale.float()
-    device = torch.device(settings.device)
-
-    def prepare(batch: Batch) -> Tensor:
-        x = (batch.activations.float() - mean) * scale[:, None]
-        return x.pin_memory() if device.type == "cuda" else x
-
-    batches = store.batches(settings.batch_size, settings.seed, settings.pool_chunks, start)
-    steps = range(start, settings.steps)
-    feed = prefetch(islice(batches, len(steps)), prepare)
-    for run in runs:
-        run.logged_at = (time.perf_counter(), run.step)
-    size = settings.batch_size
-    bar: tqdm[Any] = tqdm(
-        total=settings.steps * size,
-        initial=start * size,
-        unit=" tokens",
-        unit_scale=True,
-        desc="training",
-        mininterval=5,
-        file=sys.stderr,
-    )
-    try:
-        with bar:
-            for step, x in zip(steps, feed, strict=True):
-                x = x.to(device, non_blocking=True)
-                for run in runs:
-                    if run.step == step:
-                        run.advance(x, bar)
-                bar.update(len(x))
-    finally:
-        feed.close()  # type: ignore[attr-defined]
-        for run in runs:
-            run.close()
+    run = _Run(out.name, settings, seed, training, work_dir)
+    with _matmul_precision(training.matmul_precision):
+        run.load()
+        run.train(store)
+        run.finish(out, key, facts or {}, store)

@@ -1,4 +1,4 @@
-"""What every Snakemake script does around its one library call: log, threads, one-line errors."""
+"""What every Snakemake script does around its one library call: log, threads, keys of its inputs, one-line errors."""
 
 import os
 import sys
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import manifest_path
+from tunediff.pipeline.keys import stored_key
 
 
 class _Tee:
@@ -45,9 +47,60 @@ def resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class Job:
+    """What a script is given: its inputs by role with the keys they must have, its own key, config and device."""
+
+    def __init__(self, snakemake: Any) -> None:
+        self.input, self.params, self.config = snakemake.input, snakemake.params, snakemake.config
+        self.wildcards = snakemake.wildcards
+        self.own_key: str = snakemake.params.keys["own"]
+
+    def paths(self, role: str) -> list[Path]:
+        """Return the stores of a role."""
+        return [Path(path) for path in self.input[role]]
+
+    def path(self, role: str) -> Path:
+        """Return the one store of a role."""
+        return self.paths(role)[0]
+
+    def key(self, role: str) -> str:
+        """Return the key that the (first) store of a role must have."""
+        return self.params.keys[self.input[role][0]]
+
+    def each(self, role: str) -> Iterator[tuple[str, Path, str]]:
+        """Yield name, path and key of every store of a role; the name is that of its manifest."""
+        for path in self.paths(role):
+            yield manifest_path(path).stem, path, self.params.keys[str(path)]
+
+    @property
+    def device(self) -> str:
+        """The device of the config, "auto" resolved."""
+        return resolve_device(self.config["planted" if "planted" in self.config else "models"]["device"])
+
+    def check_inputs(self) -> None:
+        """Compare the key in every input's manifest with the one expected of this config.
+
+        Raises
+        ------
+        TunediffError
+            An input has no readable manifest or was made by other inputs.
+        """
+        for path, key in self.params.keys.items():
+            if path == "own":
+                continue
+            manifest = manifest_path(Path(path))
+            found = stored_key(manifest)
+            if found != key:
+                what = "states no key" if found is None else f"was made by other inputs (key {found}, expected {key})"
+                raise TunediffError(f"{manifest}: {what}; delete it and run snakemake again")
+
+
 @contextmanager
-def job(snakemake: Any) -> Iterator[None]:
-    """Run a script's work: output goes to `snakemake.log`, threads are set, a TunediffError ends it in one line."""
+def job(snakemake: Any) -> Iterator[Job]:
+    """Run a script's work: output goes to `snakemake.log`, threads are set, a TunediffError ends it in one line.
+
+    The keys in the manifests of its inputs are compared with the expected ones first.
+    """
     Path(snakemake.log[0]).parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = sys.stdout, sys.stderr
     with Path(snakemake.log[0]).open("w", buffering=1, encoding="utf-8") as log:
@@ -55,7 +108,9 @@ def job(snakemake: Any) -> Iterator[None]:
         try:
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(usable_threads(snakemake.threads))
-            yield
+            work = Job(snakemake)
+            work.check_inputs()
+            yield work
         except TunediffError as error:
             print(f"error: {error}", file=log)
             print(f"error: {error}", file=stderr)

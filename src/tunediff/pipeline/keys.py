@@ -1,79 +1,33 @@
 """Content keys: what an artifact depends on, as one short digest.
 
-key = digest(config values the stage depends on, code of the modules its script imports, keys of upstream stages).
-Snakemake compares keys as `params`, so a stage reruns exactly when one of these changes. Code is compared as a syntax
-tree without docstrings: comments and formatting change no key. Nothing heavy is imported here: the Snakefile reads
-this module at every start.
+key = digest(version of its stage, config values that change its result, keys of the artifacts it reads). A stage's
+version is raised by hand when its results change (`tunediff.pipeline.record` sees to it that this is not forgotten), so
+comments, moves and fixes of readers rebuild nothing. Nothing heavy is imported here: the Snakefile reads this module at
+every start.
 """
 
-import ast
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parents[1]
 
+def content_key(version: int, settings: Any, upstream: Mapping[str, str]) -> str:
+    """Return the content key (16 hexadecimal digits) of an artifact.
 
-def _module_path(name: str) -> Path | None:
-    """Return the file of `tunediff.…`, or None where the name is not a module of this package."""
-    path = PACKAGE.joinpath(*name.split(".")[1:])
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if name.split(".")[0] == "tunediff" and candidate.is_file():
-            return candidate
-    return None
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
-                node.body = node.body[1:]
-    return tree
-
-
-def _imports(tree: ast.Module) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if _module_path(name) is not None and name != "tunediff"}
-
-
-@cache
-def _read(path: Path) -> tuple[str, frozenset[str]]:
-    tree = _without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_imports(tree))
-
-
-def code_digest(script: Path) -> str:
-    """Return a digest of a script and of every module of this package that it imports, directly or not."""
-    digest, pending = _read(script)
-    digests, todo = {script.name: digest}, set(pending)
-    while todo:
-        name = todo.pop()
-        path = _module_path(name)
-        if name in digests or path is None:
-            continue
-        digests[name], imports = _read(path)
-        todo |= imports
-    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
-
-
-def stage_key(script: Path, settings: Any, upstream: Mapping[str, str] | None = None) -> str:
-    """Return the content key (16 hexadecimal digits) of a stage.
-
-    `settings` is what the stage depends on in the config (any JSON value), `upstream` maps names of the stages it
-    reads to their keys.
+    `settings` is any JSON value; `upstream` maps the paths of the artifacts that are read to their keys.
     """
-    payload = json.dumps([code_digest(script), settings, dict(upstream or {})], sort_keys=True)
+    payload = json.dumps([version, settings, dict(upstream)], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+def stored_key(manifest: Path) -> str | None:
+    """Return the content key in an artifact's manifest; None where there is no readable one."""
+    try:
+        return json.loads(manifest.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def fingerprint(paths: list[Path], blocks: int = 16, block_bytes: int = 1 << 16) -> str:

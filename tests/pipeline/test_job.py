@@ -11,8 +11,29 @@ from tunediff.errors import TunediffError
 from tunediff.pipeline.job import job, resolve_device, usable_threads
 
 
-def fake(tmp_path: Path, threads: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(log=[str(tmp_path / "logs/step.log")], threads=threads)
+def fake(tmp_path: Path, threads: int = 1, keys: dict[str, str] | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        log=[str(tmp_path / "logs/step.log")],
+        threads=threads,
+        input={"train": [path for path in keys or {} if path != "own"]},
+        params=SimpleNamespace(keys=keys or {"own": "0"}),
+        config={"models": {"device": "cpu"}},
+        wildcards=None,
+    )
+
+
+def test_inputs_made_by_another_config_end_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "part-000.zarr"
+    store.with_suffix(".json").write_text('{"key": "right"}')
+    with job(fake(tmp_path, keys={"own": "mine", str(store): "right"})) as work:
+        assert (work.own_key, work.key("train"), work.device) == ("mine", "right", "cpu")
+        assert list(work.each("train")) == [("part-000", store, "right")]
+    for text, said in (('{"key": "other"}', "made by other inputs"), ("{}", "states no key")):
+        store.with_suffix(".json").write_text(text)
+        with pytest.raises(SystemExit), job(fake(tmp_path, keys={"own": "mine", str(store): "right"})):
+            raise AssertionError("the job must not start")
+        error = capsys.readouterr().err
+        assert str(store.with_suffix(".json")) in error and said in error and error.count("\n") == 1
 
 
 def test_output_goes_to_the_log_and_streams_come_back(tmp_path: Path) -> None:

@@ -1,0 +1,423 @@
+"""The graph of a run, written once: every artifact, what it reads, and its content key.
+
+Rules take their inputs, outputs and keys from here; a start compares the keys of what is on disk with these. Read by
+the Snakefile at every start, so nothing heavy is imported. An artifact's settings are exactly the config values that
+change its result: batch sizes of forward passes, devices and intervals between checkpoints are not among them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunediff.config.check import fingerprinted_paths
+from tunediff.data.corpora import reads_same_data
+from tunediff.demo import DEMO_MODELS
+from tunediff.demo import VERSION as DEMO_VERSION
+from tunediff.errors import TunediffError
+from tunediff.pipeline.keys import content_key, fingerprint, stored_key
+from tunediff.report.registry import SUMMARY_READS, drawings_of
+
+SPLITS = ("train", "validation")
+NULLS = "nulls/summary"  # the drawing of the nulls' counts
+
+
+class Stage(NamedTuple):
+    """What all artifacts of one kind have in common."""
+
+    version: int  # raised when results change, see `tunediff.pipeline.record`
+    script: str  # in workflow/scripts
+    suffixes: tuple[str, ...] = ()  # of the files and folders beside the manifest, the store first; none: only JSON
+
+
+STAGES = {
+    "models": Stage(1, "models", ("/",)),
+    "hooks": Stage(1, "hooks"),
+    "tokens": Stage(1, "tokens", (".zarr/",)),
+    "conversations": Stage(1, "conversations", (".zarr/",)),
+    "activations": Stage(1, "activations", (".zarr/",)),
+    "train": Stage(1, "train", ("/", ".history.parquet")),
+    "published": Stage(1, "import_crosscoder", ("/",)),
+    "latents": Stage(1, "latents", (".parquet",)),
+    "evaluation": Stage(1, "evaluation"),
+    "concepts": Stage(1, "concepts", (".parquet",)),
+    "causal": Stage(1, "causal", (".parquet", ".sets.json")),
+    "causal_summary": Stage(1, "causal_summary", (".parquet",)),
+    "twins": Stage(1, "twin_pairs", (".parquet",)),
+    "seeds": Stage(1, "seed_matches", (".parquet",)),
+    "planted": Stage(1, "planted_stores", (".zarr/",)),
+    "scores": Stage(1, "planted_scores", ("/",)),
+    "drawing": Stage(1, "draw", (".csv", ".pdf", ".png")),
+    "summary": Stage(1, "summary", (".txt",)),
+}
+# What a drawing reads of an artifact where it is not the store: manifests of large ones, files beside others.
+FILES = {
+    "sets": ".sets.json",
+    "histories": ".history.parquet",
+    "crosscoders": ".json",
+    "activations_train": ".json",
+    "activations_validation": ".json",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact, made by one job."""
+
+    path: str  # below the results folder, without suffix: latents/l1-seed0
+    stage: str
+    key: str
+    reads: Mapping[str, tuple[str, ...]]  # paths of artifacts by role, as its script names them
+    settings: Any  # config values that change its result
+
+
+def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in names}
+
+
+def _versioned(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a source's settings, with the version of the demo's texts where they are read."""
+    return {**source, "demo": DEMO_VERSION} if source["from"] == "demo" else dict(source)
+
+
+class Graph:
+    """All artifacts of one (checked) config, in pipeline order.
+
+    `shipped` is the folder of the demo's models. A pair of models has its artifacts in a folder: the run's own pair in
+    "", a null in "nulls/NAME/", a planted pair in "ARM/seedN/".
+    """
+
+    def __init__(self, config: Mapping[str, Any], shipped: Path) -> None:
+        self.config, self.shipped = config, shipped
+        self.results = Path(config["results"])
+        self.artifacts: dict[str, Artifact] = {}
+        self.build()
+
+    def add(self, stage: str, path: str, settings: Any, *, version: int | None = None, **reads: Iterable[str]) -> None:
+        """Add an artifact; what it reads must be in the graph already."""
+        roles = {role: tuple(paths) for role, paths in reads.items()}
+        upstream = {name: self.artifacts[name].key for paths in roles.values() for name in paths}
+        number = STAGES[stage].version if version is None else version
+        self.artifacts[path] = Artifact(path, stage, content_key(number, settings, upstream), roles, settings)
+
+    # Names
+
+    @property
+    def pairs(self) -> list[str]:
+        """Folders of all pairs."""
+        return ["", *(f"nulls/{null}/" for null in self.config["nulls"])]
+
+    @cached_property
+    def crosscoders(self) -> dict[str, dict[str, Any]]:
+        """Config sections by name, in an order that does not depend on the order in the file: kind, then name."""
+        kinds = list(KIND_VERSIONS)
+        sections = self.config["crosscoders"].items()
+        return {
+            name: dict(own) for name, own in sorted(sections, key=lambda item: (kinds.index(item[1]["kind"]), item[0]))
+        }
+
+    @cached_property
+    def trained(self) -> dict[str, tuple[dict[str, Any], int]]:
+        """Settings and seed per trained dictionary, by its name NAME-seedN."""
+        return {
+            f"{name}-seed{seed}": (settings, seed)
+            for seed in self.config.get("training", {"seeds": []})["seeds"]
+            for name, settings in self.crosscoders.items()
+            if settings["kind"] != "published"
+        }
+
+    @property
+    def trained_seeds(self) -> dict[str, dict[int, str]]:
+        """Names of the trained dictionaries per crosscoder of the config and seed."""
+        found: dict[str, dict[int, str]] = {}
+        for name, (_, seed) in self.trained.items():
+            found.setdefault(name.removesuffix(f"-seed{seed}"), {})[seed] = name
+        return found
+
+    @property
+    def published(self) -> dict[str, dict[str, Any]]:
+        """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
+        return {name: own for name, own in self.crosscoders.items() if own["kind"] == "published"}
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """Names of all dictionaries, published and trained."""
+        return [*self.published, *self.trained]
+
+    def training(self, folder: str, name: str) -> tuple[dict[str, Any], int]:
+        """Return settings and seed of a trained dictionary of a pair."""
+        return self.trained[name]
+
+    def estimates_scale(self, name: str) -> bool:
+        """Return whether a published dictionary's input scale comes from the train activations (Kissane's layout)."""
+        return self.published[name]["layout"] == "kissane" and self.published[name]["input_scale"] is None
+
+    def parts(self, split: str, folder: str = "") -> list[str]:
+        """Return the parts of a split's activation store of a pair."""
+        total = sum(self.config["tokens"]["budgets"][split].values())
+        count = -(-total // self.config["activations"]["part_tokens"])
+        return [f"{folder}activations/{split}/part-{i:03d}" for i in range(count)]
+
+    def each(self, stage: str, names: Iterable[str], folder: str = "") -> list[str]:
+        """Return the paths STAGE/NAME of some dictionaries."""
+        return [f"{folder}{stage}/{name}" for name in names]
+
+    @property
+    def n_jobs(self) -> int:
+        """Number of jobs of a whole run, about: one for each artifact, without the nulls."""
+        return sum(not path.startswith("nulls/") for path in self.artifacts)
+
+    # The artifacts of an ordinary run
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the local files the config names, and of the shipped pair where it is used."""
+        found = {name: fingerprint(paths) for name, paths in fingerprinted_paths(self.config).items()}
+        models = self.config["models"]
+        if models["base"] in DEMO_MODELS and not models["demo"].get("retrain", False):
+            found["shipped"] = fingerprint(sorted(p for p in self.shipped.rglob("*") if p.is_file()))
+        return found
+
+    @cached_property
+    def conversations_shared_with(self) -> str | None:
+        """Name of the token source that reads the same data as the conversations, if one does."""
+        source = self.config["conversations"]["source"]
+        sources = self.config["tokens"]["sources"].items()
+        return next((name for name, other in sources if reads_same_data(source, other)), None)
+
+    def build(self) -> None:
+        """Add all artifacts, in pipeline order."""
+        c = self.config
+        self._pair("", c["models"])
+        self._tokens()
+        self._activations("")
+        for name, own in self.published.items():
+            read = [own, self.fingerprints.get(f"crosscoders.{name}"), c["models"]["layer"]]
+            train = self.parts("train") if self.estimates_scale(name) else []
+            self.add("published", f"crosscoders/{name}", read, models=["models"], train=train)
+        for name in self.trained:
+            self._trained("", name)
+        for name in self.dictionaries:
+            self._measures("", name)
+        self._across()
+        for null, pair in c["nulls"].items():
+            folder = f"nulls/{null}/"
+            self._pair(folder, {**c["models"], **pair})
+            self._activations(folder)
+            for name in self.trained:
+                self._trained(folder, name)
+                self._measures(folder, name)
+        self._drawings()
+
+    def _pair(self, folder: str, models: Mapping[str, Any]) -> None:
+        pair = _without(models, "layer", "dtype", "device", "ignore_first_tokens")
+        where = folder.replace("/", ".") or "models."
+        prints = {name: value for name, value in self.fingerprints.items() if name.startswith((where, "shipped"))}
+        if models["base"] in DEMO_MODELS:
+            prints["demo"] = str(DEMO_VERSION)
+        own = ["models"] if folder else []  # the demo's other models are trained from its base model
+        self.add("models", f"{folder}models", [pair, prints], own=own)
+        self.add("hooks", f"{folder}hooks", [models["layer"], models["dtype"]], models=[f"{folder}models"])
+
+    def _source(self, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+        return {**_versioned(source), "fingerprint": self.fingerprints.get(f"source.{name}")}
+
+    def _tokens(self) -> None:
+        c, seed = self.config, self.config["seed"]
+        models, tokens, asked = c["models"], c["tokens"], c["conversations"]
+        sources = {name: self._source(name, source) for name, source in tokens["sources"].items()}
+        shares = tokens["budgets"]  # a document's split may depend on both budgets
+        for split in SPLITS:
+            sampled = [sources, shares[split], shares, tokens["max_length"], models["ignore_first_tokens"], split, seed]
+            self.add("tokens", f"tokens/{split}", sampled, models=["models"])
+        generated = [
+            _without(asked, "batch_size", "source"),
+            self._source("conversations", asked["source"]),
+            self.conversations_shared_with,
+            models["dtype"],
+            models["ignore_first_tokens"],
+            seed,
+        ]
+        self.add("conversations", "tokens/conversations", generated, models=["models"])
+
+    def _activations(self, folder: str) -> None:
+        """Add a pair's activation stores; all pairs read the same tokens."""
+        stored = [_without(self.config["activations"], "batch_tokens"), self.config["seed"]]
+        models = {"models": [f"{folder}models"], "hooks": [f"{folder}hooks"]}
+        for split in SPLITS:
+            for path in self.parts(split, folder):
+                self.add("activations", path, stored, **models, tokens=[f"tokens/{split}"])
+
+    def _trained(self, folder: str, name: str) -> None:
+        """Add a dictionary that is trained on a pair's train activations."""
+        c, (own, seed) = self.config, self.training(folder, name)
+        shared = _without(c.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
+        settings = [own, KIND_VERSIONS[own["kind"]], seed, shared, c["seed"]]
+        self.add("train", f"{folder}crosscoders/{name}", settings, train=self.parts("train", folder))
+
+    def _table(self, folder: str, name: str) -> None:
+        """Add the latent table of a dictionary."""
+        c = self.config
+        stores = {split: self.parts(split, folder) for split in SPLITS}
+        of = [f"{folder}crosscoders/{name}"]
+        self.add("latents", f"{folder}latents/{name}", [c["latents"], c["seed"]], crosscoder=of, **stores)
+
+    def _measures(self, folder: str, name: str) -> None:
+        """Add the latent table and the held-out metrics of a dictionary."""
+        self._table(folder, name)
+        self.add(
+            "evaluation",
+            f"{folder}evaluation/{name}",
+            [_without(self.config["evaluation"], "batch_size")],
+            models=[f"{folder}models"],
+            hooks=[f"{folder}hooks"],
+            tokens=["tokens/validation"],
+            crosscoder=[f"{folder}crosscoders/{name}"],
+            validation=self.parts("validation", folder),
+        )
+
+    def _across(self) -> None:
+        """Add what is measured on the dictionaries of the run's own pair together."""
+        c, seed, names = self.config, self.config["seed"], self.dictionaries
+        validation = self.parts("validation")
+        every = {"crosscoders": self.each("crosscoders", names), "latents": self.each("latents", names)}
+        self.add(
+            "concepts", "concepts/concepts", [seed], tokens=["tokens/validation"], validation=validation, **every
+        )
+        edits = _without(c["causal"], "batch_size", "bootstrap_samples")
+        models = {"models": ["models"], "hooks": ["hooks"], "conversations": ["tokens/conversations"]}
+        self.add("causal", "causal/kl", [edits, seed], **models, **every)
+        self.add("causal_summary", "causal/summary", [c["causal"]["bootstrap_samples"], seed], kl=["causal/kl"])
+        for name in names:
+            own = {"crosscoder": [f"crosscoders/{name}"], "latents": [f"latents/{name}"]}
+            self.add("twins", f"twins/{name}", [seed], **own, validation=validation)
+        if self.trained:
+            own = {stage: self.each(stage, self.trained) for stage in ("crosscoders", "latents")}
+            self.add("seeds", "seeds/matches", None, **own)
+
+    def read_by(self, roles: Iterable[str]) -> dict[str, list[str]]:
+        """Return the artifacts behind what drawings and the summary read (`tunediff.report.registry.READS`)."""
+        dictionaries, measured = self.dictionaries, ("latents", "evaluation")
+        every = {
+            "latents": self.each("latents", dictionaries),
+            "evaluation": self.each("evaluation", dictionaries),
+            "twins": self.each("twins", dictionaries),
+            "kl": ["causal/summary"],
+            "sets": ["causal/kl"],
+            "histories": self.each("crosscoders", self.trained),
+            "concepts": ["concepts/concepts"],
+            "seeds": ["seeds/matches"],
+            "crosscoders": self.each("crosscoders", dictionaries),
+            "pairs": [path for pair in self.pairs for stage in measured for path in self.each(stage, self.trained, pair)],
+            "scores": [f"{pair}scores" for pair in self.pairs],
+        }
+        every |= {f"activations_{split}": self.parts(split) for split in SPLITS}
+        return {role: every[role] for role in roles if role in every}
+
+    def _drawings(self) -> None:
+        """Add figures, tables and the summary.
+
+        The nulls run on request only (snakemake nulls). What prints their counts depends on them where they have run
+        for this very config, by their key: were they among what it reads, every run could start their whole chain.
+        """
+        c = self.config
+        chosen = drawings_of(self)
+        first = sorted(chosen.items(), key=lambda item: "nulls" in item[1].reads)
+        for path, drawing in first:
+            shown = [c["figures"], c["seed"], self.nulls_key if "nulls" in drawing.reads else ""]
+            self.add("drawing", path, shown, version=drawing.version, **self.read_by(drawing.reads))
+        if "planted" not in c:
+            self.add("summary", "summary", [self.nulls_key], **self.read_by(SUMMARY_READS))
+
+    @cached_property
+    def nulls_key(self) -> str:
+        """Key of the nulls' counts where they have run for this config, else nothing."""
+        counts = self.artifacts.get(NULLS)
+        stored = stored_key(self.results / f"{NULLS}.json")
+        return counts.key if counts and stored == counts.key else ""
+
+    # What rules and starts ask
+
+    def store(self, path: str) -> str:
+        """Return the store of an artifact: its first file or folder, or its JSON file where it has no other."""
+        suffixes = STAGES[self.artifacts[path].stage].suffixes
+        return f"{self.results / path}{suffixes[0].removesuffix('/') if suffixes else '.json'}"
+
+    def inputs(self, path: str) -> tuple[dict[str, list[str]], list[str]]:
+        """Return the stores that an artifact's job reads, by role, and all their manifests."""
+        artifact = self.artifacts[path]
+        reads, files = artifact.reads, FILES if artifact.stage in ("drawing", "summary") else {}
+        stores = {
+            role: [f"{self.results / name}{files[role]}" if role in files else self.store(name) for name in paths]
+            for role, paths in reads.items()
+        }
+        return stores, sorted({f"{self.results / name}.json" for paths in reads.values() for name in paths})
+
+    def expected(self, path: str) -> dict[str, str]:
+        """Return the key of an artifact ("own") and of every store it reads, by the store's path."""
+        artifact = self.artifacts[path]
+        read = {self.store(name): self.artifacts[name].key for paths in artifact.reads.values() for name in paths}
+        return {"own": artifact.key, **read}
+
+    def changed(self) -> frozenset[str]:
+        """Return the artifacts that are on disk but were made by other inputs than this config's."""
+        found = {path: stored_key(self.results / f"{path}.json") for path in self.artifacts}
+        return frozenset(path for path, key in found.items() if key not in (None, self.artifacts[path].key))
+
+
+class PlantedGraph(Graph):
+    """The artifacts of the planted benchmark: the ordinary training and tables on pairs of known latents."""
+
+    @property
+    def runs(self) -> list[tuple[str, str, int]]:
+        """Folder, arm and seed of every pair."""
+        planted = self.config["planted"]
+        return [(f"{arm}/seed{seed}/", arm, seed) for arm in planted["arms"] for seed in planted["seeds"]]
+
+    @property
+    def pairs(self) -> list[str]:
+        """Folders of all pairs."""
+        return [folder for folder, _, _ in self.runs]
+
+    @cached_property
+    def trained(self) -> dict[str, tuple[dict[str, Any], int]]:
+        """Settings and seed of the dictionaries of the arms of size 1, by name; see `training` for the others."""
+        seeds = self.config["planted"]["seeds"]
+        return {f"{name}-seed{seed}": (own, seed) for seed in seeds for name, own in self.crosscoders.items()}
+
+    def training(self, folder: str, name: str) -> tuple[dict[str, Any], int]:
+        """Return settings and seed of a dictionary: the arm states its size relative to the config's."""
+        settings, seed = self.trained[name]
+        factor = self.config["planted"]["arms"][folder.split("/")[0]]["dictionary"]
+        return {**settings, "dict_size": round(factor * settings["dict_size"])}, seed
+
+    def parts(self, split: str, folder: str = "") -> list[str]:
+        """Return the parts of a split's activation store of a pair."""
+        count = -(-self.config["planted"][f"{split}_tokens"] // self.config["activations"]["part_tokens"])
+        return [f"{folder}activations/{split}/part-{i:03d}" for i in range(count)]
+
+    def stores(self, folder: str) -> list[str]:
+        """Return everything that the one job which plants a pair writes."""
+        return [f"{folder}tokens/{split}" for split in SPLITS] + [p for s in SPLITS for p in self.parts(s, folder)]
+
+    @property
+    def n_jobs(self) -> int:
+        """Number of jobs of a whole run: those of a pair, the figure, the table."""
+        return len(self.runs) * (2 + 2 * len(self.crosscoders)) + 2
+
+    def build(self) -> None:
+        """Add all artifacts, in pipeline order."""
+        c = self.config
+        planted = c["planted"]
+        sizes = [planted[f"{split}_tokens"] for split in SPLITS] + [_without(c["activations"], "batch_tokens")]
+        for folder, arm, seed in self.runs:
+            for path in self.stores(folder):
+                self.add("planted", path, [_without(planted["arms"][arm], "dictionary"), sizes, seed])
+            names = [f"{name}-seed{seed}" for name in self.crosscoders]
+            for name in names:
+                self._trained(folder, name)
+                self._table(folder, name)
+            own = {stage: self.each(stage, names, folder) for stage in ("crosscoders", "latents")}
+            self.add("scores", f"{folder}scores", None, **own, validation=self.parts("validation", folder))
+        self._drawings()
