@@ -5,9 +5,11 @@ from pathlib import Path
 from tunediff.pipeline.artifacts import read_manifest
 from tunediff.config.check import complete, load_schema
 from tunediff.errors import TunediffError
-from tunediff.config.estimate import memory_mb, report, setting
+from tunediff.config.estimate import memory_mb, setting
+from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.pipeline.finished import is_finished
 from tunediff.pipeline.plan import Plan, PlantedPlan
+from tunediff.report.registry import SUMMARY_READS, drawings_of
 
 ROOT = Path(workflow.basedir)
 # Jobs read this file too: they do not ask the hub for a model's size, and print no estimate.
@@ -40,6 +42,9 @@ FIGURES, TABLES = (
 )
 
 
+DRAWINGS = drawings_of(PLAN)  # figures and tables, by their path under the results
+
+
 # A pair of models has its artifacts in a folder: the run's own pair in RESULTS/, a null in RESULTS/nulls/NAME/.
 PAIRS = ["", *(f"nulls/{null}/" for null in config["nulls"])]
 
@@ -49,7 +54,7 @@ def estimate():
     cores = workflow.resource_settings.cores or 1
     if cores == 1 and workflow.output_settings.dryrun:  # `-n` names no cores
         cores = workflow.resource_settings.max_threads or 8
-    print(report(SETTING, DERIVED, PLAN.n_jobs, cores), file=sys.stderr)
+    print(estimate_text(SETTING, DERIVED, PLAN.n_jobs, cores), file=sys.stderr)
 
 
 if MAIN and workflow.output_settings.dryrun:
@@ -75,6 +80,21 @@ def store(path):
 def key(pattern):
     """The content key of an artifact as a rule's parameter."""
     return lambda wildcards: KEYS[pattern.format(**wildcards)]
+
+
+def names_in(folder):
+    """The names of all drawings in a folder of the results."""
+    return [drawing.name for drawing in DRAWINGS.values() if drawing.folder == folder]
+
+
+def labels_of(pattern):
+    """What the report's list says of a drawing."""
+    return lambda wildcards: DRAWINGS[pattern.format(**wildcards)].labels
+
+
+def about(pattern):
+    """Title and caption of a drawing in the report, as a rule's parameter."""
+    return lambda wildcards: DRAWINGS[pattern.format(**wildcards)].about(config)
 
 
 def kept(pair, name):

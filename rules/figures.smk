@@ -1,51 +1,57 @@
-# Figures and tables read tables only; each has its own script, so a change redraws just that one.
-LATENTS = {
-    "tables": each_dictionary("latents/{name}.parquet"),
-    "manifests": each_dictionary("latents/{name}.json"),
-}
-METRICS = {"metrics": each_dictionary("evaluation/{name}.json")}
-TWINS = {"twins": each_dictionary("twins/{name}.parquet")}
-KL = {"summary": f"{R}/causal/summary.parquet"}
-
-
-# The nulls run on request only (snakemake nulls). Table 1 and the summary print their counts where they have run before
-# this start: this key is one of their parameters, so a start after the nulls makes these two again. It is no input of
-# theirs: then every run would have the nulls' whole chain in its graph, and could start it.
+# Figures and tables: one file each in src/tunediff/report/{figures,tables}, which says what it reads; one script draws
+# them all. Beside them, what the run shows in plain words.
+# The nulls run on request only (snakemake nulls). What reads their counts prints them where they have run before this
+# start: this key is a parameter, so a start after the nulls makes it again. It is no input: then every run would have
+# the nulls' whole chain in its graph, and could start it.
 NULLS_KEY = nulls_key()
-HELD_OUT = {"validation": parts("validation", ".json")}
-FIGURE_INPUTS = {
-    "fig2": LATENTS,
-    "fig3": LATENTS,
-    "fig4": {**KL, "sets": f"{R}/causal/sets.json"},
-    "fig4b": {**KL, "sets": f"{R}/causal/sets.json"},
-    "template": LATENTS,
-    "cosine": LATENTS,
-    "twins": TWINS,
-    "frequency": LATENTS,
-    "detection": {"concepts": f"{R}/concepts/concepts.parquet"},
-    "training": {"histories": each_trained("crosscoders/{name}.history.parquet")},
+RESULTS = {
+    "latents": each_dictionary("latents/{name}.parquet"),
+    "evaluation": each_dictionary("evaluation/{name}.json"),
+    "twins": each_dictionary("twins/{name}.parquet"),
+    "kl": [f"{R}/causal/summary.parquet"],
+    "sets": [f"{R}/causal/sets.json"],
+    "histories": each_trained("crosscoders/{name}.history.parquet"),
+    "concepts": [f"{R}/concepts/concepts.parquet"],
+    "seeds": [f"{R}/seeds/matches.parquet"],
+    "crosscoders": each_dictionary("crosscoders/{name}.json"),
+    "activations_train": parts("train", ".json"),
+    "activations_validation": parts("validation", ".json"),
 }
-TABLE_INPUTS = {
-    "table1": {**LATENTS, **METRICS, **HELD_OUT},
-    "ranking": LATENTS,
-    "published": {**LATENTS, **METRICS, **TWINS, **KL},
-    "seeds": {**LATENTS, **METRICS, **KL, "matches": f"{R}/seeds/matches.parquet"},
-}
+
+
+def files_of(reads):
+    """The files of all results that are read, by their name in the registry."""
+    return {role: RESULTS[role] for role in reads if role in RESULTS}
+
+
+def inputs_of(drawing):
+    """The files that a drawing reads."""
+    return files_of(drawing.reads)
+
+
+def nulls_of(drawing):
+    """The key of the nulls' counts for a drawing that prints them."""
+    return NULLS_KEY if "nulls" in drawing.reads else None
 
 
 rule figure:
     input:
-        unpack(lambda wildcards: FIGURE_INPUTS[wildcards.figure]),
+        unpack(lambda wildcards: inputs_of(DRAWINGS[f"figures/{wildcards.figure}"])),
     output:
         pdf=f"{R}/figures/{{figure}}.pdf",
-        png=f"{R}/figures/{{figure}}.png",
+        png=report(
+            f"{R}/figures/{{figure}}.png",
+            caption="../report/drawing.rst",
+            category="Figures",
+            labels=labels_of("figures/{figure}"),
+        ),
         csv=f"{R}/figures/{{figure}}.csv",
     log:
         f"{R}/logs/figures/{{figure}}.log",
     benchmark:
         f"{R}/benchmarks/figures/{{figure}}.tsv"
     wildcard_constraints:
-        figure="|".join(FIGURE_INPUTS),
+        figure="|".join(names_in("figures")),
     conda:
         "../envs/tunediff.yaml"
     resources:
@@ -53,23 +59,36 @@ rule figure:
         runtime=15,
     params:
         key=key("figures/{figure}"),
+        drawing="figures/{figure}",
+        about=about("figures/{figure}"),
+        nulls=lambda wildcards: nulls_of(DRAWINGS[f"figures/{wildcards.figure}"]),
     script:
-        "../workflow/scripts/{wildcards.figure}.py"
+        "../workflow/scripts/draw.py"
 
 
 rule table:
     input:
-        unpack(lambda wildcards: TABLE_INPUTS[wildcards.table]),
+        unpack(lambda wildcards: inputs_of(DRAWINGS[f"tables/{wildcards.table}"])),
     output:
         pdf=f"{R}/tables/{{table}}.pdf",
-        png=f"{R}/tables/{{table}}.png",
-        csv=f"{R}/tables/{{table}}.csv",
+        png=report(
+            f"{R}/tables/{{table}}.png",
+            caption="../report/drawing.rst",
+            category="Tables",
+            labels=labels_of("tables/{table}"),
+        ),
+        csv=report(
+            f"{R}/tables/{{table}}.csv",
+            caption="../report/drawing.rst",
+            category="Tables",
+            labels=labels_of("tables/{table}"),
+        ),
     log:
         f"{R}/logs/tables/{{table}}.log",
     benchmark:
         f"{R}/benchmarks/tables/{{table}}.tsv"
     wildcard_constraints:
-        table="|".join(TABLE_INPUTS),
+        table="|".join(names_in("tables")),
     conda:
         "../envs/tunediff.yaml"
     resources:
@@ -77,45 +96,19 @@ rule table:
         runtime=15,
     params:
         key=key("tables/{table}"),
-        nulls=lambda wildcards: NULLS_KEY if wildcards.table == "table1" else "",
+        drawing="tables/{table}",
+        about=about("tables/{table}"),
+        nulls=lambda wildcards: nulls_of(DRAWINGS[f"tables/{wildcards.table}"]),
     script:
-        "../workflow/scripts/{wildcards.table}.py"
-
-
-# Every figure and table of a run, and a page that lists them.
-rule paper:
-    input:
-        figures=FIGURES,
-        tables=TABLES,
-    output:
-        f"{R}/paper.txt",
-    log:
-        f"{R}/logs/paper.log",
-    benchmark:
-        f"{R}/benchmarks/paper.tsv"
-    localrule: True
-    conda:
-        "../envs/tunediff.yaml"
-    params:
-        key=KEYS["paper"],
-    script:
-        "../workflow/scripts/paper.py"
+        "../workflow/scripts/draw.py"
 
 
 rule summary:
     input:
+        **files_of(SUMMARY_READS),
         fig4=f"{R}/figures/fig4.pdf",
-        kl=f"{R}/causal/summary.parquet",
-        sets=f"{R}/causal/sets.json",
-        metrics=each_dictionary("evaluation/{name}.json"),
-        latents=each_dictionary("latents/{name}.parquet"),
-        manifests=each_dictionary("latents/{name}.json"),
-        crosscoders=each_dictionary("crosscoders/{name}.json"),
-        concepts=f"{R}/concepts/concepts.parquet",
-        train=parts("train", ".json"),
-        validation=parts("validation", ".json"),
     output:
-        f"{R}/summary.txt",
+        report(f"{R}/summary.txt", caption="../report/summary.rst", category="Summary"),
     log:
         f"{R}/logs/summary.log",
     benchmark:

@@ -2,24 +2,25 @@
 # snakemake nulls
 rule null_summary:
     input:
-        tables=[
+        pairs=[
             path
             for pair in PAIRS
-            for path in each_trained(f"{pair}latents/{{name}}.parquet")
+            for pattern in ("latents/{name}.parquet", "evaluation/{name}.json")
+            for path in each_trained(f"{pair}{pattern}")
         ],
         manifests=[
             path
             for pair in PAIRS
             for path in each_trained(f"{pair}latents/{{name}}.json")
         ],
-        metrics=[
-            path
-            for pair in PAIRS
-            for path in each_trained(f"{pair}evaluation/{{name}}.json")
-        ],
     output:
         pdf=f"{R}/nulls/summary.pdf",
-        png=f"{R}/nulls/summary.png",
+        png=report(
+            f"{R}/nulls/summary.png",
+            caption="../report/drawing.rst",
+            category="Nulls",
+            labels=labels_of("nulls/summary"),
+        ),
         csv=f"{R}/nulls/summary.csv",
         manifest=f"{R}/nulls/summary.json",
     log:
@@ -33,8 +34,10 @@ rule null_summary:
         runtime=15,
     params:
         key=KEYS["nulls/summary"],
+        drawing="nulls/summary",
+        about=about("nulls/summary"),
     script:
-        "../workflow/scripts/nulls.py"
+        "../workflow/scripts/draw.py"
 
 
 rule nulls:

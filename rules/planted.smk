@@ -76,7 +76,12 @@ rule planted_figure:
         manifests=every_pair("scores.json"),
     output:
         pdf=f"{R}/figures/planted.pdf",
-        png=f"{R}/figures/planted.png",
+        png=report(
+            f"{R}/figures/planted.png",
+            caption="../report/drawing.rst",
+            category="Figures",
+            labels=labels_of("figures/planted"),
+        ),
         csv=f"{R}/figures/planted.csv",
     log:
         f"{R}/logs/figures/planted.log",
@@ -89,8 +94,10 @@ rule planted_figure:
         runtime=15,
     params:
         key=KEYS["figures/planted"],
+        drawing="figures/planted",
+        about=about("figures/planted"),
     script:
-        "../workflow/scripts/planted_figure.py"
+        "../workflow/scripts/draw.py"
 
 
 rule planted_table:
@@ -99,8 +106,18 @@ rule planted_table:
         manifests=every_pair("scores.json"),
     output:
         pdf=f"{R}/tables/planted.pdf",
-        png=f"{R}/tables/planted.png",
-        csv=f"{R}/tables/planted.csv",
+        png=report(
+            f"{R}/tables/planted.png",
+            caption="../report/drawing.rst",
+            category="Tables",
+            labels=labels_of("tables/planted"),
+        ),
+        csv=report(
+            f"{R}/tables/planted.csv",
+            caption="../report/drawing.rst",
+            category="Tables",
+            labels=labels_of("tables/planted"),
+        ),
         all=f"{R}/tables/planted_all.csv",
     log:
         f"{R}/logs/tables/planted.log",
@@ -113,5 +130,7 @@ rule planted_table:
         runtime=15,
     params:
         key=KEYS["tables/planted"],
+        drawing="tables/planted",
+        about=about("tables/planted"),
     script:
-        "../workflow/scripts/planted_table.py"
+        "../workflow/scripts/draw.py"

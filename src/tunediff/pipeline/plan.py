@@ -13,6 +13,7 @@ from tunediff.config.check import fingerprinted_paths
 from tunediff.data.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.pipeline.keys import fingerprint, stage_key
+from tunediff.report.registry import SUMMARY_READS, drawings_of
 
 
 def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -130,6 +131,13 @@ class Plan:
         metrics = self._key("evaluation.py", measured, crosscoder, parts["validation"], f"{folder}hooks")
         self.keys[f"{folder}evaluation/{name}"] = metrics
 
+    def _add_drawings(self, results: Mapping[str, list[str]]) -> None:
+        """Add the keys of all figures and tables; `results` names what each thing that they read is made of."""
+        for path, drawing in drawings_of(self).items():
+            upstream = {name: self.keys[name] for role in drawing.reads for name in results[role]}
+            settings = [self.config["figures"], self.config["seed"], drawing.version]
+            self.keys[path] = stage_key(drawing.file, settings, upstream)
+
     @cached_property
     def keys(self) -> dict[str, str]:
         """Content key per artifact, by its path under `results` without suffix."""
@@ -170,57 +178,39 @@ class Plan:
         )
         keys["causal/summary"] = self._key("causal_summary.py", [c["causal"]["bootstrap_samples"], seed], "causal/kl")
 
-        metrics_all = [f"evaluation/{name}" for name in self.dictionaries]
         for name in self.dictionaries:
             keys[f"twins/{name}"] = self._key(
                 "twin_pairs.py", [seed], f"latents/{name}", f"crosscoders/{name}", parts["validation"]
             )
-        twins = [f"twins/{name}" for name in self.dictionaries]
         if self.trained:
             of_seeds = [f"{stage}/{name}" for stage in ("crosscoders", "latents") for name in self.trained]
             keys["seeds/matches"] = self._key("seed_matches.py", None, *of_seeds)
 
-        style = c["figures"]
-        figures = {
-            "fig2": tables,
-            "fig3": tables,
-            "fig4": ["causal/summary"],
-            "fig4b": ["causal/summary"],
-            "template": tables,
-            "cosine": tables,
-            "twins": twins,
-            "frequency": tables,
-            "detection": ["concepts/concepts"],
-            "training": [f"crosscoders/{name}" for name in self.trained],
-        }
-        printed = {
-            "table1": [*tables, *metrics_all],
-            "ranking": tables,
-            "published": [*tables, *metrics_all, *twins, "causal/summary"],
-            "seeds": ["seeds/matches", *tables, *metrics_all, "causal/summary"],
-        }
-        if not self.trained:
-            del figures["training"], printed["seeds"]
-        if not any(source["from"] == "demo" for source in tokens["sources"].values()):
-            del figures["detection"]  # only the demo's corpora carry concept labels
         for null, pair in c["nulls"].items():
             folder = f"nulls/{null}/"
             self._add_pair(folder, {**models, **pair})
             self._add_activations(folder)
             self._add_trained(folder)
-        for name, upstream in figures.items():
-            keys[f"figures/{name}"] = self._key(f"{name}.py", [style, seed], *upstream)
-        for name, upstream in printed.items():
-            keys[f"tables/{name}"] = self._key(f"{name}.py", style, *upstream)
-        drawn = [name for name in keys if name.startswith(("figures/", "tables/"))]
-        keys["paper"] = self._key("paper.py", None, *drawn)
-        if c["nulls"]:
-            folders = ["", *(f"nulls/{null}/" for null in c["nulls"])]
-            stages = [f"{folder}{stage}" for folder in folders for stage in ("latents", "evaluation")]
-            own = [f"{stage}/{name}" for stage in stages for name in self.trained]
-            keys["nulls/summary"] = self._key("nulls.py", style, *own)
-        shown = ["causal/summary", "concepts/concepts", "figures/fig4", *tables, *metrics_all]
-        keys["summary"] = self._key("summary.py", None, *shown)
+        folders = ["", *(f"nulls/{null}/" for null in c["nulls"])]
+        stages = [f"{folder}{stage}" for folder in folders for stage in ("latents", "evaluation")]
+        results = {
+            "latents": tables,
+            "evaluation": [f"evaluation/{name}" for name in self.dictionaries],
+            "twins": [f"twins/{name}" for name in self.dictionaries],
+            "kl": ["causal/summary"],
+            "sets": ["causal/kl"],
+            "histories": [f"crosscoders/{name}" for name in self.trained],
+            "concepts": ["concepts/concepts"],
+            "seeds": ["seeds/matches"],
+            "crosscoders": trained_all,
+            "activations_train": [parts["train"]],
+            "activations_validation": [parts["validation"]],
+            "nulls": [],  # a parameter of their own: see rules/figures.smk
+            "pairs": [f"{stage}/{name}" for stage in stages for name in self.trained],
+        }
+        self._add_drawings(results)
+        shown = {key: None for role in SUMMARY_READS for key in results[role]}
+        keys["summary"] = self._key("summary.py", None, *shown, "figures/fig4")
         return keys
 
 
@@ -266,6 +256,5 @@ class PlantedPlan(Plan):
                 tables.append(table)
             keys[f"{folder}/scores"] = self._key("planted_scores.py", None, *tables)
         scores = [f"{arm}/seed{own_seed}/scores" for arm, own_seed in self.runs]
-        keys["figures/planted"] = self._key("planted_figure.py", c["figures"], *scores)
-        keys["tables/planted"] = self._key("planted_table.py", c["figures"], *scores)
+        self._add_drawings({"scores": scores})
         return keys
