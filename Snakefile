@@ -4,6 +4,9 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+report: "report/workflow.rst"
+
+
 if (
     not workflow.overwrite_configfiles
 ):  # a config given by --configfile replaces the demo, it is not merged into it

@@ -3,9 +3,11 @@ import sys
 from pathlib import Path
 
 from tunediff.config.check import complete, load_schema
-from tunediff.config.estimate import memory_mb, report, setting
+from tunediff.config.estimate import memory_mb, setting
+from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.errors import TunediffError
-from tunediff.pipeline.graph import STAGES, Graph, PlantedGraph
+from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
+from tunediff.report.registry import drawings_of
 
 ROOT = Path(workflow.basedir)
 # Jobs read this file too: they do not ask the hub for a model's size, and print no estimate.
@@ -32,7 +34,7 @@ def estimate():
     cores = workflow.resource_settings.cores or 1
     if cores == 1 and workflow.output_settings.dryrun:  # `-n` names no cores
         cores = workflow.resource_settings.max_threads or 8
-    print(report(SETTING, DERIVED, GRAPH.n_jobs, cores), file=sys.stderr)
+    print(estimate_text(SETTING, DERIVED, GRAPH.n_jobs, cores), file=sys.stderr)
 
 
 if MAIN and workflow.output_settings.dryrun:

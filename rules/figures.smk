@@ -1,132 +1,88 @@
-# Figures and tables read tables only; each has its own script, so a change redraws just that one.
-LATENTS = {
-    "tables": each_dictionary("latents/{name}.parquet"),
-    "manifests": each_dictionary("latents/{name}.json"),
-}
-METRICS = {"metrics": each_dictionary("evaluation/{name}.json")}
-TWINS = {"twins": each_dictionary("twins/{name}.parquet")}
-KL = {"summary": f"{R}/causal/summary.parquet"}
+# Figures and tables: one file each in src/tunediff/report/{figures,tables}, which says what it reads; one script draws
+# them all. Beside them, what the run shows in plain words.
+DRAWINGS = drawings_of(GRAPH)
+DRAWN = [
+    f"{R}/{path}.{suffix}"
+    for path in DRAWINGS
+    if path != NULLS
+    for suffix in ("pdf", "png", "csv")
+]
 
 
-# The nulls run on request only (snakemake nulls). Table 1 and the summary print their counts where they have run before
-# this start: this key is one of their parameters, so a start after the nulls makes these two again. It is no input of
-# theirs: then every run would have the nulls' whole chain in its graph, and could start it.
-NULLS_KEY = nulls_key()
-HELD_OUT = {"validation": parts("validation", ".json")}
-FIGURE_INPUTS = {
-    "fig2": LATENTS,
-    "fig3": LATENTS,
-    "fig4": {**KL, "sets": f"{R}/causal/sets.json"},
-    "fig4b": {**KL, "sets": f"{R}/causal/sets.json"},
-    "template": LATENTS,
-    "cosine": LATENTS,
-    "twins": TWINS,
-    "frequency": LATENTS,
-    "detection": {"concepts": f"{R}/concepts/concepts.parquet"},
-    "training": {"histories": each_trained("crosscoders/{name}.history.parquet")},
-}
-TABLE_INPUTS = {
-    "table1": {**LATENTS, **METRICS, **HELD_OUT},
-    "ranking": LATENTS,
-    "published": {**LATENTS, **METRICS, **TWINS, **KL},
-    "seeds": {**LATENTS, **METRICS, **KL, "matches": f"{R}/seeds/matches.parquet"},
-}
+def of_drawing(attribute):
+    """What the report's list says of a drawing."""
+    return lambda wildcards: getattr(DRAWINGS[wildcards.drawing], attribute)
 
 
-rule figure:
+rule drawing:
     input:
-        unpack(lambda wildcards: FIGURE_INPUTS[wildcards.figure]),
+        unpack(reads("{drawing}")),
     output:
-        pdf=f"{R}/figures/{{figure}}.pdf",
-        png=f"{R}/figures/{{figure}}.png",
-        csv=f"{R}/figures/{{figure}}.csv",
+        store=report(
+            f"{R}/{{drawing}}.csv",
+            caption="../report/numbers.rst",
+            category="Numbers",
+            labels=of_drawing("labels"),
+        ),
+        pdf=f"{R}/{{drawing}}.pdf",
+        png=report(
+            f"{R}/{{drawing}}.png",
+            caption="../report/drawing.rst",
+            category="Figures and tables",
+            subcategory=of_drawing("folder"),
+            labels=of_drawing("labels"),
+        ),
+        manifest=f"{R}/{{drawing}}.json",
     log:
-        f"{R}/logs/figures/{{figure}}.log",
+        f"{R}/logs/{{drawing}}.log",
     benchmark:
-        f"{R}/benchmarks/figures/{{figure}}.tsv"
+        f"{R}/benchmarks/{{drawing}}.tsv"
     wildcard_constraints:
-        figure="|".join(FIGURE_INPUTS),
+        drawing="|".join(DRAWINGS),
     conda:
         "../envs/tunediff.yaml"
     resources:
         mem_mb=1500,
         runtime=15,
     params:
-        key=key("figures/{figure}"),
+        keys=keys("{drawing}"),
+        about=lambda wildcards: DRAWINGS[wildcards.drawing].about(config),
+        nulls=GRAPH.nulls_key,
     script:
-        "../workflow/scripts/{wildcards.figure}.py"
+        "../workflow/scripts/draw.py"
 
 
-rule table:
-    input:
-        unpack(lambda wildcards: TABLE_INPUTS[wildcards.table]),
-    output:
-        pdf=f"{R}/tables/{{table}}.pdf",
-        png=f"{R}/tables/{{table}}.png",
-        csv=f"{R}/tables/{{table}}.csv",
-    log:
-        f"{R}/logs/tables/{{table}}.log",
-    benchmark:
-        f"{R}/benchmarks/tables/{{table}}.tsv"
-    wildcard_constraints:
-        table="|".join(TABLE_INPUTS),
-    conda:
-        "../envs/tunediff.yaml"
-    resources:
-        mem_mb=1500,
-        runtime=15,
-    params:
-        key=key("tables/{table}"),
-        nulls=lambda wildcards: NULLS_KEY if wildcards.table == "table1" else "",
-    script:
-        "../workflow/scripts/{wildcards.table}.py"
+if not PLANTED:
+
+    rule summary:
+        input:
+            unpack(reads("summary")),
+        output:
+            store=report(
+                f"{R}/summary.txt", caption="../report/summary.rst", category="Summary"
+            ),
+            manifest=f"{R}/summary.json",
+        log:
+            f"{R}/logs/summary.log",
+        benchmark:
+            f"{R}/benchmarks/summary.tsv"
+        conda:
+            "../envs/tunediff.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=5,
+        params:
+            keys=keys("summary"),
+            nulls=GRAPH.nulls_key,
+        script:
+            "../workflow/scripts/summary.py"
+
+    DRAWN += [f"{R}/summary.txt", f"{R}/concepts/concepts.parquet"]
 
 
-# Every figure and table of a run, and a page that lists them.
-rule paper:
-    input:
-        figures=FIGURES,
-        tables=TABLES,
-    output:
-        f"{R}/paper.txt",
-    log:
-        f"{R}/logs/paper.log",
-    benchmark:
-        f"{R}/benchmarks/paper.tsv"
-    localrule: True
-    conda:
-        "../envs/tunediff.yaml"
-    params:
-        key=KEYS["paper"],
-    script:
-        "../workflow/scripts/paper.py"
+# What is called chat-specific in the null pairs (config `nulls`), beside the run's own pair. Only on request.
+if NULLS in DRAWINGS:
 
-
-rule summary:
-    input:
-        fig4=f"{R}/figures/fig4.pdf",
-        kl=f"{R}/causal/summary.parquet",
-        sets=f"{R}/causal/sets.json",
-        metrics=each_dictionary("evaluation/{name}.json"),
-        latents=each_dictionary("latents/{name}.parquet"),
-        manifests=each_dictionary("latents/{name}.json"),
-        crosscoders=each_dictionary("crosscoders/{name}.json"),
-        concepts=f"{R}/concepts/concepts.parquet",
-        train=parts("train", ".json"),
-        validation=parts("validation", ".json"),
-    output:
-        f"{R}/summary.txt",
-    log:
-        f"{R}/logs/summary.log",
-    benchmark:
-        f"{R}/benchmarks/summary.tsv"
-    conda:
-        "../envs/tunediff.yaml"
-    resources:
-        mem_mb=2000,
-        runtime=5,
-    params:
-        key=KEYS["summary"],
-        nulls=NULLS_KEY,
-    script:
-        "../workflow/scripts/summary.py"
+    rule nulls:
+        input:
+            f"{R}/{NULLS}.pdf",

@@ -3,24 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunediff.pipeline.artifacts import seal, write_text
 from tunediff.pipeline.job import job
-from tunediff.report.summary import write_summary
-from tunediff.validation.nulls import read_nulls
+from tunediff.report.inputs import Results
+from tunediff.report.summary import summary
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-read = snakemake.input
-with job(snakemake):
-    write_summary(
-        Path(read.kl),
-        Path(read.sets),
-        {Path(p).stem: Path(p) for p in read.latents},
-        {Path(p).stem: Path(p) for p in read.metrics},
-        {Path(p).stem: Path(p) for p in read.crosscoders},
-        Path(read.concepts),
-        read_nulls(Path(snakemake.config["results"]), snakemake.params.nulls),
-        {"train": [Path(p) for p in read.train], "validation": [Path(p) for p in read.validation]},
-        Path(read.fig4).parent,
-        Path(snakemake.output[0]),
-    )
+with job(snakemake) as work:
+    out = Path(snakemake.output.store)
+    write_text(out, summary(Results.of(snakemake)) + "\n")
+    seal(out, "summary", work.own_key, {})

@@ -22,10 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.latents.table import LatentTable
+from tunediff.latents.table import STABLE_COSINE, LatentTable
 from tunediff.pipeline.artifacts import building, provenance, seal
 
-STABLE_COSINE = 0.8  # a latent matched this well in every other seed is stable
 HUNGARIAN_LATENTS = 8192  # above, the assignment would take hours and more memory than the rest of the pipeline
 BLOCK = 2048  # latents compared at once in a mutual-best matching
 SCHEMA = {

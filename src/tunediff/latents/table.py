@@ -23,6 +23,10 @@ MODELS = ("base", "chat")
 TARGETS = ("activation", "activation_no_bias", "reconstruction", "error")  # of Latent Scaling
 BOUNDED_TARGETS = ("error", "reconstruction")  # the two ν that decide chat-specificity: they get bootstrap intervals
 CONTROLS = ("random", "shuffled")  # control directions, measured with the same f on validation tokens
+# the classes by Δnorm, ends included
+CHAT_ONLY_FROM, SHARED_FROM, SHARED_TO, BASE_ONLY_TO = 0.9, 0.4, 0.6, 0.1
+TWIN_COSINE = 0.9  # a chat-only and a base-only latent with decoder directions more alike than this are twins
+STABLE_COSINE = 0.8  # a latent matched this well in every other seed is stable
 
 
 def classify(norm_difference: NDArray[np.floating], dead: NDArray[np.bool_]) -> NDArray[np.str_]:
@@ -31,7 +35,7 @@ def classify(norm_difference: NDArray[np.floating], dead: NDArray[np.bool_]) -> 
     Ends are inclusive; a dead latent is `dead` whatever its norms.
     """
     x = np.asarray(norm_difference)
-    within = [dead, x >= 0.9, (x >= 0.4) & (x <= 0.6), x <= 0.1]
+    within = [dead, x >= CHAT_ONLY_FROM, (x >= SHARED_FROM) & (x <= SHARED_TO), x <= BASE_ONLY_TO]
     return np.select(within, ["dead", "chat-only", "shared", "base-only"], "other")
 
 

@@ -21,10 +21,9 @@ from tunediff.data.activations import ActivationStore
 from tunediff.data.passes import counted_batches
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
-from tunediff.latents.table import LatentTable
+from tunediff.latents.table import TWIN_COSINE, LatentTable
 from tunediff.pipeline.artifacts import building, provenance, seal
 
-TWIN_COSINE = 0.9  # decoder directions more alike than this are twins
 HIGH, LOW = 0.4, 0.1  # of the pair's maximum: an activation from HIGH on is high, one under LOW is low
 BLOCK = 1024  # chat-only latents compared at once
 SCHEMA = {

@@ -19,6 +19,7 @@ from tunediff.errors import TunediffError
 from tunediff.pipeline.keys import content_key, fingerprint, stored_key
 from tunediff.report.registry import SUMMARY_READS, drawings_of
 
+KIND_VERSIONS = {"l1": 1, "batchtopk": 1, "published": 1}
 SPLITS = ("train", "validation")
 NULLS = "nulls/summary"  # the drawing of the nulls' counts
 

@@ -83,7 +83,7 @@ def units(scripts: Path) -> dict[str, Unit]:
     from tunediff.config.dictionaries import KINDS
     from tunediff.demo import VERSION
     from tunediff.pipeline.graph import STAGES
-    from tunediff.report.registry import DRAWINGS
+    from tunediff.report.registry import drawings
 
     demo = tuple(sorted((PACKAGE / "demo").glob("*.py")))
     found = {"demo": Unit(VERSION, demo)}
@@ -92,11 +92,7 @@ def units(scripts: Path) -> dict[str, Unit]:
         path = _module_path(f"tunediff.dictionaries.{kind}")
         if path is not None:  # a published one has no code that trains it
             found[f"kind {kind}"] = Unit(settings.version, (path,))
-    found |= {
-        f"drawing {path}": Unit(drawing.version, (Path(sys.modules[drawing.draw.__module__].__file__ or ""),))
-        for path, drawing in DRAWINGS.items()
-    }
-    return found
+    return found | {f"drawing {path}": Unit(own.version, (own.file,)) for path, own in drawings().items()}
 
 
 def record(scripts: Path) -> dict[str, dict[str, int | str]]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure, FigureBase, SubFigure
 
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
+from tunediff.latents.table import CHAT_ONLY_FROM
 from tunediff.pipeline.artifacts import building
 
 T = TypeVar("T")
@@ -25,7 +26,6 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, DARK_GREY = "#999999", "#555555"
 
-CLASSES = ("chat-only", "shared", "base-only", "other", "dead")
 CLASS_COLOURS = {"chat-only": BLUE, "shared": ORANGE, "base-only": GREEN, "other": GREY, "dead": BLACK}
 CROSSCODER_COLOURS = (VERMILLION, BLACK, PURPLE, SKY)
 LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
@@ -53,7 +53,7 @@ RULES = ("norm_difference", "nu_point", "nu_interval")  # by which a latent is c
 def rule_marks(criterion: Criterion) -> dict[str, Mark]:
     """Return how each of `RULES` is printed and drawn."""
     marks = (
-        Mark(f"{NORM_DIFFERENCE} ≥ 0.9", VERMILLION, "o"),
+        Mark(f"{NORM_DIFFERENCE} ≥ {CHAT_ONLY_FROM:g}", VERMILLION, "o"),
         Mark(criterion.math, BLUE, "s"),
         Mark("the same of the upper ends of the 95 % intervals", SKY, "D"),
     )
@@ -160,25 +160,30 @@ class Style:
         return Figure(figsize=(self.width if width is None else width, height), layout="constrained")
 
 
-class Drawing(NamedTuple):
+class Drawn(NamedTuple):
     """A figure and the numbers it shows."""
 
     figure: Figure
     numbers: pd.DataFrame
+    more: Mapping[str, pd.DataFrame] = {}  # further tables of the same drawing, by name
 
 
-def save(figure: Figure, numbers: pd.DataFrame, stem: Path, style: Style | None = None) -> list[Path]:
-    """Write `stem`.pdf, .png and .csv, each whole or not at all, and return the paths; the bytes are reproducible."""
-    style = style or Style()
-    targets = [stem.parent / f"{stem.name}.{suffix}" for suffix in ("pdf", "png", "csv")]
-    with style.context():
-        with building(targets[0]) as partial:
-            figure.savefig(partial, format="pdf", dpi=style.dpi, metadata={"CreationDate": None})
-        with building(targets[1]) as partial:
-            figure.savefig(partial, format="png", dpi=style.dpi, metadata={"Software": None})
-    with building(targets[2]) as partial:
-        numbers.to_csv(partial, index=False, lineterminator="\n")
-    return targets
+def save(drawn: Drawn, stem: Path, style: Style) -> list[Path]:
+    """Write `stem`.pdf, .png, .csv (and _NAME.csv of further tables), each whole or not at all; return the paths.
+
+    The bytes are reproducible.
+    """
+    forms: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
+    written = []
+    for form, metadata in forms.items():
+        written.append(stem.with_name(f"{stem.name}.{form}"))
+        with style.context(), building(written[-1]) as partial:
+            drawn.figure.savefig(partial, format=form, dpi=style.dpi, metadata=metadata)
+    for suffix, table in {"": drawn.numbers, **{f"_{name}": table for name, table in drawn.more.items()}}.items():
+        written.append(stem.with_name(f"{stem.name}{suffix}.csv"))
+        with building(written[-1]) as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
+    return written
 
 
 def kind_of(label: str) -> str:

@@ -1,108 +1,42 @@
 """What a run shows, from its tables, in plain words: the most important first."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from tunediff.interventions.sets import BASELINE
 from tunediff.interventions.summary import AREA, BEST_RANDOM, BEST_WORST, MATCHED
 from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
-from tunediff.latents.table import LatentTable
-from tunediff.pipeline.artifacts import write_text
 from tunediff.report import style as look
-from tunediff.report.tables import (
-    CONTROL_NAMES,
-    NULL_KINDS,
-    NULLS_NOT_RUN,
-    OutlierTokens,
-    firing_share,
-    null_pairs,
-    outlier_tokens,
-    passing_text,
-    ranking,
-    table1,
-    verdict,
-    with_interval,
-)
+from tunediff.report.inputs import Results
+from tunediff.report.tables.ranking import firing_share, passing_text, ranking, verdict, with_interval
+from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, NULLS_NOT_RUN, null_pairs, table1
 
 SHOWN_RANKED = 5  # latents of the ranking shown per crosscoder; all of the table where none passes the criterion
 ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimension's
 RANKINGS = {"latent_scaling": "Latent Scaling", "norm_difference": "Δnorm"}
 
 
-@dataclass
-class Run:
-    """The tables of one run; mappings are by crosscoder unless said."""
-
-    kl: pd.DataFrame  # causal/summary.parquet
-    sets: Mapping[str, Mapping[str, Any]]  # causal/sets.json
-    tables: Mapping[str, LatentTable]
-    evaluations: Mapping[str, Mapping[str, Any]]  # evaluation/NAME.json
-    crosscoders: Mapping[str, Mapping[str, Any]]  # facts of the crosscoders' manifests
-    concepts: pd.DataFrame  # concepts.parquet
-    nulls: pd.DataFrame | None = None  # nulls/summary.csv
-    outliers: Mapping[str, OutlierTokens | None] = field(default_factory=dict)  # by split
-    figures: Path = Path("figures")
-
-    def __post_init__(self) -> None:
-        self.rows: list[dict[Any, Any]] = table1(self.tables, self.evaluations, self.nulls).to_dict("records")
-
-
-def summary(run: Run) -> str:
+def summary(run: Results) -> str:
     """Return what the run shows: what was found, how far to trust it, and where the figures are."""
     parts = (
         _found, _fve, _warnings, _outliers, _classes, _ranking, _kl, _concepts,
-        lambda run: [f"Figures: {run.figures}/fig4.pdf and beside it; tables: {run.figures.parent}/tables"],
+        lambda run: [f"Figures: {run.folder}/figures/fig4.pdf and beside it; tables: {run.folder}/tables"],
     )  # fmt: skip
     return "\n".join(line for part in parts for line in part(run))
 
 
-def write_summary(
-    kl: Path,
-    sets: Path,
-    tables: Mapping[str, Path],
-    evaluations: Mapping[str, Path],
-    crosscoders: Mapping[str, Path],
-    concepts: Path,
-    nulls: pd.DataFrame | None,
-    activations: Mapping[str, list[Path]],
-    figures: Path,
-    out: Path,
-) -> None:
-    """Read the tables and write the summary at `out`.
-
-    `crosscoders` are manifests, `activations` those of all parts of each split.
-    """
-    run = Run(
-        pd.read_parquet(kl),
-        _json(sets),
-        {name: LatentTable.read(path) for name, path in tables.items()},
-        {name: _json(path) for name, path in evaluations.items()},
-        {name: _json(path)["facts"] for name, path in crosscoders.items()},
-        pd.read_parquet(concepts),
-        nulls,
-        {split: outlier_tokens(parts) for split, parts in activations.items()},
-        figures,
-    )
-    write_text(out, summary(run) + "\n")
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _rows(run: Results) -> list[dict[Any, Any]]:
+    return table1(run.latents, run.evaluation, run.nulls).to_dict("records")
 
 
 # -- parts: each yields lines ------------------------------------------------------------------------------------------
 
 
-def _found(run: Run) -> Iterator[str]:
-    yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.tables.items()) + "."
-    yield f"  Chat-specific: {look.one_criterion(run.tables).text}, fitted on train tokens."
-    for row in run.rows:
+def _found(run: Results) -> Iterator[str]:
+    yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.latents.items()) + "."
+    yield f"  Chat-specific: {look.one_criterion(run.latents).text}, fitted on train tokens."
+    for row in _rows(run):
         text = ""
         if row["chat_specific_any_class"]:
             text = (
@@ -125,10 +59,10 @@ def _found(run: Run) -> Iterator[str]:
         yield f"  {NULLS_NOT_RUN[0].upper()}{NULLS_NOT_RUN[1:]}."
 
 
-def _fve(run: Run) -> Iterator[str]:
-    each = [f"{row['crosscoder']} {_value(row, 'difference')}" for row in run.rows]
+def _fve(run: Results) -> Iterator[str]:
+    each = [f"{row['crosscoder']} {_value(row, 'difference')}" for row in _rows(run)]
     yield f"FVE of the difference (chat − base), held out: {'; '.join(each)}."
-    for row in run.rows:
+    for row in _rows(run):
         name = row["crosscoder"]
         asked = _asked_l0(run.crosscoders[name])
         l0 = f"L0 {row['l0']:.1f}" + (f" (asked: {asked:g})" if asked is not None else "")
@@ -151,8 +85,8 @@ def _asked_l0(facts: Mapping[str, Any]) -> float | None:
     return settings.get("target_l0") or settings.get("k")
 
 
-def _warnings(run: Run) -> Iterator[str]:
-    for row in run.rows:
+def _warnings(run: Results) -> Iterator[str]:
+    for row in _rows(run):
         name = row["crosscoder"]
         rests = []
         for model in ("difference", "base", "chat"):
@@ -168,7 +102,7 @@ def _warnings(run: Run) -> Iterator[str]:
             yield f"WARNING {name}: {text}"
 
 
-def _outliers(run: Run) -> Iterator[str]:
+def _outliers(run: Results) -> Iterator[str]:
     for split, found in run.outliers.items():
         if found is None:
             yield f"Outlier tokens, {split}: not looked for (activations.outlier_factor is null)."
@@ -183,11 +117,11 @@ def _outliers(run: Run) -> Iterator[str]:
         yield (f"Outlier tokens, {split}, left out: {', '.join(each)}; norm above {found.factor:g} medians ({norms}).")
 
 
-def _classes(run: Run) -> Iterator[str]:
-    criterion = look.one_criterion(run.tables)
+def _classes(run: Results) -> Iterator[str]:
+    criterion = look.one_criterion(run.latents)
     yield "Latents by Δnorm:"
-    for row in run.rows:
-        frame = run.tables[row["crosscoder"]].frame
+    for row in _rows(run):
+        frame = run.latents[row["crosscoder"]].frame
         chat_only = frame[frame["class_name"] == "chat-only"]
         decoupled = int((chat_only["nu_reconstruction"] >= criterion.nu_reconstruction_below).sum())
         shrunk = int((chat_only["nu_error"] >= criterion.nu_error_below).sum())
@@ -200,10 +134,10 @@ def _classes(run: Run) -> Iterator[str]:
         )
 
 
-def _ranking(run: Run) -> Iterator[str]:
-    table = ranking(run.tables)
+def _ranking(run: Results) -> Iterator[str]:
+    table = ranking(run.latents)
     yield "First of the ranking by rank(ν^r) + rank(ν^ε), ν with 95 % intervals (more: tables/ranking):"
-    for name, latents in run.tables.items():
+    for name, latents in run.latents.items():
         rows = table[table["crosscoder"] == name].to_dict("records")
         order = "; none has both ν within the bounds, so by Δnorm" if rows and math.isnan(rows[0]["rank_sum"]) else ""
         yield f"  {name}: {passing_text(latents)}{order}"
@@ -221,7 +155,7 @@ def _ranking(run: Run) -> Iterator[str]:
             )
 
 
-def _kl(run: Run) -> Iterator[str]:
+def _kl(run: Results) -> Iterator[str]:
     kl = run.kl[run.kl["positions"] == "all"].fillna({"crosscoder": "", "ranking": ""})
     every = {(row["crosscoder"], row["intervention"], row["ranking"]): row for row in kl.to_dict("records")}
     none, template = every["", "none", ""], every["", "template", ""]
@@ -229,7 +163,7 @@ def _kl(run: Run) -> Iterator[str]:
         f"KL to the chat model, nats per response token: base activation {none['mean']:.3f}, template tokens restored "
         f"{template['mean']:.3f}. Changes of it, a minus is nearer to chat, with 95 % intervals over conversations:"
     )
-    for name in run.tables:
+    for name in run.latents:
         whole = _change(every[name, "all", ""])
         yield f"  {name}: all latents' differences added {whole}. Sets within {run.sets[name]['name']}:"
         for key, printed in RANKINGS.items():
@@ -269,7 +203,7 @@ def _change(row: Mapping[Any, Any], unit: str = "%") -> str:
     return f"{value} {unit} [{low}, {high}]"
 
 
-def _concepts(run: Run) -> Iterator[str]:
+def _concepts(run: Results) -> Iterator[str]:
     found = detected(run.concepts)
     if not found:
         yield "Labelled concepts: the corpora carry no labels, so none was scored."

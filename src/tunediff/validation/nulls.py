@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
+from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.artifacts import check, seal
+from tunediff.pipeline.artifacts import check
 from tunediff.report import style as look
-from tunediff.report.tables import CALLS, table1
+from tunediff.report.tables.table1 import CALLS, table1
 
 
 def null_kind(pair: Mapping[str, Any]) -> str:
@@ -30,7 +31,7 @@ def model_name(model: str | Mapping[str, Any]) -> str:
 
 
 def null_rates(
-    pairs: Mapping[str, tuple[Mapping[str, LatentTable], Mapping[str, Mapping[str, Any]]]], kinds: Mapping[str, str]
+    pairs: Mapping[str, tuple[Mapping[str, LatentTable], Mapping[str, Evaluation]]], kinds: Mapping[str, str]
 ) -> pd.DataFrame:
     """Return per pair (`""` is the run's own) and crosscoder how many of the live latents each rule calls.
 
@@ -61,12 +62,6 @@ def null_rates(
     return pd.DataFrame(rows)
 
 
-def seal_nulls(numbers: Path, key: str) -> None:
-    """Write the manifest (kind `nulls`) of the numbers of the nulls figure."""
-    table = pd.read_csv(numbers)
-    seal(numbers, "nulls", key, {"criterion": table["criterion"].iloc[0]})
-
-
 def read_nulls(results: Path, key: str) -> pd.DataFrame | None:
     """Read the numbers of the nulls figure, RESULTS/nulls/summary.csv; None where the key is empty: they have not run.
 
@@ -78,5 +73,5 @@ def read_nulls(results: Path, key: str) -> pd.DataFrame | None:
     if not key:
         return None
     numbers = results / "nulls/summary.csv"
-    check(numbers, "nulls", key, checksums=True)
+    check(numbers, "drawing", key, checksums=True)
     return pd.read_csv(numbers).fillna({"pair": "", "null_kind": ""})

@@ -1,16 +1,28 @@
 """Cosine figure: how alike a latent's two decoder directions are, and whether ν ranks latents as Δnorm does."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from tunediff.latents.table import LatentTable
+from tunediff.latents.table import CLASSES, LatentTable
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/cosine",
+    __name__,
+    title="Decoder directions per class, and the two rankings",
+    caption=(
+        "Upper: the cosine between the base and the chat decoder direction of every live latent, per class. Lower: "
+        "the rank sum of both ν against Δnorm, with Pearson's correlation over all ranked latents and over the "
+        "chat-only ones. Latents that are reversed have no rank; the note gives their number."
+    ),
+    reads=("latents",),
+)
 
 BINS = 20
 MIN_CORRELATED = 3  # latents needed for a correlation
@@ -23,9 +35,9 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw cos(d_base, d_chat) per class in 20 bins, and rank_sum against Δnorm with Pearson's r."""
-    shown = look.selected(latents, show)
+    shown = look.selected(results.latents)
     look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():
@@ -34,7 +46,7 @@ def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str
             _panel(panel, label, table, style, style.width * rows / len(shown))
             for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
         ]
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float) -> pd.DataFrame:
@@ -43,7 +55,7 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
     look.require(table, columns, f"latents of {label}")
     upper, lower = panel.subplots(2, 1)
     handles = []
-    for class_name in look.CLASSES[:-1]:
+    for class_name in CLASSES[:-1]:
         count = int((table["class_name"] == class_name).sum())
         name = f"{class_name} ({count:,})"
         handles.append(Line2D([], [], color=look.CLASS_COLOURS[class_name], marker="o", markersize=3, label=name))
@@ -59,7 +71,7 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
 def _cosines(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
     edges = np.linspace(-1.0, 1.0, BINS + 1)
     pieces = []
-    for class_name in look.CLASSES[:-1]:
+    for class_name in CLASSES[:-1]:
         values = table.loc[table["class_name"] == class_name, "cosine"].astype(np.float64)
         # rounding can put a cosine a little beyond ±1
         heights = look.counts(values.clip(-1.0, 1.0), edges)

@@ -12,7 +12,23 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from tunediff.data.documents import ANSWER_ONSET, ONSET
 from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC, DETECTED_SHARE
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/detection",
+    __name__,
+    title="Labelled chat concepts and the chat-specific latent for each",
+    caption=(
+        "How well the chat-specific latent that stands for a labelled concept detects it: AUROC, precision, "
+        "recall, and its rank by Latent Scaling. A latent is chosen on one half of the documents; the numbers are "
+        "from the other half. The grey bars are the control: latents that fire as often on chats but are not "
+        "chat-specific."
+    ),
+    reads=("concepts",),
+    requires=lambda graph: any(of["from"] == "demo" for of in graph.config["tokens"]["sources"].values()),
+)
 
 ROW = 0.15  # inches per line
 SPREAD = 0.5  # of a line, over which the kinds of crosscoder lie side by side
@@ -38,12 +54,13 @@ class Line(NamedTuple):
     concept: str | None
 
 
-def draw(concepts: pd.DataFrame, style: Style) -> Drawing:
-    """Draw one line per chat concept and one mark per dictionary; `concepts` is concepts.parquet.
+def draw(results: Results, style: Style) -> Drawn:
+    """Draw one line per chat concept and one mark per dictionary.
 
     Lines are grouped by the tokens among which a concept is scored, onsets of answers first. The control's range from
     the median to the 95th percentile lies behind each mark.
     """
+    concepts = results.concepts
     look.require(concepts, COLUMNS, "concepts.parquet")
     shown = concepts[concepts["chat_concept"] & (concepts["pool"] == CHAT_SPECIFIC)]
     lines = _lines(shown)
@@ -53,7 +70,7 @@ def draw(concepts: pd.DataFrame, style: Style) -> Drawing:
         if not lines:
             figure = style.figure(1.0)
             look.statement(figure.subplots(), "no chat concept is labelled in these corpora", style)
-            return Drawing(figure, shown)
+            return Drawn(figure, shown)
         figure = style.figure(ROW * len(lines) + 2.4)
         axes = figure.subplots(1, len(PANELS), sharey=True)
         for panel, column in zip(axes, PANELS, strict=True):
@@ -75,7 +92,7 @@ def draw(concepts: pd.DataFrame, style: Style) -> Drawing:
         handles.append(Patch(color=CONTROL, label="control, median to 95 %"))
         look.legend(figure, handles, "Chat concepts, and the chat-specific latent that stands for each", columns=4)
         look.note(figure, _note(len(colours) // len(kinds)), style)
-    return Drawing(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
+    return Drawn(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
 
 
 def _note(seeds: int) -> str:

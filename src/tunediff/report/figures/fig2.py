@@ -1,6 +1,5 @@
 """Figure 2: ν^ε against ν^r of chat-only latents and as many shared ones."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,22 @@ from matplotlib.patches import Patch, Rectangle
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/fig2",
+    __name__,
+    title="ν^ε against ν^r of chat-only and shared latents",
+    caption=(
+        "Latent Scaling of every chat-only latent, ν^ε against ν^r, with as many shared latents drawn at random "
+        "beside them. The dashed box is the criterion of chat-specific latents; the band is the central 95 % of "
+        "ν^r of shared latents, and the share of chat-only latents inside it is below each panel. All numbers are "
+        "fitted on train tokens; the legend counts the latents."
+    ),
+    reads=("latents",),
+)
 
 RANGE = (-0.2, 1.6)  # of both axes
 BINS = 50
@@ -39,24 +53,22 @@ def shared_interval(latents: pd.DataFrame) -> SharedInterval:
     return SharedInterval(low, high, share)
 
 
-def draw(
-    latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None, seed: int = 0
-) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw ν^ε (x) against ν^r (y), one panel per crosscoder, with marginal histograms (paper, figure 2).
 
-    The numbers have one row per point (`item` = point), per histogram bin and per summary value; `seed` draws the
-    random sample of shared latents.
+    The numbers have one row per point (`item` = point), per histogram bin and per summary value; the run's seed
+    draws the random sample of shared latents.
     """
-    shown = look.selected(latents, show)
+    shown = look.selected(results.latents)
     look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():
         figure = style.figure(4.1 * rows)
         numbers = [
-            _panel(panel, label, table, style, style.width * rows / len(shown), seed)
+            _panel(panel, label, table, style, style.width * rows / len(shown), results.seed)
             for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
         ]
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float, seed: int) -> pd.DataFrame:

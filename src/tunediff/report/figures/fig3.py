@@ -1,6 +1,6 @@
 """Figure 3: how Δnorm is distributed, and how many latents pass both ν thresholds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,9 +9,23 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.table import LatentTable
+from tunediff.latents.table import BASE_ONLY_TO, CHAT_ONLY_FROM, CLASSES, SHARED_FROM, SHARED_TO
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/fig3",
+    __name__,
+    title="Δnorm per class, and latents under ν thresholds",
+    caption=(
+        "(a) Δnorm of all live latents per class, with the chat-specific ones among the chat-only hatched. (b) How "
+        "many latents have both ν below a threshold π, of all latents and of the chat-only ones. Latents that are "
+        "reversed or have a ν out of bounds count in neither; the note gives their number."
+    ),
+    reads=("latents",),
+)
 
 BINS = 100
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -24,9 +38,9 @@ def below_thresholds(latents: pd.DataFrame, criterion: Criterion, thresholds: np
     return np.searchsorted(np.sort(larger), thresholds, side="left")
 
 
-def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw (a) the histogram of Δnorm per class and (b) the latents below a ν threshold (paper, figure 3)."""
-    shown = look.selected(latents, show)
+    shown = look.selected(results.latents)
     criterion = look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():
@@ -45,7 +59,7 @@ def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str
             f"chat-specific nor counted in (b): {turned}.",
             style,
         )
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
@@ -54,7 +68,7 @@ def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: S
     axes.set_yscale("log")
     edges = np.linspace(0.0, 1.0, BINS + 1)
     pieces, handles, tallest = [], [], 1
-    for class_name in look.CLASSES[:-1]:
+    for class_name in CLASSES[:-1]:
         values = table.loc[table["class_name"] == class_name, "norm_difference"]
         heights = look.counts(values, edges)
         tallest = max(tallest, heights.max())
@@ -77,7 +91,8 @@ def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: S
         xlim=(0, 1), ylim=(0.7, max(12, room * tallest)), xlabel=f"{look.NORM_DIFFERENCE} (0 base-only, 1 chat-only)"
     )
     axes.set_ylabel("latents per bin of 0.01")
-    axes.set_xticks([0, 0.1, 0.4, 0.6, 0.9, 1], labels=["0", ".1", ".4", ".6", ".9", "1"])
+    ticks = (0, BASE_ONLY_TO, SHARED_FROM, SHARED_TO, CHAT_ONLY_FROM, 1)
+    axes.set_xticks(ticks, labels=[f"{tick:g}".replace("0.", ".") for tick in ticks])
     if dead == len(table):
         axes.set_yticks([])
         axes.minorticks_off()

@@ -11,7 +11,25 @@ from matplotlib.patches import Patch
 
 from tunediff.errors import TunediffError
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/fig4",
+    __name__,
+    title="KL to the chat model per intervention",
+    caption=(
+        "How near the chat model's predictions each replacement of the base model's activations comes, on "
+        "{conversations[count]} conversations: over all response tokens and over the first 9. Bars are mean KL "
+        "with 95 % intervals over conversations. Beside the best halves stand the worst ones and, as a dashed "
+        "line, random latents whose edit has the same energy."
+    ),
+    reads=(
+        "kl",
+        "sets",
+    ),
+)
 
 PALE_VERMILLION = "#F0B48A"
 GROUP_GAP = 0.7  # bar widths between groups
@@ -36,19 +54,16 @@ COLUMNS = (
 )
 
 
-def draw(
-    summary: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], style: Style, *, show: Sequence[str] | None = None
-) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw the KL divergence from the chat model per intervention, with 95 % intervals (paper, figure 4).
 
-    `summary` is causal/summary.parquet, `sets` is causal/sets.json (crosscoder -> name, size). The numbers are the rows
-    of `summary` for the crosscoders shown, without the curves and comparisons of figure 4b, and `drawn` telling what is
-    on the figure.
+    The numbers are the rows of causal/summary.parquet for the crosscoders shown, without the curves and comparisons of
+    figure 4b, and `drawn` telling what is on the figure.
     """
-    look.require(summary, COLUMNS, "causal/summary.parquet")
-    summary = summary.fillna({"crosscoder": "", "ranking": ""})
+    look.require(results.kl, COLUMNS, "causal/summary.parquet")
+    summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
     crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
-    shown = list(look.selected(dict.fromkeys(crosscoders), show))
+    shown = list(look.selected(dict.fromkeys(crosscoders)))
     curves = (summary["intervention"] == "prefix") | summary["intervention"].str.contains("_minus_|_over_")
     numbers = summary[summary["crosscoder"].isin(["", *shown]) & ~curves]
     numbers = numbers.assign(drawn=numbers["intervention"].isin([*BARS, RANDOM_MEAN])).reset_index(drop=True)
@@ -59,8 +74,8 @@ def draw(
         for axes, (name, title) in zip(figure.subplots(2, 1), PANELS.items(), strict=True):
             _panel(axes, numbers[numbers["positions"] == name], positions, labels, groups, title, style)
         look.legend(figure, _legend(numbers), None, columns=3)
-        look.note(figure, _caption(numbers, sets, shown), style, width)
-    return Drawing(figure, numbers)
+        look.note(figure, _note(numbers, results.sets, shown), style, width)
+    return Drawn(figure, numbers)
 
 
 def _layout(
@@ -163,7 +178,7 @@ def _legend(numbers: pd.DataFrame) -> list[Any]:
     return handles
 
 
-def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+def _note(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
     tokens = numbers.groupby("positions")["n_tokens"].max()
     text = f"{int(numbers['n_conversations'].max()):,} different conversations; response tokens: "
     text += f"{int(tokens.get('all', 0)):,} in (a), {int(tokens.get('first', 0)):,} in (b). "

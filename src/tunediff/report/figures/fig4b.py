@@ -11,7 +11,24 @@ from matplotlib.ticker import FixedLocator
 
 from tunediff.report import style as look
 from tunediff.report.figures.fig4 import halves_text
-from tunediff.report.style import Drawing, Mark, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Mark, Style
+
+DRAWING = Drawing(
+    "figures/fig4b",
+    __name__,
+    title="KL reduction against edit energy per ranking",
+    caption=(
+        "Left: the KL reduction while all live latents are added in the order of each ranking, against the energy "
+        "of the edit, beside random orders. Right: paired differences between the halves of a ranking, as they are "
+        "and at equal energy. Intervals are 95 %, over {conversations[count]} conversations."
+    ),
+    reads=(
+        "kl",
+        "sets",
+    ),
+)
 
 RANKINGS = {
     "norm_difference": Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
@@ -32,18 +49,16 @@ COLUMNS = (
 )
 
 
-def draw(
-    summary: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], style: Style, *, show: Sequence[str] | None = None
-) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw, per crosscoder, the curves of all rankings over the edit energy, and differences at raw and equal energy.
 
-    `summary` is causal/summary.parquet, `sets` is causal/sets.json. The numbers are the rows of `summary` that are
-    points of curves, comparisons, or their ends (None, All), for all and for the first 9 response tokens.
+    The numbers are the rows of causal/summary.parquet that are points of curves, comparisons, or their ends (None,
+    All), for all and for the first 9 response tokens.
     """
-    look.require(summary, COLUMNS, "causal/summary.parquet")
-    summary = summary.fillna({"crosscoder": "", "ranking": ""})
+    look.require(results.kl, COLUMNS, "causal/summary.parquet")
+    summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
     crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
-    shown = list(look.selected(dict.fromkeys(crosscoders), show))
+    shown = list(look.selected(dict.fromkeys(crosscoders)))
     wanted = summary["intervention"].isin(["none", "all", "prefix", AREA, *DIFFERENCES])
     numbers = summary[wanted & summary["crosscoder"].isin(["", *shown])].reset_index(drop=True)
     with style.context():
@@ -56,8 +71,8 @@ def draw(
             _curves(curves, own[own["positions"] == "all"], style)
             _differences(differences, own, style)
         look.legend(figure, _legend(), None, columns=4)
-        look.note(figure, _caption(numbers, sets, shown), style)
-    return Drawing(figure, numbers)
+        look.note(figure, _note(numbers, results.sets, shown), style)
+    return Drawn(figure, numbers)
 
 
 def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
@@ -151,7 +166,7 @@ def _legend() -> list[Any]:
     ]
 
 
-def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+def _note(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
     tokens = numbers.groupby("positions")["n_tokens"].max()
     text = "Left: all live latents are added in the order of each ranking; all response tokens "
     text += f"({int(tokens.get('all', 0)):,}); root scale of E, areas over the plain one. Right: paired differences, "

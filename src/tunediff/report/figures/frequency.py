@@ -1,22 +1,34 @@
 """Frequency figure: how often the latents of each class fire."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from tunediff.latents.table import LatentTable
+from tunediff.latents.table import CLASSES
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/frequency",
+    __name__,
+    title="How often the latents of each class fire",
+    caption=(
+        "The share of validation tokens that a latent fires on, as log10, per class; every class sums to 1. The "
+        "shared latents are what the chat-only ones compare with. Latents that never fire are counted in the "
+        "legend."
+    ),
+    reads=("latents",),
+)
 
 BIN_WIDTH = 0.25  # decades
 
 
-def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw log10 of the firing frequency (fraction of validation tokens) per class, each class summing to 1."""
-    shown = {label: table.frame for label, table in look.selected(latents, show).items()}
+    shown = {label: table.frame for label, table in look.selected(results.latents).items()}
     rows = look.rows_of(len(shown))
     for label, table in shown.items():
         look.require(table, ["class_name", "frequency"], f"latents of {label}")
@@ -30,13 +42,13 @@ def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str
             _panel(panel, label, table, edges, style)
             for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
         ]
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _panel(panel: SubFigure, label: str, table: pd.DataFrame, edges: np.ndarray, style: Style) -> pd.DataFrame:
     axes = panel.subplots()
     pieces, handles = [], []
-    for class_name, line in zip(look.CLASSES[:-1], look.LINE_STYLES, strict=True):
+    for class_name, line in zip(CLASSES[:-1], look.LINE_STYLES, strict=True):
         values = table.loc[table["class_name"] == class_name, "frequency"].to_numpy(np.float64)
         logs = np.log10(values[values > 0])
         heights = look.counts(logs, edges)

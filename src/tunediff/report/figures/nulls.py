@@ -10,17 +10,38 @@ from matplotlib.transforms import Transform
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
-from tunediff.report.tables import CALLS, NULL_KINDS
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+from tunediff.report.tables.table1 import CALLS, NULL_KINDS
+from tunediff.validation.nulls import model_name, null_kind, null_rates
+
+DRAWING = Drawing(
+    "nulls/summary",
+    __name__,
+    title="Latents called chat-specific in the nulls",
+    caption=(
+        "The share of live latents that each rule calls chat-specific in null pairs, beside the run's own pair. In "
+        "an exact null, one model stands twice and every call is false; a contaminated null bounds the false calls "
+        "from above. Lines are Wilson's 95 % intervals."
+    ),
+    reads=("pairs",),
+    requires=lambda graph: bool(graph.config["nulls"]),
+)
 
 ROW = 0.32  # inches per crosscoder
 
 
-def draw(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[str, str]], style: Style) -> Drawing:
-    """Draw `nulls.null_rates`, one line per pair and crosscoder; `models` names both models of each pair.
+def draw(results: Results, style: Style) -> Drawn:
+    """Draw the calls of every rule, one line per pair and crosscoder; the numbers are those of `null_rates`."""
+    kinds = {pair: null_kind(models) for pair, models in results.models.items() if pair}
+    models = {pair: (model_name(of["base"]), model_name(of["chat"])) for pair, of in results.models.items()}
+    criterion = look.one_criterion(results.pairs[""][0])
+    return shown(null_rates(results.pairs, kinds), criterion, models, style)
 
-    `criterion` is that of the latent tables.
-    """
+
+def shown(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[str, str]], style: Style) -> Drawn:
+    """Draw `null_rates`; `criterion` is that of the latent tables, `models` names both models of each pair."""
     rows = table.to_dict("records")
     marks = dict(zip(CALLS, look.rule_marks(criterion).values(), strict=True))
     with style.context():
@@ -68,7 +89,7 @@ def draw(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[s
             "FVE (mean of both models) and L0 on held-out tokens."
         )
         look.note(figure, text, style)
-    return Drawing(figure, table)
+    return Drawn(figure, table)
 
 
 def _name(row: Mapping[Any, Any]) -> str:

@@ -12,9 +12,23 @@ from matplotlib.patches import Patch
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
-from tunediff.report.tables import typeset
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
 from tunediff.validation.truth import Scores, over_seeds, rates, undecided_up_to
+
+DRAWING = Drawing(
+    "figures/planted",
+    __name__,
+    title="The planted benchmark",
+    caption=(
+        "What each crosscoder makes of concepts that are planted in artificial activations: how many of each kind "
+        "it finds, and which of the found ones each rule calls chat-specific. Below stand precision, false "
+        "positives and AUROC of every rule. Intervals are 95 % t intervals over seeds, each with its own concepts; "
+        "the null arm has nothing to call."
+    ),
+    reads=("scores",),
+)
 
 RANKINGS = {
     "auroc_norm_difference": look.Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
@@ -181,11 +195,12 @@ def _factors(
     all_axes[0].set_ylabel("called\nof found", fontsize="small")
 
 
-def draw(scores: Scores, style: Style) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw the benchmark: calls per kind of concept for every arm and crosscoder, by strength, and their quality.
 
     Intervals are 95 % t intervals over seeds, each with its own concepts, tokens and dictionaries.
     """
+    scores = results.scores
     kinds, factors, qualities = called(scores), by_factor(scores), quality(scores)
     marks, undecided = look.rule_marks(scores.criterion), undecided_up_to(scores.criterion)
     arms, crosscoders = (list(dict.fromkeys(scores.crosscoders[name])) for name in ("arm", "crosscoder"))
@@ -240,63 +255,4 @@ def draw(scores: Scores, style: Style) -> Drawing:
         ignore_index=True,
     )
     columns = ["panel", "arm", "crosscoder", "group", "factor", "quantity", "rule", "mean", "low", "high", "n"]
-    return Drawing(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))
-
-
-def lines(criterion: Criterion) -> tuple[tuple[str, str, str], ...]:
-    """Return (printed name, column of the scores, form) of the table's lines."""
-    return (
-        ("latents", "dict_size", "count"),
-        ("L0", "l0", "number"),
-        ("FVE, base model", "fve_base", "share"),
-        ("FVE, chat model", "fve_chat", "share"),
-        ("concepts found", "found", "share"),
-        (f"recall of chat-only: {look.NORM_DIFFERENCE}", "recall_norm_difference", "share"),
-        ("   ν, points", "recall_nu_point", "share"),
-        ("   ν, intervals", "recall_nu_interval", "share"),
-        (f"precision: {look.NORM_DIFFERENCE}", "precision_norm_difference", "share"),
-        ("   ν, points", "precision_nu_point", "share"),
-        ("   ν, intervals", "precision_nu_interval", "share"),
-        (f"false-positive rate: {look.NORM_DIFFERENCE}", "false_positives_norm_difference", "share"),
-        ("   ν, points", "false_positives_nu_point", "share"),
-        ("   ν, intervals", "false_positives_nu_interval", "share"),
-        (f"   ν, points without the bounds {criterion.range}", "false_positives_nu_unbounded", "share"),
-        (f"called base-specific wrongly: {look.NORM_DIFFERENCE}", "false_base_norm_difference", "share"),
-        ("   ν mirrored, points", "false_base_nu_point", "share"),
-        (f"AUROC: {look.NORM_DIFFERENCE}", "auroc_norm_difference", "ratio"),
-        ("   rank sum of ν", "auroc_rank_sum", "ratio"),
-        (f"reversed latents: a ν under {look.signed(criterion.lowest)}", "reversed", "share"),
-    )
-
-
-def draw_table(scores: Scores, style: Style) -> Drawing:
-    """Typeset the benchmark, one column per arm and crosscoder; the numbers have the intervals over seeds too."""
-    criterion = scores.criterion
-    printed = lines(criterion)
-    rows: list[dict[str, Any]] = []
-    heads, columns = [""], []
-    for (arm, crosscoder), table in scores.crosscoders.groupby(["arm", "crosscoder"], sort=False):
-        heads.append(f"{arm}\n{look.kind_name(str(crosscoder))}")
-        cells = []
-        for _, column, form in printed:
-            interval = over_seeds(table[column].to_numpy(), (0.0, 1.0) if form in ("share", "ratio") else None)
-            rows.append({"arm": arm, "crosscoder": crosscoder, "quantity": column, **interval._asdict()})
-            cells.append(_cell(interval.mean, form))
-        columns.append(cells)
-    body = [[name, *(column[n] for column in columns)] for n, (name, _, _) in enumerate(printed)]
-    note = (
-        "Means over seeds; intervals are in the CSV. Recall: chat-only concepts that are found and called. Precision: "
-        "called latents that follow a chat-only concept. False positives: latents that follow none, called. In the "
-        f"null arm every call is one. Concepts at ×{undecided_up_to(criterion):g} or less in base count neither way. "
-        f"ν: {criterion.math}; intervals: their upper ends too."
-    )
-    title = "Planted benchmark: what is found, and what is called chat-specific"
-    return Drawing(typeset(heads, body, {5, 8, 11, 15, 17}, title, note, style), pd.DataFrame(rows))
-
-
-def _cell(value: float, form: str) -> str:
-    if not np.isfinite(value):
-        return "–"
-    if form == "share":
-        return look.per_cent(value, 1)
-    return f"{value:.3f}" if form == "ratio" else f"{value:,.1f}" if form == "number" else f"{value:,.0f}"
+    return Drawn(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))

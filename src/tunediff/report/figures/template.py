@@ -1,6 +1,6 @@
 """Template figure: are chat-only latents about the chat template?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,21 @@ from matplotlib.patches import Patch
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/template",
+    __name__,
+    title="Chat-only latents and the chat template",
+    caption=(
+        "(a) Both ν of all chat-only latents, those that fire mainly on template tokens hatched; dashed lines are "
+        "the criterion. (b) The share of chat-only latents with at least a given share of their activations on "
+        "template tokens. The legends count the latents."
+    ),
+    reads=("latents",),
+)
 
 RANGE = (-0.2, 1.6)  # of ν
 BINS = 45
@@ -27,9 +41,9 @@ def share_at_least(template_share: np.ndarray, thresholds: np.ndarray) -> np.nda
     return (values[:, None] >= thresholds).mean(axis=0)
 
 
-def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
+def draw(results: Results, style: Style) -> Drawn:
     """Draw ν of chat-only latents, those firing mainly on template tokens overlaid, and their template shares."""
-    shown = look.selected(latents, show)
+    shown = look.selected(results.latents)
     look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     height = 3.5 if rows == 1 or len(shown) > 1 else 2.2
@@ -41,7 +55,7 @@ def draw(latents: Mapping[str, LatentTable], style: Style, *, show: Sequence[str
             for panel, (label, table) in zip(look.panels(upper, len(shown)), shown.items(), strict=True)
         ]
         numbers.append(_shares(lower, {label: table.frame for label, table in shown.items()}, style))
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style) -> pd.DataFrame:

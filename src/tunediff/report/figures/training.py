@@ -1,14 +1,27 @@
 """Training figure: loss, FVE, L0 and dead latents of every crosscoder against the tokens it has seen."""
 
-from collections.abc import Mapping, Sequence
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+
+DRAWING = Drawing(
+    "figures/training",
+    __name__,
+    title="Loss, FVE, L0 and dead latents during training",
+    caption=(
+        "The training curves of every crosscoder and seed against the tokens it has seen. The losses are those "
+        "that each crosscoder minimises, so they compare between seeds and not between kinds. FVE here is of "
+        "training batches; held-out numbers are in table 1."
+    ),
+    reads=("histories",),
+    requires=lambda plan: bool(plan.trained),
+)
 
 PANELS = {  # column -> axis label, logarithmic
     "loss": ("loss (as minimised)", True),
@@ -21,12 +34,12 @@ PANELS = {  # column -> axis label, logarithmic
 MAX_POINTS = 2000  # drawn per curve; more cannot be told apart in print
 
 
-def draw(histories: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
-    """Draw the training curves of all crosscoders (or those of `show`), every seed, against training tokens.
+def draw(results: Results, style: Style) -> Drawn:
+    """Draw the training curves of all crosscoders, every seed, against training tokens.
 
     The numbers are the points drawn: each history, thinned evenly to 2,000 rows if it is longer.
     """
-    shown = look.selected(histories, list(histories) if show is None else show)
+    shown = look.selected(results.histories, list(results.histories))
     colours = look.crosscoder_colours(shown)
     seeds: dict[str, int] = {}
     pieces, handles = [], []
@@ -70,7 +83,7 @@ def draw(histories: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[
             panel.set_xlabel(f"training tokens ({unit})" if unit else "training tokens")
         look.legend(figure, handles)
     numbers.insert(0, "crosscoder", numbers.pop("crosscoder"))
-    return Drawing(figure, numbers)
+    return Drawn(figure, numbers)
 
 
 def _logarithmic(panel: Axes, ratio: float) -> None:

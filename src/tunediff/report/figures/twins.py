@@ -1,26 +1,38 @@
 """Twins figure: do a chat-only and a base-only latent of the same direction fire on the same tokens?"""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
+from tunediff.latents.table import TWIN_COSINE
 from tunediff.report import style as look
-from tunediff.report.style import Drawing, Style
+from tunediff.report.inputs import Results
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
 
-COSINE = 0.9  # decoder directions more alike than this are twins
+DRAWING = Drawing(
+    "figures/twins",
+    __name__,
+    title="Do twins fire on the same tokens?",
+    caption=(
+        "Activation divergence of twins, a chat-only and a base-only latent of the same direction, on validation "
+        "tokens: 0 where they always fire together, 1 where they never do. Random pairs of a chat-only and a "
+        "base-only latent stand beside them as the control. The legend counts the pairs."
+    ),
+    reads=("twins",),
+)
+
 BINS = 20
 
 
-def draw(twins: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str] | None = None) -> Drawing:
-    """Draw the activation divergence of twins (decoder cosine > 0.9) beside that of the other, random pairs.
+def draw(results: Results, style: Style) -> Drawn:
+    """Draw the activation divergence of twins (decoder cosine > `TWIN_COSINE`) beside that of the other, random pairs.
 
     A table has one row per pair: chat_only_latent, base_only_latent, cosine, divergence (0 always fire together,
     1 never; NaN where neither fires high).
     """
-    shown = look.selected(twins, show)
+    shown = look.selected(results.twins)
     rows = look.rows_of(len(shown))
     with style.context():
         figure = style.figure(2.6 * rows)
@@ -28,18 +40,18 @@ def draw(twins: Mapping[str, pd.DataFrame], style: Style, *, show: Sequence[str]
             _panel(panel, label, table, style)
             for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
         ]
-    return Drawing(figure, pd.concat(numbers, ignore_index=True))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
     look.require(table, ["chat_only_latent", "base_only_latent", "cosine", "divergence"], f"twins of {label}")
     axes = panel.subplots()
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    is_twin = table["cosine"] > COSINE
+    is_twin = table["cosine"] > TWIN_COSINE
     pieces, handles = [], []
     for pool, name, colour, rows in (
         ("random", "random pairs", look.GREY, table[~is_twin]),
-        ("twins", "twins, cosine > 0.9", look.PURPLE, table[is_twin]),
+        ("twins", f"twins, cosine > {TWIN_COSINE:g}", look.PURPLE, table[is_twin]),
     ):
         values = rows["divergence"].astype(np.float64)
         heights = look.counts(values, edges)
@@ -62,7 +74,10 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> p
     elif not is_twin.any():
         highest = float(table["cosine"].max())
         look.statement(
-            axes, f"no twins: 0 of {len(table):,} pairs have\ncosine > 0.9 (highest {highest:.2f})", style, height=0.85
+            axes,
+            f"no twins: 0 of {len(table):,} pairs have\ncosine > {TWIN_COSINE:g} (highest {highest:.2f})",
+            style,
+            height=0.85,
         )
     look.legend(panel, handles, look.display_name(label), columns=1)
     numbers = pd.concat(pieces, ignore_index=True)

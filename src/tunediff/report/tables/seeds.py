@@ -1,0 +1,158 @@
+"""The spread over training seeds of counts, held-out metrics and KL reductions, and how stable latents are."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tunediff.latents.metrics import Evaluation
+from tunediff.latents.table import STABLE_COSINE, LatentTable
+from tunediff.report import style as look
+from tunediff.report.inputs import Results
+from tunediff.report.layout import typeset
+from tunediff.report.registry import Drawing
+from tunediff.report.style import Drawn, Style
+from tunediff.report.tables.table1 import CLASS_LINES, QUALITY_LINES, SPECIFIC_LINES, table1
+
+DRAWING = Drawing(
+    "tables/seeds",
+    __name__,
+    title="Spread over training seeds",
+    caption=(
+        "Mean and range over the training seeds of every crosscoder: latents per class, chat-specific latents, "
+        "held-out quality and changes of KL. The last rows give the share of latents that come back in every other "
+        "seed. The seeds differ in initialisation only; with one seed the table says so."
+    ),
+    reads=("latents", "evaluation", "kl", "seeds"),
+    requires=lambda plan: bool(plan.trained),
+)
+# (printed name, column of a seed's numbers, form)
+SEED_LINES = (
+    *CLASS_LINES[:-1],
+    *SPECIFIC_LINES,
+    *QUALITY_LINES[:-1],
+    ("KL change, All", "kl_change_all", "share"),
+    ("KL change, All, first 9", "kl_change_all_first", "share"),
+    ("KL change, Latent Scaling best", "kl_change_latent_scaling_best", "share"),
+    ("KL change, Latent Scaling best, first 9", "kl_change_latent_scaling_best_first", "share"),
+    (f"KL change, {look.NORM_DIFFERENCE} best", "kl_change_norm_difference_best", "share"),
+    (f"KL change, {look.NORM_DIFFERENCE} best, first 9", "kl_change_norm_difference_best_first", "share"),
+    ("stable: all live latents", "stable", "share"),
+    ("   chat-only", "stable_chat_only", "share"),
+    ("   chat-specific", "stable_chat_specific", "share"),
+    ("   shared", "stable_shared", "share"),
+    ("   base-only", "stable_base_only", "share"),
+    ("   other", "stable_other", "share"),
+)
+
+
+def draw(results: Results, style: Style) -> Drawn:
+    """Typeset mean and range per crosscoder; the numbers are those of `across_seeds`."""
+    return printed(across_seeds(results.latents, results.evaluation, results.kl, results.seeds), style)
+
+
+def across_seeds(
+    latents: Mapping[str, LatentTable],
+    evaluations: Mapping[str, Evaluation],
+    summary: pd.DataFrame,
+    matches: pd.DataFrame,
+) -> pd.DataFrame:
+    """Return mean, least, largest and standard deviation over the seeds of each trained crosscoder, per quantity.
+
+    `matches` is seeds/matches.parquet. `value_seedN` is the number of seed N; a quantity that a seed does not have (the
+    share of stable chat-only latents where there is none) is left out of its mean. `sd` is the sample's (n − 1). Of
+    crosscoders with one seed there is one row in all, that says so.
+    """
+    trained = {label: table for label, table in latents.items() if look.seed_of(label) is not None}
+    seeds = sorted({look.seed_of(label) or 0 for label in trained})
+    if len(seeds) < 2:
+        found = f"one seed ({seeds[0]})" if seeds else "no crosscoder trained here"
+        said = f"{found}: no spread; list several under training.seeds to get one"
+        return pd.DataFrame([{"crosscoder": "", "quantity": said, "n_seeds": len(seeds)}])
+    numbers = table1(trained, evaluations)
+    numbers["name"] = numbers["crosscoder"].map(look.kind_of)
+    numbers["seed"] = numbers["crosscoder"].map(look.seed_of)
+    for _, column, _ in SEED_LINES:
+        if column.startswith("kl_change_"):
+            positions = "first" if column.endswith("_first") else "all"
+            intervention = column.removeprefix("kl_change_").removesuffix("_first")
+            numbers[column] = [-_reduction(summary, label, intervention, positions) for label in numbers["crosscoder"]]
+        elif column.startswith("stable"):
+            pool = column.removeprefix("stable").removeprefix("_").replace("_", "-")
+            numbers[column] = [
+                _stable_share(matches, name, seed, pool)
+                for name, seed in zip(numbers["name"], numbers["seed"], strict=True)
+            ]
+    rows = []
+    for name, group in numbers.groupby("name", sort=False):
+        for _, column, _ in SEED_LINES:
+            values = group.set_index("seed")[column].astype(np.float64)
+            rows.append(
+                {
+                    "crosscoder": name,
+                    "quantity": column,
+                    "n_seeds": int(values.notna().sum()),
+                    "mean": values.mean(),
+                    "low": values.min(),
+                    "high": values.max(),
+                    "sd": values.std(ddof=1),
+                    **{f"value_seed{seed}": value for seed, value in values.items()},
+                    "criterion": numbers["criterion"].iloc[0],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _reduction(summary: pd.DataFrame, label: str, intervention: str, positions: str) -> float:
+    of = (summary["crosscoder"].fillna("") == label) & (summary["intervention"] == intervention)
+    rows = summary.loc[of & (summary["positions"] == positions), "reduction"]
+    return float(rows.iloc[0]) if len(rows) else math.nan
+
+
+def _stable_share(matches: pd.DataFrame, name: str, seed: int, pool: str) -> float:
+    """Return the share of a seed's latents of a class (all live ones, the chat-specific of the chat-only) stable."""
+    own = matches[(matches["crosscoder"] == name) & (matches["seed"] == seed)].drop_duplicates("latent")
+    if pool == "chat-specific":
+        own = own[(own["class_name"] == "chat-only") & own["chat_specific"].astype(bool)]
+    else:
+        own = own[(own["class_name"] == pool) if pool else (own["class_name"] != "dead")]
+    return float(own["stable"].mean()) if len(own) else math.nan
+
+
+def printed(table: pd.DataFrame, style: Style) -> Drawn:
+    """Typeset `across_seeds`, one column per crosscoder: mean and range; the numbers are `table` itself."""
+    title = "Spread over training seeds"
+    if "mean" not in table:
+        note = "Counts, FVE, L0, KL and the stability of latents get a spread over seeds of the same data."
+        return Drawn(typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
+    names = list(dict.fromkeys(table["crosscoder"]))
+    by_cell = {(row["crosscoder"], row["quantity"]): row for row in table.to_dict("records")}
+    cells = [
+        [printed, *(_spread(by_cell[name, column], form) for name in names)] for printed, column, form in SEED_LINES
+    ]
+    columns = [column for _, column, _ in SEED_LINES]
+    rules = {columns.index(first) for first in ("chat_specific_any_class", "fve_difference", "kl_change_all", "stable")}
+    heads = [""]
+    for name in names:
+        heads.append(f"{look.kind_name(name)}\n{name}, {table.loc[table['crosscoder'] == name, 'n_seeds'].max()} seeds")
+    note = (
+        "Mean [least, largest] over seeds; the seeds differ in initialisation only, not in data or its order. A KL "
+        "change is against None, over all response tokens unless said. Stable: matched with cosine "
+        f"≥ {STABLE_COSINE:g} in every other seed (decoder directions of both models, concatenated; one-to-one), "
+        "share of the seed's latents. "
+        f"Chat-specific: {look.mathematical(table['criterion'].iloc[0])}; counts of each seed in the nulls: table 1."
+    )
+    return Drawn(typeset(heads, cells, rules, title, note, style), table)
+
+
+def _spread(row: Mapping[Any, Any], form: str) -> str:
+    if not np.isfinite(row["mean"]):
+        return "–"
+    if form == "share":
+        low, mean, high = (f"{100 * row[name]:.1f}".replace("-", "−") for name in ("low", "mean", "high"))
+        return f"{mean} % [{low}, {high}]"
+    decimals = 0 if form == "count" else 1
+    low, high = (f"{row[name]:,.{decimals}f}" for name in ("low", "high"))
+    return f"{row['mean']:,.1f} [{low}, {high}]"
