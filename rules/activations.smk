@@ -16,6 +16,6 @@ rule activations:
         runtime=240,
         gpu=GPU,
     params:
-        keys=keys("{pair}activations/{split}/part-{part}"),
+        content_keys=keys("{pair}activations/{split}/part-{part}"),
     script:
         "../workflow/scripts/activations.py"

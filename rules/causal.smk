@@ -16,7 +16,7 @@ rule causal:
         runtime=240,
         gpu=GPU,
     params:
-        keys=keys("causal/kl"),
+        content_keys=keys("causal/kl"),
     script:
         "../workflow/scripts/causal.py"
 
@@ -36,6 +36,6 @@ rule causal_summary:
         mem_mb=2000,
         runtime=30,
     params:
-        keys=keys("causal/summary"),
+        content_keys=keys("causal/summary"),
     script:
         "../workflow/scripts/causal_summary.py"

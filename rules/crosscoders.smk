@@ -21,7 +21,7 @@ if GRAPH.trained:
             runtime=2880,
             gpu=GPU,
         params:
-            keys=keys("{pair}crosscoders/{name}"),
+            content_keys=keys("{pair}crosscoders/{name}"),
             training=lambda wildcards: GRAPH.training(wildcards.pair, wildcards.name),
         script:
             "../workflow/scripts/train.py"

@@ -16,7 +16,7 @@ rule evaluation:
         runtime=240,
         gpu=GPU,
     params:
-        keys=keys("{pair}evaluation/{name}"),
+        content_keys=keys("{pair}evaluation/{name}"),
     script:
         "../workflow/scripts/evaluation.py"
 
@@ -38,6 +38,6 @@ rule concepts:
         runtime=120,
         gpu=GPU,
     params:
-        keys=keys("concepts/concepts"),
+        content_keys=keys("concepts/concepts"),
     script:
         "../workflow/scripts/concepts.py"

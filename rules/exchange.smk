@@ -19,7 +19,7 @@ if GRAPH.published:
             mem_mb=MEMORY["dictionary"],
             runtime=60,
         params:
-            keys=keys("crosscoders/{name}"),
+            content_keys=keys("crosscoders/{name}"),
             settings=lambda wildcards: GRAPH.published[wildcards.name],
         script:
             "../workflow/scripts/import_crosscoder.py"
@@ -42,7 +42,7 @@ rule export_crosscoder:
         mem_mb=MEMORY["dictionary"],
         runtime=30,
     params:
-        keys=lambda wildcards: {
+        content_keys=lambda wildcards: {
             "own": "",
             f"{R}/crosscoders/{wildcards.name}": GRAPH.artifacts[
                 f"crosscoders/{wildcards.name}"

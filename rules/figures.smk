@@ -45,7 +45,7 @@ rule drawing:
         mem_mb=1500,
         runtime=15,
     params:
-        keys=keys("{drawing}"),
+        content_keys=keys("{drawing}"),
         about=lambda wildcards: DRAWINGS[wildcards.drawing].about(config),
         nulls=GRAPH.nulls_key,
     script:
@@ -72,7 +72,7 @@ if not PLANTED:
             mem_mb=2000,
             runtime=5,
         params:
-            keys=keys("summary"),
+            content_keys=keys("summary"),
             nulls=GRAPH.nulls_key,
         script:
             "../workflow/scripts/summary.py"

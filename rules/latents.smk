@@ -16,6 +16,6 @@ rule latents:
         runtime=240,
         gpu=GPU,
     params:
-        keys=keys("{pair}latents/{name}"),
+        content_keys=keys("{pair}latents/{name}"),
     script:
         "../workflow/scripts/latents.py"

@@ -15,7 +15,7 @@ rule models:
         mem_mb=MEMORY["models"],
         runtime=60,
     params:
-        keys=keys("{pair}models"),
+        content_keys=keys("{pair}models"),
     script:
         "../workflow/scripts/models.py"
 
@@ -37,6 +37,6 @@ rule hooks:
         runtime=30,
         gpu=GPU,
     params:
-        keys=keys("{pair}hooks"),
+        content_keys=keys("{pair}hooks"),
     script:
         "../workflow/scripts/hooks.py"

@@ -16,7 +16,7 @@ rule twins:
         runtime=120,
         gpu=GPU,
     params:
-        keys=keys("twins/{name}"),
+        content_keys=keys("twins/{name}"),
     script:
         "../workflow/scripts/twin_pairs.py"
 
@@ -40,7 +40,7 @@ if GRAPH.trained:
             runtime=240,
             gpu=GPU,
         params:
-            keys=keys("seeds/matches"),
+            content_keys=keys("seeds/matches"),
             dictionaries=GRAPH.trained_seeds,
         script:
             "../workflow/scripts/seed_matches.py"

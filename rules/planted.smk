@@ -14,7 +14,7 @@ rule planted:
         mem_mb=MEMORY["stores"],
         runtime=20,
     params:
-        keys=keys("{pair}tokens/train"),
+        content_keys=keys("{pair}tokens/train"),
     script:
         "../workflow/scripts/planted_stores.py"
 
@@ -35,6 +35,6 @@ rule scores:
         runtime=60,
         gpu=GPU,
     params:
-        keys=keys("{pair}scores"),
+        content_keys=keys("{pair}scores"),
     script:
         "../workflow/scripts/planted_scores.py"

@@ -15,7 +15,7 @@ rule tokens:
         mem_mb=MEMORY["tokens"],
         runtime=720,
     params:
-        keys=keys("tokens/{split}"),
+        content_keys=keys("tokens/{split}"),
     script:
         "../workflow/scripts/tokens.py"
 
@@ -37,7 +37,7 @@ rule conversations:
         runtime=240,
         gpu=GPU,
     params:
-        keys=keys("tokens/conversations"),
+        content_keys=keys("tokens/conversations"),
         shared_with=GRAPH.conversations_shared_with,
     script:
         "../workflow/scripts/conversations.py"

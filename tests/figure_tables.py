@@ -115,7 +115,7 @@ def nulls_table(criterion: Criterion | None = None) -> pd.DataFrame:
 
 
 def kl_summary() -> tuple[pd.DataFrame, dict]:
-    """Return causal/summary.parquet and causal/sets.json with values near the paper's."""
+    """Return causal/summary.parquet and causal/kl.sets.json with values near the paper's."""
     rng = np.random.default_rng(3)
     shared = [("none", "", 0, 0, np.nan, 0.482, 1.69), ("template", "", 0, 0, np.nan, 0.239, 0.507)]
     shared.append(("chat", "", 0, 0, np.nan, 0.0, 0.0))
@@ -179,7 +179,7 @@ def kl_comparisons(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def kl_sets(label: str) -> dict:
-    """Return what causal/sets.json says of a crosscoder."""
+    """Return what causal/kl.sets.json says of a crosscoder."""
     chat_only = 286 if label == LABELS[0] else 17
     name = f"the 286 live latents of highest norm difference ({chat_only} of them chat-only)"
     return {"latents": list(range(286)), "size": 286, "half": 143, "name": name, "rule": name, "notes": []}

@@ -203,7 +203,7 @@ def test_built_table_sets_and_summary(lower, crosscoders, tables, sets, frame, t
     facts = check(out, "kl", "k").facts
     assert facts["n_conversations"] == 8 and facts["n_interventions"] == len(frame) / 8
     assert facts["rules"]["l1-seed0"] == sets["l1-seed0"].rule
-    described = json.loads((tmp_path / "sets.json").read_text())
+    described = json.loads((tmp_path / "kl.sets.json").read_text())
     assert described == {name: own.describe() for name, own in sets.items()}
     summary = build_summary(built, tmp_path / "summary.parquet", 100, 0, key="s")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "summary.parquet"), summary)

@@ -16,7 +16,7 @@ def fake(tmp_path: Path, threads: int = 1, keys: dict[str, str] | None = None) -
         log=[str(tmp_path / "logs/step.log")],
         threads=threads,
         input={"train": [path for path in keys or {} if path != "own"]},
-        params=SimpleNamespace(keys=keys or {"own": "0"}),
+        params=SimpleNamespace(content_keys=keys or {"own": "0"}),
         config={"models": {"device": "cpu"}},
         wildcards=None,
     )

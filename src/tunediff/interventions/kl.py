@@ -294,7 +294,7 @@ def build_kl(
     device: str = "cpu",
     replacements: Mapping[int, int] | None = None,
 ) -> pd.DataFrame:
-    """Run all interventions; write the KL sums at `out` (kind `kl`) and the latent sets in sets.json beside it.
+    """Run all interventions; write the KL sums at `out` (kind `kl`) and the latent sets in kl.sets.json beside it.
 
     `models` are base and chat, the latter with its upper half.
     """
@@ -306,7 +306,7 @@ def build_kl(
         for name in crosscoders
     }
     frame = kl_table(lower, crosscoders, sets, settings.include_bias)
-    write_text(out.parent / "sets.json", json.dumps({name: own.describe() for name, own in sets.items()}) + "\n")
+    write_text(out.with_suffix(".sets.json"), json.dumps({name: own.describe() for name, own in sets.items()}) + "\n")
     with building(out) as partial:
         frame.to_parquet(partial, index=False)
     none = frame[frame["intervention"] == "none"]

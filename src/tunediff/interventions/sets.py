@@ -122,7 +122,7 @@ class LatentSets(NamedTuple):
     rule: str
 
     def describe(self) -> dict[str, Any]:
-        """Return what causal/sets.json says of a crosscoder; latents of a curve's prefixes are left out (many)."""
+        """Return what causal/kl.sets.json says of a crosscoder; latents of a curve's prefixes are left out (many)."""
         sets = [
             {
                 **{name: value for name, value in chosen._asdict().items() if name != "latents"},

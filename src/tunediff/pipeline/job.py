@@ -53,7 +53,7 @@ class Job:
     def __init__(self, snakemake: Any) -> None:
         self.input, self.params, self.config = snakemake.input, snakemake.params, snakemake.config
         self.wildcards = snakemake.wildcards
-        self.own_key: str = snakemake.params.keys["own"]
+        self.own_key: str = snakemake.params.content_keys["own"]
 
     def paths(self, role: str) -> list[Path]:
         """Return the stores of a role."""
@@ -65,12 +65,12 @@ class Job:
 
     def key(self, role: str) -> str:
         """Return the key that the (first) store of a role must have."""
-        return self.params.keys[self.input[role][0]]
+        return self.params.content_keys[self.input[role][0]]
 
     def each(self, role: str) -> Iterator[tuple[str, Path, str]]:
         """Yield name, path and key of every store of a role; the name is that of its manifest."""
         for path in self.paths(role):
-            yield manifest_path(path).stem, path, self.params.keys[str(path)]
+            yield manifest_path(path).stem, path, self.params.content_keys[str(path)]
 
     @property
     def device(self) -> str:
@@ -85,7 +85,7 @@ class Job:
         TunediffError
             An input has no readable manifest or was made by other inputs.
         """
-        for path, key in self.params.keys.items():
+        for path, key in self.params.content_keys.items():
             if path == "own":
                 continue
             manifest = manifest_path(Path(path))

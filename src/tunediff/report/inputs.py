@@ -109,7 +109,7 @@ class Results:
 
     @cached_property
     def sets(self) -> dict[str, Any]:
-        """Sets of latents of the KL experiment (causal/sets.json)."""
+        """Sets of latents of the KL experiment (causal/kl.sets.json)."""
         return _json(*self._files("sets"))
 
     @cached_property

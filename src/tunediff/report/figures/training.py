@@ -20,7 +20,7 @@ DRAWING = Drawing(
         "training batches; held-out numbers are in table 1."
     ),
     reads=("histories",),
-    requires=lambda plan: bool(plan.trained),
+    requires=lambda graph: bool(graph.trained),
 )
 
 PANELS = {  # column -> axis label, logarithmic

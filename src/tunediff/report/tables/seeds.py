@@ -26,7 +26,7 @@ DRAWING = Drawing(
         "seed. The seeds differ in initialisation only; with one seed the table says so."
     ),
     reads=("latents", "evaluation", "kl", "seeds"),
-    requires=lambda plan: bool(plan.trained),
+    requires=lambda graph: bool(graph.trained),
 )
 # (printed name, column of a seed's numbers, form)
 SEED_LINES = (
