@@ -96,14 +96,15 @@ def test_the_overview(results: Results) -> None:
     lines = repr(results).splitlines()
     assert lines[0] == f"{results.path}: org/base → org/chat, after block 1 of 0–3, d_model 6"
     assert [line.split()[0] for line in lines[1:]] == list(DICTIONARIES)
-    frame = latent_table(0).frame
+    frame = latent_table(1).frame
     called, confirmed = int(frame["chat_specific"].sum()), int(frame["chat_specific_validation"].sum())
     null = frame[["nu_reconstruction_random", "nu_error_random"]].to_numpy()
     passed = ((null >= -0.1) & (null <= 2) & (null < [0.5, 0.2])).all(axis=1).sum()
     assert 0 < confirmed < called and passed > 0
     assert "L0 20.5, FVE base 0.875, chat 0.865, difference 0.575;" in lines[1]
-    assert f"; {called:,} of {len(frame):,} latents chat-specific ({confirmed:,} confirmed); " in lines[1]
-    assert lines[1].endswith(f"control: {passed:,} of {np.isfinite(null).all(axis=1).sum():,} random directions")
+    assert "L0 20.5, FVE base 0.625, chat 0.615, difference 0.325;" in lines[2]
+    assert f"; {called:,} of {len(frame):,} latents chat-specific ({confirmed:,} confirmed); " in lines[2]
+    assert lines[2].endswith(f"control: {passed:,} of {np.isfinite(null).all(axis=1).sum():,} random directions")
 
 
 def test_a_run_that_has_not_ended(copy: Path) -> None:

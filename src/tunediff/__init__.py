@@ -3,9 +3,9 @@
 `open_results` opens what a run of the pipeline made; the names below are all that an outsider needs. They are imported
 when first used, so ``import tunediff`` costs nothing and loads no torch.
 
-Rooms follow the data, and each imports only from those before it: ``pipeline``, ``config``, ``models``, ``data``,
-``dictionaries``, ``latents``, ``interventions``, ``report``; beside them ``validation`` and ``demo``. What each holds:
-docs/architecture.md. What is computed: docs/method.md.
+Rooms follow the data and import only leftwards: ``models → data → dictionaries → latents → interventions → validation →
+report``. ``config`` and ``pipeline`` say what is made and how it reaches the disk, without torch; ``demo`` is reached
+through its source and its pair only. docs/architecture.md says what each holds, docs/method.md what is computed.
 
 Dimension names in jaxtyping annotations: ``token`` (positions), ``model`` (2: base, chat), ``d_model`` (activation
 width d), ``latent`` (dictionary size F), ``nonzero`` (stored entries of a sparse code), ``vocab``.
