@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: env demo paper planted nulls test check lock
+.PHONY: env demo paper planted nulls test check rulegraph lock
 
 env: $(STAMP)
 
@@ -38,6 +38,11 @@ check: env
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+
+# edges are sorted: Snakemake prints them in another order each time
+rulegraph: env
+	graph=$$($(BIN)/snakemake --rulegraph mermaid-js | grep -v '^[[:space:]]*style') && \
+	{ echo "$$graph" | grep -v -e '-->'; echo "$$graph" | grep -e '-->' | sort -V; } > docs/rulegraph.mmd
 
 lock: env
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/ @ .*//' > envs/requirements.lock

@@ -1,0 +1,253 @@
+"""The results of a run, for a reader in Python: `open_results`.
+
+Every artifact is read by the class that owns its format. torch is imported by what returns tensors only.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from tunediff.errors import TunediffError
+from tunediff.latents.table import LatentTable, control_passes
+from tunediff.pipeline.artifacts import check, manifest_path
+
+if TYPE_CHECKING:
+    from tunediff.data.activations import ActivationStore
+    from tunediff.data.tokens import TokenStore
+    from tunediff.dictionaries.crosscoder import Crosscoder
+
+STORE_SUFFIXES = (".zarr", ".parquet", ".csv", "")  # what a manifest NAME.json may stand for
+MANIFEST_ENTRIES = {"kind", "key", "files"}
+
+
+class Pair(NamedTuple):
+    """The two models whose residual streams were compared."""
+
+    base: str  # id of the hub, directory, or model of the demo
+    chat: str
+    base_revision: str | None  # commit of the hub; None for directories
+    chat_revision: str | None
+    layer: int  # residuals are the output of this block, counted from 0
+    dtype: str  # in which the models were run
+    d_model: int  # width of the residual stream
+    n_layers: int
+
+
+@dataclass(frozen=True, repr=False)
+class Results:
+    """A run's folder of results; of a run that has not ended, what is finished so far.
+
+    The folder of a null (``results/nulls/NAME``) or of a planted pair (``results/planted/ARM/seedN``) is one too.
+    Asking for what is not there, unfinished or damaged raises a `TunediffError` that says what to run.
+    """
+
+    path: Path
+
+    # -- what was made -------------------------------------------------------------------------------------------------
+
+    @property
+    def pair(self) -> Pair:
+        """The model pair, and the block after which it is read."""
+        facts = self._checked("models", "models").facts
+        hooks = self._json("hooks.json")
+        values = {name: facts[name] for name in Pair._fields if name in facts}
+        return Pair(**values, layer=hooks["layer"], dtype=hooks["dtype"])
+
+    @property
+    def dictionaries(self) -> list[str]:
+        """Names of the finished dictionaries: NAME-seedN, and NAME where it was not trained here."""
+        folders = (path for path in (self.path / "crosscoders").glob("*") if path.is_dir())
+        return sorted(path.name for path in folders if manifest_path(path).is_file())
+
+    def crosscoder(self, name: str, device: str = "cpu") -> "Crosscoder":
+        """Return a trained crosscoder: `encode` and `decode` on raw activations of shape (token, 2, d_model)."""
+        from tunediff.dictionaries.crosscoder import Crosscoder
+
+        self._known(name)
+        self._checked(f"crosscoders/{name}", "crosscoder")
+        return Crosscoder.load(self.path / "crosscoders" / name, device)
+
+    def latents(self, name: str) -> LatentTable:
+        """Return the latent table of a dictionary; `frame` has one row per latent."""
+        self._known(name)
+        self._checked(f"latents/{name}.parquet", "latents")
+        return LatentTable.read(self.path / f"latents/{name}.parquet")
+
+    def evaluation(self, name: str) -> dict[str, Any]:
+        """Return the held-out metrics of a dictionary; `metrics` lists metric, model, subset and value."""
+        self._known(name)
+        return self._json(f"evaluation/{name}.json")
+
+    def kl(self) -> pd.DataFrame:
+        """Return the mean KL to the chat model of every intervention, in nats per token, with 95 % intervals."""
+        self._checked("causal/summary.parquet", "kl-summary")
+        return pd.read_parquet(self.path / "causal/summary.parquet")
+
+    def kl_table(self) -> pd.DataFrame:
+        """Return the sums behind `kl`: one row per intervention and conversation."""
+        self._checked("causal/kl.parquet", "kl")
+        return pd.read_parquet(self.path / "causal/kl.parquet")
+
+    def tokens(self, split: str) -> "TokenStore":
+        """Return the tokens of `train` or `validation`, or the `conversations` of the KL experiment."""
+        from tunediff.data.tokens import TokenStore
+
+        run = self._run()
+        run._checked(f"tokens/{split}.zarr", "tokens")
+        return TokenStore.open(run.path / f"tokens/{split}.zarr")
+
+    def activations(self, split: str) -> "ActivationStore":
+        """Return the residuals of both models on all tokens of `train` or `validation`.
+
+        Raises
+        ------
+        TunediffError
+            As all methods; a part that is not harvested yet counts as missing.
+        """
+        from tunediff.data.activations import ActivationStore
+
+        folder = f"activations/{split}"
+        parts = sorted((self.path / folder).glob("part-*.zarr"))
+        wanted = self.tokens(split).n_tokens
+        store = ActivationStore(parts) if parts else None
+        if store is None or store.n_tokens != wanted:
+            harvested = f"{store.n_tokens if store else 0} of {wanted} tokens are harvested"
+            lacking = next(i for i in range(len(parts) + 1) if not (self.path / folder / f"part-{i:03d}.zarr").exists())
+            raise self._missing(f"{folder}/part-{lacking:03d}.zarr", harvested)
+        return store
+
+    # -- whether it is whole -------------------------------------------------------------------------------------------
+
+    def verify(self) -> list[Path]:
+        """Compare the sha256 of every file of every artifact with its manifest; return the artifacts.
+
+        Raises
+        ------
+        TunediffError
+            An artifact is damaged: the first is named, the others are counted.
+        """
+        whole, damaged = [], []
+        for store, kind in _artifacts(self.path):
+            try:
+                check(store, kind, checksums=True)
+                whole.append(store)
+            except TunediffError as error:
+                damaged.append(str(error))
+        if damaged:
+            more = f" ({len(damaged) - 1} more artifacts are damaged)" if len(damaged) > 1 else ""
+            raise TunediffError(damaged[0] + more)
+        return whole
+
+    def __repr__(self) -> str:
+        """Return an overview: the pair, and per dictionary its latents, L0, FVE and chat-specific latents."""
+        names = self.dictionaries
+        width = max(map(len, names), default=0)
+        lines = [f"{self.path}: {self._either('models.json', self._describe_pair)}"]
+        for name in names:
+            pieces = (
+                self._either(f"evaluation/{name}.json", lambda name=name: self._describe_metrics(name)),
+                self._either(f"latents/{name}.json", lambda name=name: self._describe_latents(name)),
+            )
+            lines.append(f"  {name:{width}}  {'; '.join(pieces)}")
+        return "\n".join(lines if names else [*lines, "  no dictionary is finished yet"])
+
+    def _either(self, relative: str, describe: Any) -> str:
+        """Return a description, or what stands in its way: an overview never fails."""
+        if not (self.path / relative).is_file():
+            return f"no {relative} yet"
+        try:
+            return str(describe())
+        except TunediffError as error:
+            return str(error)
+
+    def _describe_pair(self) -> str:
+        pair = self.pair
+        return f"{pair.base} → {pair.chat}, after block {pair.layer} of 0–{pair.n_layers - 1}, d_model {pair.d_model}"
+
+    def _describe_metrics(self, name: str) -> str:
+        from tunediff.report.tables import metric
+
+        metrics = self.evaluation(name)
+        fve = ", ".join(f"{model} {metric(metrics, 'fve', model):.3f}" for model in ("base", "chat", "difference"))
+        return f"L0 {metric(metrics, 'l0'):.1f}, FVE {fve}"
+
+    def _describe_latents(self, name: str) -> str:
+        table = self.latents(name)
+        called, (passed, of) = int(table.frame["chat_specific"].sum()), control_passes(table)["random"]
+        confirmed = int(table.frame["chat_specific_validation"].sum())
+        return (
+            f"{called:,} of {len(table):,} latents chat-specific ({confirmed:,} confirmed); "
+            f"control: {passed:,} of {of:,} random directions"
+        )
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> "Results":
+        """Return the results that hold the tokens: a null reads those of its run."""
+        parents = self.path.absolute().parents
+        return Results(parents[1]) if parents[0].name == "nulls" else self
+
+    def _missing(self, relative: str, why: str = "not made yet") -> TunediffError:
+        target = self.path / relative
+        return TunediffError(
+            f"{target}: {why}; run `snakemake --cores all {target}` (with the --configfile of this run)"
+        )
+
+    def _known(self, name: str) -> None:
+        if name not in self.dictionaries:
+            have = ", ".join(self.dictionaries) or "none"
+            raise self._missing(f"crosscoders/{name}", f"no finished dictionary '{name}', there are: {have}")
+
+    def _checked(self, relative: str, kind: str) -> Any:
+        """Return the manifest of an artifact whose files are all there, of the right size."""
+        store = self.path / relative
+        if not manifest_path(store).is_file():
+            raise self._missing(relative)
+        return check(store, kind)
+
+    def _json(self, relative: str) -> dict[str, Any]:
+        if not (self.path / relative).is_file():
+            raise self._missing(relative)
+        return _read_json(self.path / relative)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise TunediffError(f"{path}: not a JSON object ({error}); delete it and run snakemake again") from error
+
+
+def _artifacts(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield store and kind of every artifact, found by the manifests; what is hidden is work in progress."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if not manifest_path(path).is_file():  # else a store: its manifest knows what is in it
+                yield from _artifacts(path)
+        elif path.suffix == ".json" and not path.name.endswith(".provenance.json"):
+            values = _read_json(path)
+            if set(values) >= MANIFEST_ENTRIES:
+                stores = [path.with_suffix(suffix) for suffix in STORE_SUFFIXES]
+                yield next((store for store in stores if store.exists()), stores[-1]), values["kind"]
+
+
+def open_results(path: str | Path = "results") -> Results:
+    """Open the folder of results of a run, of any config, finished or not.
+
+    Raises
+    ------
+    TunediffError
+        There is no such folder, or nothing of a run is in it.
+    """
+    folder = Path(path)
+    if not any((folder / name).exists() for name in ("models.json", "tokens", "activations", "crosscoders")):
+        raise TunediffError(
+            f"{folder}: holds no results; give a config's `results` folder, or make it: `snakemake --cores all`"
+        )
+    return Results(folder)
