@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: env demo paper planted nulls test check lock
+.PHONY: env demo paper planted nulls test check docs lock
 
 env: $(STAMP)
 
@@ -38,6 +38,10 @@ check: env
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
+
+# the schema and the key tables, from the settings
+docs: env
+	$(BIN)/python -m tunediff.config.schema
 
 lock: env
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/ @ .*//' > envs/requirements.lock

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from tunediff.pipeline.artifacts import read_manifest
-from tunediff.config.check import complete, load_schema
+from tunediff.config.check import complete
 from tunediff.errors import TunediffError
 from tunediff.config.estimate import memory_mb, report, setting
 from tunediff.pipeline.finished import is_finished
@@ -14,9 +14,8 @@ ROOT = Path(workflow.basedir)
 MAIN = workflow.is_main_process
 
 try:
-    SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
     SHIPPED = ROOT / "resources/demo-pair"
-    config, DERIVED = complete(config, SCHEMA, SHIPPED)
+    config, DERIVED = complete(config, SHIPPED)
     PLANTED = "planted" in config
     MakePlan = PlantedPlan if PLANTED else Plan
     PLAN = MakePlan(config, ROOT / "workflow/scripts", SHIPPED)

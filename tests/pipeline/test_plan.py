@@ -5,12 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from tunediff.config.check import check, load_schema
+from tunediff.config.check import check
 from tunediff.pipeline.plan import Plan
 from tunediff.report.paper import CONTENTS
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 
 
@@ -22,7 +21,7 @@ def keys_with(*changes: tuple[str, object]) -> dict[str, str]:
         for step in parents:
             node = node.setdefault(step, {})
         node[last] = value
-    return Plan(check(config, SCHEMA), ROOT / "workflow/scripts", ROOT / "resources/demo-pair").keys
+    return Plan(check(config), ROOT / "workflow/scripts", ROOT / "resources/demo-pair").keys
 
 
 def moved(*changes: tuple[str, object]) -> set[str]:
@@ -106,7 +105,7 @@ def test_published_crosscoders_alone_have_every_figure_but_those_of_training() -
     config = copy.deepcopy(DEMO)
     del config["training"], config["nulls"]
     config["crosscoders"] = {"l1": {"kind": "published", "path": "some/id", "layout": "dictionary_learning"}}
-    plan = Plan(check(config, SCHEMA), ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    plan = Plan(check(config), ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
     missing = keys_with().keys() - plan.keys.keys()
     assert {"figures/training", "tables/seeds", "seeds/matches"} <= missing
     assert not any(name.startswith(("figures/", "tables/")) for name in missing - {"figures/training", "tables/seeds"})
@@ -118,7 +117,7 @@ def test_every_figure_and_table_is_described() -> None:
 
 
 def test_parts_cover_the_budget_and_seeds_multiply_dictionaries() -> None:
-    config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}}, SCHEMA)
+    config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}})
     plan = Plan(config, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
     assert plan.n_parts("train") == 524288 // 131072
     own = [name for name in plan.keys if not name.startswith("nulls/")]

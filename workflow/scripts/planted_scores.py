@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.activations import ActivationStore, HarvestSettings
+from tunediff.config.planted import PlantedArm
+from tunediff.config.settings import HarvestSettings, LatentSettings, TrainingSettings
+from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.dictionaries.training import TrainingSettings, train
-from tunediff.latents.measure import LatentSettings, build_table
+from tunediff.dictionaries.training import train
+from tunediff.latents.measure import build_table
 from tunediff.pipeline.job import job, resolve_device
-from tunediff.validation.planted import PairSettings, plant, strengths
+from tunediff.validation.planted import plant, strengths
 from tunediff.validation.truth import score_pair
 
 if TYPE_CHECKING:
@@ -26,12 +28,12 @@ with job(snakemake):
     train(
         {name: (dictionary_settings(own, name), own_seed) for name, (own, own_seed) in params.dictionaries.items()},
         train_store,
-        TrainingSettings.from_config(config["training"], config["seed"], device),
+        TrainingSettings(**config["training"], seed=config["seed"], device=device),
         folder / "crosscoders",
         folder / ".work",
         {name: params.own_keys[f"crosscoders/{name}"] for name in params.dictionaries},
     )
-    pair = plant(PairSettings.from_config(planted["arms"][snakemake.wildcards.arm]), seed)
+    pair = plant(PlantedArm(**planted["arms"][snakemake.wildcards.arm]), seed)
     measured = {}
     for name in params.dictionaries:
         crosscoder = Crosscoder.load(folder / "crosscoders" / name, device, key=params.own_keys[f"crosscoders/{name}"])

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.activations import HarvestSettings
+from tunediff.config.planted import PlantedArm
+from tunediff.config.settings import HarvestSettings
 from tunediff.pipeline.job import job
-from tunediff.validation.planted import PairSettings, plant, write_split
+from tunediff.validation.planted import plant, write_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 config, seed = snakemake.config, int(snakemake.wildcards.n)
 planted = config["planted"]
 with job(snakemake):
-    pair = plant(PairSettings.from_config(planted["arms"][snakemake.wildcards.arm]), seed)
+    pair = plant(PlantedArm(**planted["arms"][snakemake.wildcards.arm]), seed)
     layout, out = HarvestSettings(**config["activations"]), Path(snakemake.output.tokens).parent
     for split in ("train", "validation"):
         write_split(pair, split, planted[f"{split}_tokens"], layout, out, seed, key=snakemake.params.key)

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries import dictionary_settings
-from tunediff.dictionaries.training import TrainingSettings, train
+from tunediff.dictionaries.training import train
 from tunediff.pipeline.artifacts import write_text
 from tunediff.pipeline.job import job, resolve_device
 
@@ -14,13 +15,12 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 config, params, results = snakemake.config, snakemake.params, Path(snakemake.config["results"])
-shared = {name: value for name, value in config["training"].items() if name != "seeds"}
 with job(snakemake):
     store = ActivationStore([Path(p) for p in snakemake.input.stores], key=params.activations_key)
     train(
         {name: (dictionary_settings(own, name), seed) for name, (own, seed) in params.dictionaries.items()},
         store,
-        TrainingSettings(**shared, seed=config["seed"], device=resolve_device(config["models"]["device"])),
+        TrainingSettings(**config["training"], seed=config["seed"], device=resolve_device(config["models"]["device"])),
         None,
         results / ".work",
         params.own_keys,
