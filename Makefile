@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: env demo paper planted nulls test check rulegraph lock
+.PHONY: env demo paper planted nulls test check docs stages lock
 
 env: $(STAMP)
 
@@ -39,10 +39,16 @@ check: env
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy
 
-# edges are sorted: Snakemake prints them in another order each time
-rulegraph: env
+# what is made from the code: schema and key tables from the settings, the graph of rules (its edges sorted: Snakemake
+# prints them in another order each time)
+docs: env
+	$(BIN)/python -m tunediff.config.schema
 	graph=$$($(BIN)/snakemake --rulegraph mermaid-js | grep -v '^[[:space:]]*style') && \
 	{ echo "$$graph" | grep -v -e '-->'; echo "$$graph" | grep -e '-->' | sort -V; } > docs/rulegraph.mmd
+
+# the record of every stage's code, see src/tunediff/pipeline/record.py
+stages: env
+	$(BIN)/python -m tunediff.pipeline.record
 
 lock: env
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/ @ .*//' > envs/requirements.lock

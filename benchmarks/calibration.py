@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tunediff.config.planted import PlantedArm
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.scaling import (
     ScalingSums,
@@ -24,9 +25,9 @@ from tunediff.latents.scaling import (
     nu,
     scaling_directions,
 )
-from tunediff.validation.planted import PairSettings, PlantedPair, plant, planted_code, planted_crosscoder, sample
+from tunediff.validation.planted import PlantedPair, plant, planted_code, planted_crosscoder, sample
 
-SETTINGS = PairSettings(
+SETTINGS = PlantedArm(
     d_model=24,
     shared=8,
     chat_only=8,
@@ -60,7 +61,7 @@ def sums_of(pair: PlantedPair, crosscoder: Crosscoder, n_documents: int, seed: i
 
 
 def coverage(
-    settings: PairSettings = SETTINGS,
+    settings: PlantedArm = SETTINGS,
     data_sets: int = 200,
     n_documents: int = 512,
     n_blocks: int = 64,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, HarvestSettings, create_part, to_stored
+from tunediff.config.settings import HarvestSettings
+from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, create_part, to_stored
 from tunediff.pipeline.artifacts import building, seal
 
 HEADER = (

@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tunediff.config.dictionaries import BatchTopKSettings, L1Settings
+from tunediff.config.settings import TrainingSettings
 from tunediff.dictionaries.base import Dictionary
-from tunediff.dictionaries.batchtopk import BatchTopK, BatchTopKSettings
-from tunediff.dictionaries.l1 import L1, L1Settings
-from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
+from tunediff.dictionaries.batchtopk import BatchTopK
+from tunediff.dictionaries.l1 import L1
+from tunediff.dictionaries.training import make_optimizer, optimizer_step
 
 D_MODEL, DICT_SIZE, N_TOKENS, K = 512, 16_384, 1_024, 32
 

@@ -2,7 +2,7 @@
 import sys
 from pathlib import Path
 
-from tunediff.config.check import complete, load_schema
+from tunediff.config.check import complete
 from tunediff.config.estimate import memory_mb, setting
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.errors import TunediffError
@@ -14,9 +14,8 @@ ROOT = Path(workflow.basedir)
 MAIN = workflow.is_main_process
 
 try:
-    SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
     SHIPPED = ROOT / "resources/demo-pair"
-    config, DERIVED = complete(config, SCHEMA, SHIPPED)
+    config, DERIVED = complete(config, SHIPPED)
     PLANTED = "planted" in config
     GRAPH = (PlantedGraph if PLANTED else Graph)(config, SHIPPED)
     SETTING = setting(config, SHIPPED, fetch=MAIN)

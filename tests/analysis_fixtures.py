@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from tunediff.data.activations import ActivationStore, HarvestSettings, create_part
+from tunediff.config.settings import HarvestSettings
+from tunediff.data.activations import ActivationStore, create_part
 from tunediff.data.tokens import Encoding, Mask, TokenStore, write_store
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.models.pair import ResidualModel

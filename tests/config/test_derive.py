@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from helpers import SENTENCES, TinyPair
-from tunediff.config.check import Checked, complete, load_schema
+from tunediff.config.check import Checked, complete
 from tunediff.config.derive import largest_divisor, model_config, part_size, shard_size, survey, whole_shards
 from tunediff.data.corpora import documents, in_split
 from tunediff.data.tokens import tokenize_split
@@ -23,13 +23,12 @@ from tunediff.models.pair import load_tokenizer
 from tunediff.pipeline.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 SHIPPED = ROOT / "resources/demo-pair"
 SHAPE = {"num_hidden_layers": 18, "hidden_size": 640, "vocab_size": 262_144}
 
 
 def checked(config: dict[str, Any]) -> Checked:
-    return complete(config, SCHEMA, SHIPPED)
+    return complete(config, SHIPPED)
 
 
 def words(rng: random.Random, characters: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tunediff.config.check import complete, load_schema
+from tunediff.config.check import complete
 from tunediff.config.derive import KNOWN_MODELS, NUMBERS
 from tunediff.config.estimate import (
     GB,
@@ -29,11 +29,11 @@ from tunediff.config.estimate import (
     stages,
     warnings,
 )
+from tunediff.config.settings import CausalSettings
 from tunediff.interventions.kl import ADDITIVE
-from tunediff.interventions.sets import RANKINGS, CausalSettings
+from tunediff.interventions.sets import RANKINGS
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 SHIPPED = ROOT / "resources/demo-pair"
 
 
@@ -45,7 +45,7 @@ def run_of(name: str, *changes: tuple[str, Any]) -> Setting:
         for step in parents:
             node = node.setdefault(step, {})
         node[last] = value
-    return setting(complete(config, SCHEMA, SHIPPED).config, SHIPPED, fetch=False)
+    return setting(complete(config, SHIPPED).config, SHIPPED, fetch=False)
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_a_model_out_of_reach_is_taken_as_a_large_one_and_said_to_be(monkeypatch
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments, **options: None)
     config = yaml.safe_load((ROOT / "config/gemma2-2b.yaml").read_text())
     config["models"] |= {"base": "some/model", "chat": "some/model-it"}
-    run = setting(complete(config, SCHEMA, SHIPPED).config, SHIPPED, fetch=False)
+    run = setting(complete(config, SHIPPED).config, SHIPPED, fetch=False)
     assert not run.known and run.shape.parameters == pytest.approx(8.03e9, rel=1e-3)
     assert any("no config.json of some/model in reach" in text for text in warnings(run))
 
@@ -247,7 +247,7 @@ def test_slow_dtype_warns_on_a_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", ["config", "planted", "gemma2-2b", "gemma2-2b-published", "gemma3-270m", "llama32-1b"])
 def test_report_is_short(name: str) -> None:
-    config, derived = complete(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()), SCHEMA, SHIPPED)
+    config, derived = complete(yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()), SHIPPED)
     before = copy.deepcopy(config)
     run = setting(config, SHIPPED, fetch=False)
     lines = report(run, derived, 40, 2).splitlines()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tunediff.data.conversations import ConversationSettings, build_conversations
+from tunediff.config.settings import ConversationSettings
+from tunediff.data.conversations import build_conversations
 from tunediff.data.corpora import documents
 from tunediff.data.tokens import Mask, response_positions
 from tunediff.errors import TunediffError

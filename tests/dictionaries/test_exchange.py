@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis_fixtures import activation_store, token_store
 from tunediff.cli import main
-from tunediff.config.check import check, load_schema
+from tunediff.config.check import check
 from tunediff.dictionaries import build, dictionary_settings, exchange
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.exchange import (
@@ -435,7 +435,7 @@ def plan(crosscoders: dict, **changes: object) -> Plan:
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config |= {"crosscoders": crosscoders, "causal": {"set_size": 10}, "nulls": {}, **changes}
     config = {name: section for name, section in config.items() if section is not None}
-    checked = check(config, load_schema(ROOT / "workflow/schemas/config.schema.yaml"))
+    checked = check(config)
     return Plan(checked, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
 
 

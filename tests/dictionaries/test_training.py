@@ -312,8 +312,8 @@ def test_prefetch_keeps_order_and_ends_its_thread() -> None:
 
 
 def test_settings_come_from_the_config_section() -> None:
-    made = TrainingSettings.from_config({"steps": 3, "seeds": [0, 1]}, 42, "cpu")
-    assert (made.steps, made.seed, made.device) == (3, 42, "cpu")
+    made = TrainingSettings(**{"steps": 3, "seeds": [0, 1]})
+    assert (made.steps, made.seeds, made.pool_chunks) == (3, (0, 1), 128)
 
 
 def test_the_history_goes_to_tensorboard_where_configured(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ import torch
 from scipy.stats import rankdata
 
 from analysis_fixtures import SOURCES, activation_store, random_crosscoder, token_store
+from tunediff.config.settings import LatentSettings
 from tunediff.data.tokens import Mask
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.measure import LatentSettings, build_table, latent_table
+from tunediff.latents.measure import build_table, latent_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, document_block, nu, scaling_directions
 from tunediff.latents.table import CONTROLS, LatentTable, classify, control_passes, rank_sum
 from tunediff.pipeline.artifacts import check
 
-SETTINGS = LatentSettings(min_count=5, blocks=6, bootstrap_samples=50, batch_size=37)
+SETTINGS = LatentSettings(min_count=5, blocks=8, bootstrap_samples=100, batch_size=37)
 OUTLIERS = [9, 33, 34, 210]  # rows whose massive activations count nowhere
 
 

@@ -24,7 +24,6 @@ from tunediff.pipeline.artifacts import check, manifest_path
 from tunediff.pipeline.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = configs.load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 WEIGHTS = "adapter_model.safetensors"
@@ -332,7 +331,7 @@ def test_a_config_names_adapters_and_their_files_move_the_keys(gemma: Path, adap
     chat = {"base": str(gemma), "adapter": str(adapter)}
     config = config_with("some/base", chat)
     config["nulls"]["twice"] = {"base": chat, "chat": chat}
-    checked = configs.check(config, SCHEMA)
+    checked = configs.check(config)
     assert checked["models"]["chat"] == {**chat, "revision": None, "base_revision": None}
     paths = configs.fingerprinted_paths(checked)
     keys = {"models.chat", "nulls.twice.base", "nulls.twice.chat"}
@@ -343,7 +342,7 @@ def test_a_config_names_adapters_and_their_files_move_the_keys(gemma: Path, adap
     assert gemma / "model.safetensors" in paths["models.chat.base"]
 
     def keys_of(config: dict) -> dict[str, str]:
-        return Plan(configs.check(config, SCHEMA), ROOT / "workflow/scripts", ROOT / "resources/demo-pair").keys
+        return Plan(configs.check(config), ROOT / "workflow/scripts", ROOT / "resources/demo-pair").keys
 
     before = keys_of(config)
     revised = keys_of({**config, "models": {**config["models"], "chat": {**chat, "revision": "abc"}}})
@@ -369,7 +368,7 @@ def test_a_config_names_adapters_and_their_files_move_the_keys(gemma: Path, adap
 )
 def test_mistakes_in_a_config_are_told_in_one_line(chat: Any, models: dict, parts: list[str]) -> None:
     with pytest.raises(TunediffError) as caught:
-        configs.check(config_with("a/b", chat, **models), SCHEMA)
+        configs.check(config_with("a/b", chat, **models))
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunediff.config.check import check, load_schema
+from tunediff.config.check import check
 from tunediff.pipeline import graph
 from tunediff.pipeline.graph import Graph, PlantedGraph
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
 DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 
 
@@ -27,7 +26,7 @@ def graph_with(*changes: tuple[str, object]) -> Graph:
         for step in parents:
             node = node.setdefault(step, {})
         node[last] = value
-    return Graph(check(config, SCHEMA), SHIPPED)
+    return Graph(check(config), SHIPPED)
 
 
 def keys_with(*changes: tuple[str, object]) -> dict[str, str]:
@@ -115,7 +114,7 @@ def test_published_crosscoders_alone_have_every_figure_but_those_of_training() -
     config = copy.deepcopy(DEMO)
     del config["training"], config["nulls"]
     config["crosscoders"] = {"l1": {"kind": "published", "path": "some/id", "layout": "dictionary_learning"}}
-    plan = Graph(check(config, SCHEMA), SHIPPED)
+    plan = Graph(check(config), SHIPPED)
     missing = keys_with().keys() - plan.artifacts.keys()
     assert {"figures/training", "tables/seeds", "seeds/matches"} <= missing
     assert not any(name.startswith(("figures/", "tables/")) for name in missing - {"figures/training", "tables/seeds"})
@@ -123,7 +122,7 @@ def test_published_crosscoders_alone_have_every_figure_but_those_of_training() -
 
 
 def test_parts_cover_the_budget_and_seeds_multiply_dictionaries() -> None:
-    config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}}, SCHEMA)
+    config = check({**DEMO, "training": {**DEMO["training"], "seeds": [0, 1]}})
     plan = Graph(config, SHIPPED)
     assert plan.parts("train") == [f"activations/train/part-{i:03d}" for i in range(524288 // 131072)]
     own = [name for name in plan.artifacts if not name.startswith("nulls/")]
@@ -146,7 +145,7 @@ def test_the_demo_moves_its_own_keys_only(monkeypatch: pytest.MonkeyPatch) -> No
     real = yaml.safe_load((ROOT / "config/gemma2-2b.yaml").read_text())
 
     def keys_of(config: dict) -> dict[str, str]:
-        built = Graph(check(copy.deepcopy(config), SCHEMA), SHIPPED)
+        built = Graph(check(copy.deepcopy(config)), SHIPPED)
         return {path: artifact.key for path, artifact in built.artifacts.items()}
 
     before = keys_of(real), keys_of(DEMO)
@@ -200,7 +199,7 @@ def test_jobs_get_stores_manifests_and_keys() -> None:
 
 
 def test_planted_pairs_train_dictionaries_of_their_arm() -> None:
-    config = check(yaml.safe_load((ROOT / "config/planted.yaml").read_text()), SCHEMA)
+    config = check(yaml.safe_load((ROOT / "config/planted.yaml").read_text()))
     built = PlantedGraph(config, SHIPPED)
     size = config["crosscoders"]["l1"]["dict_size"]
     assert built.training("fourfold/seed5/", "l1-seed5") == ({**config["crosscoders"]["l1"], "dict_size": 4 * size}, 5)

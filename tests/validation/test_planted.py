@@ -11,15 +11,17 @@ import torch
 import yaml
 
 from analysis_fixtures import random_crosscoder
-from tunediff.config.check import check, load_schema
-from tunediff.data.activations import ActivationStore, HarvestSettings
+from tunediff.config.check import check
+from tunediff.config.planted import PlantedArm
+from tunediff.config.settings import HarvestSettings, LatentSettings, TrainingSettings
+from tunediff.data.activations import ActivationStore
 from tunediff.data.tokens import LEFT_OUT, Mask, TokenStore
 from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.dictionaries.training import TrainingSettings, train
+from tunediff.dictionaries.training import train
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.measure import LatentSettings, build_table
+from tunediff.latents.measure import build_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, nu, scaling_directions
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.plan import PlantedPlan
@@ -27,7 +29,6 @@ from tunediff.validation.planted import (
     BASE,
     CHAT,
     KINDS,
-    PairSettings,
     plant,
     planted_code,
     planted_crosscoder,
@@ -51,7 +52,7 @@ from tunediff.validation.truth import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = PairSettings(
+SMALL = PlantedArm(
     d_model=24, shared=6, chat_only=4, base_only=4, weaker=10, amplified=2, rotated=2, decoupled=4,
     frequency=(0.1, 0.04), shared_frequency=(0.12, 0.06),
 )  # fmt: skip
@@ -188,7 +189,7 @@ def test_the_null_arm_has_nothing_of_one_model_alone_but_parts():
 
 def test_bad_settings_are_one_line():
     with pytest.raises(TunediffError, match=r"planted\.correlation"):
-        PairSettings(correlation=0.9)
+        PlantedArm(correlation=0.9)
     with pytest.raises(TunediffError, match=r"planted\.hierarchy"):
         plant(replace(SMALL, shared=0, hierarchy=0.5), 0)
     with pytest.raises(TunediffError, match="whole documents"):
@@ -244,7 +245,7 @@ def test_codes_are_correlation_l0_and_fve(tmp_path):
 def by_hand():
     """Four concepts and five latents: chat-only well found, shared called chat-only, weak one undecided, one missed."""
     pair = plant(
-        PairSettings(d_model=8, shared=1, chat_only=1, base_only=1, weaker=1, amplified=0, rotated=0, decoupled=0), 0
+        PlantedArm(d_model=8, shared=1, chat_only=1, base_only=1, weaker=1, amplified=0, rotated=0, decoupled=0), 0
     )
     correlation = np.array([
         [0.9, 0.1, 0.0, 0.0, 0.4],  # chat-only: latent 0, a piece of it 4
@@ -400,9 +401,6 @@ def test_one_pair_from_stores_to_figure(tmp_path):
     assert row[(row["quantity"] == "precision") & (row["rule"] == "nu_point")]["mean"].item() == 1
 
 
-SCHEMA = load_schema(ROOT / "workflow/schemas/config.schema.yaml")
-
-
 def planted_config(**changes):
     config = yaml.safe_load((ROOT / "config/planted.yaml").read_text())
     config["planted"] |= changes
@@ -410,9 +408,9 @@ def planted_config(**changes):
 
 
 def test_defaults_of_the_schema_are_those_of_the_settings():
-    config = check(planted_config(), SCHEMA)
-    assert PairSettings.from_config(config["planted"]["arms"]["main"]) == PairSettings()
-    assert len(plant(PairSettings(), 0).concepts) == config["crosscoders"]["l1"]["dict_size"]
+    config = check(planted_config())
+    assert PlantedArm(**config["planted"]["arms"]["main"]) == PlantedArm()
+    assert len(plant(PlantedArm(), 0).concepts) == config["crosscoders"]["l1"]["dict_size"]
 
 
 @pytest.mark.parametrize(
@@ -427,21 +425,21 @@ def test_defaults_of_the_schema_are_those_of_the_settings():
 )
 def test_config_mistakes_are_one_line(changes, expected):
     with pytest.raises(TunediffError, match=expected):
-        check(planted_config(**changes), SCHEMA)
+        check(planted_config(**changes))
 
 
 def test_a_planted_config_has_no_models_and_an_ordinary_one_must():
     with pytest.raises(TunediffError, match=r"`models` has no effect beside `planted`"):
-        check({**planted_config(), "models": {"base": "demo", "chat": "demo", "layer": 3}}, SCHEMA)
+        check({**planted_config(), "models": {"base": "demo", "chat": "demo", "layer": 3}})
     config = planted_config()
     del config["planted"]
     with pytest.raises(TunediffError, match=r"`models` is missing"):
-        check(config, SCHEMA)
+        check(config)
 
 
 def test_keys_of_one_arm_move_with_it_alone():
     def keys(**changes):
-        return PlantedPlan(check(planted_config(**changes), SCHEMA), ROOT / "workflow/scripts", ROOT).keys
+        return PlantedPlan(check(planted_config(**changes)), ROOT / "workflow/scripts", ROOT).keys
 
     arms = planted_config()["planted"]["arms"]
     before = keys()
@@ -452,7 +450,7 @@ def test_keys_of_one_arm_move_with_it_alone():
     larger = keys(arms={**arms, "half": {"dictionary": 0.75}})
     moved = {name for name in before if before[name] != larger[name]}
     assert "half/seed5/crosscoders/l1-seed5" in moved and "half/seed5/stores" not in moved
-    plan = PlantedPlan(check(planted_config(), SCHEMA), ROOT / "workflow/scripts", ROOT)
+    plan = PlantedPlan(check(planted_config()), ROOT / "workflow/scripts", ROOT)
     assert {name: own["dict_size"] for name, (own, _) in plan.trained_in("fourfold", 2).items()} == {
         "l1-seed2": 576, "batchtopk-seed2": 576,
     }  # fmt: skip

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.activations import HarvestSettings, harvest_part
+from tunediff.config.settings import HarvestSettings
+from tunediff.data.activations import harvest_part
 from tunediff.data.tokens import TokenStore
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job

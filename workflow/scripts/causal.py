@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunediff.config.settings import CausalSettings
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.interventions.kl import build_kl
-from tunediff.interventions.sets import CausalSettings
 from tunediff.latents.table import LatentTable
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job

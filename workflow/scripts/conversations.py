@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.conversations import ConversationSettings, build_conversations
+from tunediff.config.settings import ConversationSettings
+from tunediff.data.conversations import build_conversations
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job
 

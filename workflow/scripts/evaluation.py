@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunediff.config.settings import EvaluationSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.latents.evaluation import EvaluationSettings, build_evaluation
+from tunediff.latents.evaluation import build_evaluation
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job
 

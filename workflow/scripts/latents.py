@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunediff.config.settings import LatentSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.latents.measure import LatentSettings, build_table
+from tunediff.latents.measure import build_table
 from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.activations import ActivationStore, HarvestSettings
+from tunediff.config.planted import PlantedArm
+from tunediff.config.settings import HarvestSettings
+from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.job import job
-from tunediff.validation.planted import PairSettings, plant, strengths
+from tunediff.validation.planted import plant, strengths
 from tunediff.validation.truth import score_pair
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 with job(snakemake) as work:
     config, (arm, number) = work.config, Path(work.wildcards.pair).parts
     planted, seed = config["planted"], int(number.removeprefix("seed"))
-    pair, layout = plant(PairSettings.from_config(planted["arms"][arm]), seed), HarvestSettings(**config["activations"])
+    pair, layout = plant(PlantedArm(**planted["arms"][arm]), seed), HarvestSettings(**config["activations"])
     tables = {name: LatentTable.read(path, key=key) for name, path, key in work.each("latents")}
     score_pair(
         pair,

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.activations import HarvestSettings
+from tunediff.config.planted import PlantedArm
+from tunediff.config.settings import HarvestSettings
 from tunediff.pipeline.job import job
-from tunediff.validation.planted import PairSettings, plant, write_split
+from tunediff.validation.planted import plant, write_split
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 with job(snakemake) as work:
     config, (arm, number) = work.config, Path(work.wildcards.pair).parts
     planted, seed = config["planted"], int(number.removeprefix("seed"))
-    pair, layout = plant(PairSettings.from_config(planted["arms"][arm]), seed), HarvestSettings(**config["activations"])
+    pair, layout = plant(PlantedArm(**planted["arms"][arm]), seed), HarvestSettings(**config["activations"])
     out = Path(config["results"]) / work.wildcards.pair
     for split in ("train", "validation"):
         write_split(pair, split, planted[f"{split}_tokens"], layout, out, seed, key=work.own_key)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.dictionaries import dictionary_settings
-from tunediff.dictionaries.training import TrainingSettings, train
+from tunediff.dictionaries.training import train
 from tunediff.pipeline.job import job
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ with job(snakemake) as work:
         dictionary_settings(settings, out.name),
         seed,
         store,
-        TrainingSettings.from_config(work.config["training"], work.config["seed"], work.device),
+        TrainingSettings(**work.config["training"], seed=work.config["seed"], device=work.device),
         out,
         Path(work.config["results"]) / ".work" / work.own_key,
         key=work.own_key,

@@ -1,8 +1,8 @@
 """Reads and checks a config before anything else happens: one line per mistake, naming the key and the remedy.
 
-The JSON schema (`workflow/schemas/config.schema.yaml`) holds the keys, their types, ranges, defaults and descriptions;
-`tunediff.config.derive` fills in what follows from the models and files; `check` adds what a schema cannot say
-(relations between keys, files that must exist).
+The schema made from the settings checks keys, types and ranges; `tunediff.config.derive` fills in what follows from the
+models and files; a section's own class checks what its values say together. What is left stands here: relations
+between sections, and files that must exist.
 """
 
 import difflib
@@ -15,26 +15,18 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from tunediff.config.derive import DEFAULT_CROSSCODERS, derive
+from tunediff.config.dictionaries import CrosscoderSettings, kind_of, trained
+from tunediff.config.fields import BadSetting, Settings, wanted
+from tunediff.config.planted import PlantedArm
+from tunediff.config.schema import schema
+from tunediff.config.settings import ConversationSettings, HarvestSettings
 from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
 
 SHIPPED_PAIR = Path("resources/demo-pair")  # runs start in the checkout
 
-TYPE_NAMES = {
-    "integer": "a whole number",
-    "number": "a number",
-    "string": "text",
-    "object": "a mapping",
-    "array": "a list",
-}
 
-
-def load_schema(path: Path) -> dict[str, Any]:
-    """Read the schema (YAML)."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def load(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read a config file (YAML), check it and fill in defaults."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -44,7 +36,7 @@ def load(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
         raise TunediffError(f"config: {path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise TunediffError(f"config: {path} must hold a mapping of keys; see config/README.md")
-    return check(raw, schema)
+    return check(raw)
 
 
 class Checked(NamedTuple):
@@ -54,14 +46,12 @@ class Checked(NamedTuple):
     derived: dict[str, Any]  # by dotted key: the values that were neither written nor defaults
 
 
-def check(raw: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+def check(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with all values filled in; see `complete`."""
-    return complete(raw, schema).config
+    return complete(raw).config
 
 
-def complete(
-    raw: Mapping[str, Any], schema: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool = True
-) -> Checked:
+def complete(raw: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool = True) -> Checked:
     """Return the config with defaults and derived values filled in, and which these are.
 
     `shipped` is the folder of the demo's pair; without `fetch` the hub is not asked for a model's config.json.
@@ -73,7 +63,7 @@ def complete(
     """
     config = {"crosscoders": DEFAULT_CROSSCODERS, **raw}
     config = json.loads(json.dumps(config))  # a deep copy of plain values
-    concrete = _concrete(schema, config, schema)
+    concrete = _concrete(schema(), config)
     errors = sorted(Draft202012Validator(concrete).iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
     if errors:
         raise TunediffError(_explain(errors[0]))
@@ -83,24 +73,21 @@ def complete(
     else:
         _check_inputs(config)
     derived = derive(config, shipped, fetch)
-    _check_layout(config["activations"])
+    _make(HarvestSettings, config["activations"], "activations")
     relations = _check_planted if "planted" in config else _check_relations
     relations(config)
-    _check_dictionaries(config)
+    _check_crosscoders(config)
     return Checked(config, derived)
 
 
-def _concrete(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+def _concrete(part: Mapping[str, Any], value: Any) -> dict[str, Any]:
     """Resolve references and choices for this value and fill in its defaults, so that errors name one place."""
-    node = dict(schema)
+    node = dict(part)
     if "$ref" in node:
-        target: Any = root
-        for step in node.pop("$ref").removeprefix("#/").split("/"):
-            target = target[step]
-        node = {**target, **node}
+        node = {**schema()["$defs"][node.pop("$ref").rsplit("/", 1)[-1]], **node}
     if "oneOf" in node:
-        branches = [_concrete(branch, None, root) for branch in node["oneOf"]]
-        tag = next(name for name, sub in branches[0]["properties"].items() if "const" in sub)
+        branches = [_concrete(branch, None) for branch in node["oneOf"]]
+        tag = node["required"][0]
         names = [branch["properties"][tag]["const"] for branch in branches]
         chosen = value.get(tag) if isinstance(value, dict) else None
         node.pop("oneOf")
@@ -109,7 +96,7 @@ def _concrete(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) ->
         else:
             node["properties"] = {tag: {"enum": names}}
     if isinstance(value, dict) and "anyOf" in node:
-        options = [_concrete(option, None, root) for option in node["anyOf"]]
+        options = [_concrete(option, None) for option in node["anyOf"]]
         mapping = next((option for option in options if option.get("type") == "object"), None)
         if mapping:
             del node["anyOf"]
@@ -120,49 +107,52 @@ def _concrete(schema: Mapping[str, Any], value: Any, root: Mapping[str, Any]) ->
             if name not in value and "default" in sub:
                 value[name] = json.loads(json.dumps(sub["default"]))
         node["properties"] = {
-            name: _concrete(sub, value[name], root) if name in value else sub for name, sub in properties.items()
+            name: _concrete(sub, value[name]) if name in value else sub for name, sub in properties.items()
         }
         extra = node.get("additionalProperties")
         if isinstance(extra, dict):
-            node["properties"] |= {n: _concrete(extra, v, root) for n, v in value.items() if n not in properties}
+            node["properties"] |= {n: _concrete(extra, v) for n, v in value.items() if n not in properties}
     return node
 
 
 def _explain(error: Any) -> str:
     key = ".".join(str(step) for step in error.absolute_path)
-    schema = error.schema
+    part = error.schema
     where = f"config: `{key}`" if key else "config:"
-    meaning = (
-        f" ({schema['description'].rstrip('.')})" if isinstance(schema, dict) and schema.get("description") else ""
-    )
-    kind, wanted, value = error.validator, error.validator_value, error.instance
+    meaning = f" ({part['description'].rstrip('.')})" if isinstance(part, dict) and part.get("description") else ""
+    kind, value = error.validator, error.instance
     if kind == "additionalProperties":
-        known = sorted(schema.get("properties", {}))
+        known = sorted(part.get("properties", {}))
         unknown = next(name for name in value if name not in known)
         close = difflib.get_close_matches(unknown, known, n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
         return f"config: unknown key `{key + '.' if key else ''}{unknown}`; {hint}"
     if kind == "required":
-        missing = next(name for name in wanted if name not in value)
-        about = schema.get("properties", {}).get(missing, {}).get("description", "see config/README.md")
+        missing = next(name for name in error.validator_value if name not in value)
+        about = part.get("properties", {}).get(missing, {}).get("description", "see config/README.md")
         return f"config: `{key + '.' if key else ''}{missing}` is missing; add it: {about}"
-    if kind == "type":
-        names = [wanted] if isinstance(wanted, str) else wanted
-        return f"{where} must be {' or '.join(TYPE_NAMES.get(n, n) for n in names)}, not {value!r}{meaning}"
-    if kind in ("enum", "const"):
-        options = wanted if kind == "enum" else [wanted]
-        return f"{where} must be one of {', '.join(map(str, options))}, not {value!r}{meaning}"
-    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below"}
-    if kind in bounds:
-        return f"{where} must be {bounds[kind]} {wanted}, not {value!r}{meaning}"
-    if kind == "anyOf":
-        return f"{where} must not be {value!r}{meaning}"
-    return f"{where} {' '.join(error.message.split())}{meaning}"
+    must = wanted(error)
+    return f"{where} {f'must be {must}, not {value!r}' if must else ' '.join(error.message.split())}{meaning}"
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise TunediffError(f"config: {message}")
+
+
+def _make(cls: type[Settings], section: Mapping[str, Any], where: str) -> Any:
+    """Return the object of a section: its class checks what the values say together."""
+    try:
+        return cls(**section)
+    except BadSetting as error:
+        message = f"config: `{where}.{error.key}` must be {error.wanted}, not {error.value!r}"
+        raise TunediffError(message) from error
+
+
+def _crosscoder(name: str, own: Mapping[str, Any]) -> CrosscoderSettings:
+    keys = {key: value for key, value in own.items() if key != CrosscoderSettings.tag}
+    settings: CrosscoderSettings = _make(kind_of(own), keys, f"crosscoders.{name}")
+    return settings
 
 
 def named_models(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -179,29 +169,10 @@ def is_local(model: str) -> bool:
     return model not in DEMO_MODELS and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
 
 
-def local_dictionary(settings: Mapping[str, Any]) -> Path | None:
-    """Return the weights file (or the directory it is in) of a crosscoder published on this machine, else None."""
-    if settings["kind"] != "published":
-        return None
-    path = Path(settings["path"]).expanduser()
-    if settings["path"].count("/") == 1 and settings["path"][0] not in "./~" and not path.exists():
-        return None  # an id of the hub
-    return path if path.is_file() else path / (settings["file"] or "")
-
-
-def _check_layout(acts: Mapping[str, Any]) -> None:
-    for small, large in (("chunk_tokens", "shard_tokens"), ("shard_tokens", "part_tokens")):
-        _require(
-            acts[large] % acts[small] == 0,
-            f"`activations.{large}` ({acts[large]}) must be a multiple of `activations.{small}` ({acts[small]}); "
-            f"write {max(1, round(acts[large] / acts[small])) * acts[small]}",
-        )
-
-
 def _check_planted(config: Mapping[str, Any]) -> None:
     planted, shard = config["planted"], config["activations"]["shard_tokens"]
-    published = [name for name, settings in config["crosscoders"].items() if settings["kind"] == "published"]
-    _require(not published, f"`crosscoders.{', '.join(published)}`: planted pairs have no published crosscoder")
+    published = config["crosscoders"].keys() - trained(config["crosscoders"]).keys()
+    _require(not published, f"`crosscoders.{', '.join(sorted(published))}`: planted pairs have no published crosscoder")
     for name in ("train_tokens", "validation_tokens"):
         total = planted[name]
         _require(
@@ -215,10 +186,7 @@ def _check_planted(config: Mapping[str, Any]) -> None:
             shard % length == 0,
             f"`planted.arms.{arm}.document_tokens` ({length}) must divide `activations.shard_tokens` ({shard})",
         )
-        _require(
-            settings["correlation"] + settings["burstiness"] <= 1,
-            f"`planted.arms.{arm}.correlation` and `burstiness` must add up to 1 at most; lower one",
-        )
+        _make(PlantedArm, settings, f"planted.arms.{arm}")
 
 
 def _check_pair(where: str, pair: dict[str, Any]) -> None:
@@ -298,11 +266,8 @@ def _check_relations(config: Mapping[str, Any]) -> None:
             f"`tokens.budgets.{split}` adds up to {total}, not a multiple of `activations.shard_tokens` ({shard}); "
             f"write {max(1, round(total / shard)) * shard} in all, or another shard",
         )
-    conversations, causal, crosscoders = config["conversations"], config["causal"], config["crosscoders"]
-    _require(
-        conversations["max_prompt_tokens"] < conversations["max_tokens"],
-        "`conversations.max_prompt_tokens` must be below `conversations.max_tokens`, to leave room for an answer",
-    )
+    _make(ConversationSettings, config["conversations"], "conversations")
+    causal, crosscoders = config["causal"], config["crosscoders"]
     _require(
         causal["set_size"] is not None or causal["reference"] in crosscoders,
         f"`causal.reference`: there is no crosscoder `{causal['reference']}`; "
@@ -310,34 +275,18 @@ def _check_relations(config: Mapping[str, Any]) -> None:
     )
 
 
-def _check_dictionaries(config: Mapping[str, Any]) -> None:
+def _check_crosscoders(config: Mapping[str, Any]) -> None:
     crosscoders = config["crosscoders"]
-    trained = {name: settings for name, settings in crosscoders.items() if settings["kind"] != "published"}
     _require(
-        bool(trained) or not config["nulls"],
+        bool(trained(crosscoders)) or not config["nulls"],
         "`nulls` need crosscoders to train, but all of `crosscoders` are published; remove `nulls`",
     )
-    for name, settings in crosscoders.items():
-        weights = local_dictionary(settings)
+    for name, own in crosscoders.items():
+        weights = _crosscoder(name, own).weights
         _require(
             weights is None or weights.exists(),
             f"`crosscoders.{name}.path`: there is no {weights}; give a hub id, a directory or a weights file",
         )
-    for name, settings in trained.items():
-        where, size = f"crosscoders.{name}", settings["dict_size"]
-        if settings["kind"] == "l1":
-            _require(
-                (settings["mu"] == "auto") == (settings["target_l0"] is not None),
-                f"`{where}.target_l0` goes with `mu: auto`; give both, or a number for mu alone",
-            )
-            _require((settings["target_l0"] or 0) < size, f"`{where}.target_l0` must be below dict_size ({size})")
-        else:
-            _require(settings["k"] <= size, f"`{where}.k` ({settings['k']}) must be at most dict_size ({size})")
-            _require(settings["aux_k"] <= size, f"`{where}.aux_k` must be at most dict_size ({size})")
-            _require(
-                (settings["k_max"] is None) == (settings["k_anneal_steps"] == 0),
-                f"`{where}.k_max` goes with `k_anneal_steps`; give both or neither",
-            )
 
 
 def _files(pattern: str) -> list[Path]:
@@ -360,14 +309,8 @@ def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
         if source["from"] == "local":
             fields = [source["path"], source["validation_path"]]
             paths[f"source.{name}"] = [path for field in fields if field for path in _files(field)]
-    for name, settings in config["crosscoders"].items():
-        weights = local_dictionary(settings)
-        if weights is not None:
-            folder = weights if weights.is_dir() else weights.parent
-            read = {weights.name, "config.json", "cfg.json"} if weights.is_file() else None
-            paths[f"crosscoders.{name}"] = [
-                p
-                for p in sorted(folder.iterdir())
-                if (p.suffix in (".json", ".safetensors", ".pt") if read is None else p.name in read)
-            ]
+    for name, own in config["crosscoders"].items():
+        settings = _crosscoder(name, own)
+        if settings.weights is not None:
+            paths[f"crosscoders.{name}"] = settings.files()
     return paths

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunediff.data.corpora import DEFAULT_VALIDATION_SHARE, documents, reads_same_data
+from tunediff.config.dictionaries import Run, trained
+from tunediff.config.settings import LocalSource
+from tunediff.data.corpora import documents, reads_same_data
 from tunediff.data.documents import Distinct, Document, Message, text_digest
 from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
@@ -37,7 +39,7 @@ LOGITS_BYTES = 1 << 30
 
 DEFAULT_CROSSCODERS = {"l1": {"kind": "l1"}, "batchtopk": {"kind": "batchtopk"}}
 
-FEW_TOKENS, MANY_TOKENS = 5_000_000, 20_000_000  # train tokens: two epochs from the first on, large dictionaries above
+FEW_TOKENS = 5_000_000  # train tokens: two epochs from here on
 LEAST_STEPS, MOST_EPOCHS, BATCH, LEAST_BATCH = 1_000, 16, 2_048, 256
 
 # config.json, as far as read here, of the gated models that configs of this project name: plans need no access to them.
@@ -214,7 +216,7 @@ def survey(
     """
     found, others = Survey(), dict.fromkeys(SPLITS, 0)
     asked = Distinct()
-    share = float(source.get("validation_share", DEFAULT_VALIDATION_SHARE))
+    share = float(source.get("validation_share", LocalSource.validation_share))
     for fixed, stream in _passes(source, whole):
         seen: set[int] = set()
         for document in stream:
@@ -420,31 +422,20 @@ def _derive_training(training: dict[str, Any], train: int, blanks: Blanks) -> No
     blanks.fill(training, where, "log_every", lambda: min(100, max(1, steps // 100)))
 
 
-def latents_per_token(dict_size: int, train: int) -> int:
-    """Return k: the paper's 100 in large dictionaries, else 50, and at most a 32nd of all latents."""
-    return min(100 if train > MANY_TOKENS else 50, max(1, dict_size // 32))
-
-
-def _derive_crosscoders(
-    trained: Mapping[str, dict[str, Any]], training: Mapping[str, Any], train: int, model: _Model, blanks: Blanks
-) -> None:
-    run = training["steps"] * training["batch_size"]
-    factor = 8 if train <= MANY_TOKENS else 32
-    for name, own in trained.items():
-        key = f"crosscoders.{name}"
-        blanks.fill(own, key, "dict_size", lambda key=key: factor * model.value(WIDTH, f"{key}.dict_size"))
-        blanks.fill(own, key, "dead_after_tokens", lambda: min(10_000_000, max(1, run // 5)))
-        size = own["dict_size"]
-        if own["kind"] == "batchtopk":
-            blanks.fill(own, key, "k", lambda size=size: latents_per_token(size, train))
-            blanks.fill(own, key, "aux_k", lambda size=size: min(512, size // 8))
-            blanks.fill(own, key, "threshold_start", lambda: min(1_000, training["steps"] // 3))
-    matched = next((own["k"] for own in trained.values() if own["kind"] == "batchtopk"), None)
-    for name, own in trained.items():
-        if own["kind"] == "l1":
-            key, wanted = f"crosscoders.{name}", matched or latents_per_token(own["dict_size"], train)
-            blanks.fill(own, key, "mu", lambda: "auto")
-            blanks.fill(own, key, "target_l0", lambda own=own, n=wanted: n if own["mu"] == "auto" else None)
+def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, blanks: Blanks) -> None:
+    """Fill in each trained crosscoder by its kind, then what follows the L0 of others."""
+    found, steps, size = trained(config["crosscoders"]), config["training"]["steps"], config["training"]["batch_size"]
+    runs = {
+        name: Run(train, steps, size, lambda name=name: model.value(WIDTH, f"crosscoders.{name}.dict_size"))
+        for name in found
+    }
+    for name, (kind, own) in found.items():
+        for key, value in kind.derived(own, runs[name]).items():
+            blanks.fill(own, f"crosscoders.{name}", key, value)
+    l0 = next((l0 for kind, own in found.values() if (l0 := kind.asked_l0(own)) is not None), None)
+    for name, (kind, own) in found.items():
+        for key, value in kind.matched(own, runs[name], l0).items():
+            blanks.fill(own, f"crosscoders.{name}", key, value)
 
 
 def _derive_causal(config: Mapping[str, Any], blanks: Blanks) -> None:
@@ -492,10 +483,9 @@ def derive(config: dict[str, Any], shipped: Path, fetch: bool = True) -> dict[st
         blanks.fill(config["conversations"], "conversations", "count", texts.count)
         train, validation = (sum(config["tokens"]["budgets"][split].values()) for split in SPLITS)
     _derive_layout(config["activations"], train, validation, blanks)
-    trained = {name: own for name, own in config["crosscoders"].items() if own["kind"] != "published"}
-    if trained:
+    if trained(config["crosscoders"]):
         _derive_training(config["training"], train, blanks)
-        _derive_crosscoders(trained, config["training"], train, model, blanks)
+        _derive_crosscoders(config, train, model, blanks)
     if "planted" not in config:
         _derive_causal(config, blanks)
         _derive_batches(config, model, blanks)

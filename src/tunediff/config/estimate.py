@@ -15,6 +15,7 @@ from textwrap import fill
 from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, WIDTH, model_config, shape_value
+from tunediff.config.dictionaries import DictionarySettings, trained
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOSC = 2 / 3  # of the uncompressed bytes
@@ -33,8 +34,7 @@ WINDOW = 4 << 30  # residuals a harvest holds at most, see `activations.WINDOW_B
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
 
-# Work. The products of a training step, in encoder products of the whole batch: measured on one core, d 128 and 640.
-PRODUCTS = {"batchtopk": 2.0, "l1": 4.0}  # l1: 5.5 while its code is dense, fewer later
+# Work.
 ADAM = 28  # bytes read and written for a parameter
 MODEL_EFFICIENCY = 0.5  # of a large product's rate: the harvest of Gemma 3 270M on 2 cores
 HALF_ON_CPU = 1 / 7  # of the rate in float32, on a CPU without bfloat16 products (measured)
@@ -120,15 +120,15 @@ class Setting(NamedTuple):
         planted = self.config["planted"]
         return [arm["dictionary"] for arm in planted["arms"].values() for _ in planted["seeds"]]
 
-    def trained(self, factor: float) -> list[tuple[Mapping[str, Any], int]]:
-        """Settings and number of latents of each dictionary that a pair trains."""
+    def trained(self, factor: float) -> list[tuple[type[DictionarySettings], int]]:
+        """Kind and number of latents of each dictionary that a pair trains."""
         seeds = 1 if self.planted else len(self.config["training"]["seeds"])
-        owns = [own for own in self.config["crosscoders"].values() if own["kind"] != "published"]
-        return [(own, round(factor * own["dict_size"])) for own in owns for _ in range(seeds)]
+        found = trained(self.config["crosscoders"]).values()
+        return [(kind, round(factor * own["dict_size"])) for kind, own in found for _ in range(seeds)]
 
     def dictionaries(self, factor: float) -> list[int]:
         """Latents of each dictionary of a pair; a published one is taken as of 32 × the width, as the paper's are."""
-        published = sum(own["kind"] == "published" for own in self.config["crosscoders"].values())
+        published = len(self.config["crosscoders"]) - len(trained(self.config["crosscoders"]))
         return [*(size for _, size in self.trained(factor)), *([32 * self.shape.d_model] * published)]
 
     def tokens(self, split: str) -> int:
@@ -313,9 +313,9 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     c, shape = run.config, run.shape
     d, train, validation = shape.d_model, run.tokens("train"), run.tokens("validation")
     learned = Work()
-    for own, size in [each for factor in run.pairs for each in run.trained(factor)]:
+    for kind, size in [each for factor in run.pairs for each in run.trained(factor)]:
         steps, batch = c["training"]["steps"], c["training"]["batch_size"]
-        products = PRODUCTS[own["kind"]] * 4 * d * size * batch * steps
+        products = kind.products * 4 * d * size * batch * steps
         learned += Work(0, products, ADAM * parameters(d, size) * steps, STEP_SECONDS * steps)
     dictionaries = [size for factor in run.pairs for size in run.dictionaries(factor)]
     encoded = sum(4 * d * size for size in dictionaries)  # operations a token

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from tunediff.config.settings import HarvestSettings
 from tunediff.data.tokens import KEEP_ALL, LEFT_OUT, Mask, TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo, ResidualModel, replace_tokens
@@ -37,25 +37,11 @@ from tunediff.pipeline.artifacts import building, check, manifest_path, provenan
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
 
-CODECS = ("crc32c", "blosc")
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
 BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
 CRC_BYTES, INDEX_BYTES = 4, 16  # per chunk of a shard file
 
 WINDOW_BYTES = 4 << 30  # of residuals held by a harvest before they are written
-
-
-@dataclass(frozen=True)
-class HarvestSettings:
-    """Layout of the activation stores and size of the forward passes."""
-
-    part_tokens: int = 1_048_576  # tokens of one part: the unit of work and of resume
-    shard_tokens: int = 16_384  # tokens of one shard file
-    chunk_tokens: int = 1_024  # tokens read at once
-    batch_tokens: int = 16_384  # tokens of one forward pass, padding included
-    codec: str = "crc32c"  # "crc32c", or "blosc" (a third smaller, slower to read)
-    dtype: str = "bfloat16"  # of the stored residuals
-    outlier_factor: float | None = 5.0  # norms above this many medians are massive activations; None: no mask
 
 
 class ActivationBatch(NamedTuple):
@@ -126,16 +112,12 @@ def find_outliers(
 
 
 def check_layout(n: int, settings: HarvestSettings) -> None:
-    """Raise a `TunediffError` where `n` tokens cannot be stored as `settings` says."""
-    if n % settings.shard_tokens or settings.shard_tokens % settings.chunk_tokens:
+    """Raise a `TunediffError` where `n` tokens are not whole shards."""
+    if n % settings.shard_tokens:
         raise TunediffError(
-            f"activations: {n} tokens, shards of {settings.shard_tokens}, chunks of {settings.chunk_tokens}: each must "
-            "be a multiple of the next; change `activations.shard_tokens` or the token budgets"
+            f"activations: {n} tokens are not a multiple of `activations.shard_tokens` ({settings.shard_tokens}); "
+            "change that or the token budgets"
         )
-    if settings.dtype not in STORAGE:
-        raise TunediffError(f"activations: dtype '{settings.dtype}' is not one of {', '.join(STORAGE)}")
-    if settings.codec not in CODECS:
-        raise TunediffError(f"activations: codec '{settings.codec}' is not one of {', '.join(CODECS)}")
 
 
 def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tunediff.config.settings import ConversationSettings
 from tunediff.data.corpora import documents
 from tunediff.data.documents import Distinct, Document, Message
 from tunediff.data.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write_store
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo, ResidualModel
-
-
-@dataclass(frozen=True)
-class ConversationSettings:
-    """How the conversations of the causal experiment are made."""
-
-    count: int = 512  # conversations
-    max_prompt_tokens: int = 896  # longer requests are skipped
-    max_tokens: int = 1024  # of prompt and answer together
-    answers: str = "generate"  # "generate": the chat model's greedy answers; "given": the source's second message
-    batch_size: int = 16  # conversations per generation batch
-    ignore_first_tokens: int = 0  # marked as ignored at the start of each conversation
 
 
 def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:
@@ -93,12 +81,6 @@ def build_conversations(
         The source holds too few usable requests, or (answers "given") no answers.
     """
     started = time.time()
-    if settings.answers not in ("generate", "given"):
-        raise TunediffError(f"answers '{settings.answers}': use 'generate' or 'given'")
-    if settings.max_prompt_tokens >= settings.max_tokens:
-        raise TunediffError(
-            f"max_prompt_tokens {settings.max_prompt_tokens} leaves no room for answers in {settings.max_tokens} tokens"
-        )
     tokenizer = pair.load_tokenizer()
     renderer = ChatRenderer(tokenizer, (), settings.ignore_first_tokens)
     skipped = dict.fromkeys(("system", "template", "long", "unanswered"), 0)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tunediff.config.settings import LocalSource
 from tunediff.data.documents import Document, Message, text_digest
 from tunediff.errors import TunediffError
 
@@ -23,8 +24,6 @@ ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assi
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only first
-
-DEFAULT_VALIDATION_SHARE = 0.1  # of the documents, where the source has no validation split of its own
 
 
 def documents(source: Mapping[str, Any], split: str, seed: int, whole: bool = False) -> Iterator[Document]:
@@ -42,7 +41,7 @@ def documents(source: Mapping[str, Any], split: str, seed: int, whole: bool = Fa
         yield from _demo(source, split, seed)
         return
     own_split = any(source.get(name) is not None for name in ("validation_split", "validation_path"))
-    share = float(source.get("validation_share", DEFAULT_VALIDATION_SHARE))
+    share = float(source.get("validation_share", LocalSource.validation_share))
     for where, value in _values(source, split):
         document = _document(value, where)
         if document is not None and (own_split or whole or in_split(document, split, share)):

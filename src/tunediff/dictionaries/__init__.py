@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tunediff.dictionaries.base import Dictionary, DictionarySettings, StepResult
+from tunediff.config.dictionaries import DictionarySettings
+from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.batchtopk import BatchTopK
 from tunediff.dictionaries.l1 import L1
 from tunediff.errors import TunediffError

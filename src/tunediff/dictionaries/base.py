@@ -5,17 +5,14 @@ Exclusive latents (DFC) would be a (latent, model) mask multiplied into the weig
 latent groups a list of ranges with a k each: both belong to this class and its settings, and touch nothing else.
 """
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tunediff.config.dictionaries import DictionarySettings
 from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_decode
-from tunediff.errors import TunediffError
-
-RECONSTRUCTIONS = ("squared", "norm")
 
 
 class StepResult(NamedTuple):
@@ -23,23 +20,6 @@ class StepResult(NamedTuple):
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]  # 0-dimensional, without graph; empty unless measured
-
-
-@dataclass(frozen=True)
-class DictionarySettings:
-    """Settings that every method has; a subclass adds its own."""
-
-    kind: ClassVar[str]
-
-    dict_size: int  # number of latents F
-
-    def require(self, key: str, condition: bool, wanted: str) -> None:
-        """Raise an error naming the key unless the condition holds."""
-        if not condition:
-            raise TunediffError(f"{self.kind}.{key}: is {getattr(self, key)!r}, must be {wanted}; correct the config")
-
-    def __post_init__(self) -> None:
-        self.require("dict_size", isinstance(self.dict_size, int) and self.dict_size > 0, "a positive whole number")
 
 
 class Dictionary(nn.Module):

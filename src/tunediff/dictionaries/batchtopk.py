@@ -1,17 +1,13 @@
 """BatchTopK crosscoder: the N·k largest decoder-norm-weighted activations of a batch (method.md section 2)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from tunediff.config.dictionaries import BatchTopKSettings
 from tunediff.dictionaries.base import (
-    RECONSTRUCTIONS,
     Dictionary,
-    DictionarySettings,
     StepResult,
     reconstruction_loss,
 )
@@ -19,37 +15,6 @@ from tunediff.dictionaries.sparse import latent_order, select_largest, selected_
 
 THRESHOLD_DECAY = 0.999
 GUESS = 0.95  # of the last batch's smallest kept score: where the next selection starts to look
-
-
-@dataclass(frozen=True)
-class BatchTopKSettings(DictionarySettings):
-    """Config section of kind batchtopk."""
-
-    kind: ClassVar[str] = "batchtopk"
-
-    k: int  # mean number of latents per token
-    k_max: int | None = None  # k of the first step where k is annealed; null: no annealing
-    k_anneal_steps: int = 0  # steps from k_max to k, linearly
-    aux_k: int = 512  # dead latents per token that decode the residual; 0: none
-    aux_weight: float = 1 / 32  # α, weight of the auxiliary loss
-    dead_after_tokens: int = 10_000_000  # tokens without firing after which a latent is dead
-    threshold_start: int = 1000  # steps before the average of the inference threshold starts
-    norm_init: float = 1.0  # norm of each model's decoder row at the start, activation units
-    clip_norm: float | None = 1.0  # largest total gradient norm; null: no clipping
-    reconstruction: str = "squared"  # squared: Σ_m ‖ε^m‖²; norm: ‖ε^m‖₂ averaged over the models
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("k", 0 < self.k <= self.dict_size, "between 1 and dict_size")
-        self.require("k_max", self.k_max is None or self.k <= self.k_max <= self.dict_size, "null or k … dict_size")
-        self.require("k_anneal_steps", self.k_anneal_steps >= 0, "0 or more")
-        self.require("aux_k", self.aux_k >= 0, "0 or more")
-        self.require("aux_weight", self.aux_weight >= 0, "0 or more")
-        self.require("dead_after_tokens", self.dead_after_tokens > 0, "positive")
-        self.require("threshold_start", self.threshold_start >= 0, "0 or more")
-        self.require("norm_init", self.norm_init > 0, "positive")
-        self.require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "null or positive")
-        self.require("reconstruction", self.reconstruction in RECONSTRUCTIONS, f"one of {RECONSTRUCTIONS}")
 
 
 def geometric_median(

@@ -1,18 +1,16 @@
 """L1 crosscoder: reconstruction + μ · Σ_j f_j s_j, with μ given or found during training (method.md section 2)."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import (
-    RECONSTRUCTIONS,
     Dictionary,
-    DictionarySettings,
     StepResult,
     reconstruction_loss,
 )
@@ -38,30 +36,6 @@ MU_SETTLING = 3.0  # times the integral part once the reference is at the target
 MU_MAX_GAIN = 0.05  # per step: latents need some tens of steps to answer, however short the run
 MU_GUARD = 0.9  # μ does not rise while the loss is above this share of an empty code's: it would kill the latents
 START_DENSITY = 2.0  # times target_l0: what fires before the first step, by the biases
-
-
-@dataclass(frozen=True)
-class L1Settings(DictionarySettings):
-    """Config section of kind l1."""
-
-    kind: ClassVar[str] = "l1"
-
-    mu: float | str  # weight of the sparsity penalty, or "auto": searched for target_l0
-    target_l0: float | None = None  # wanted mean number of latents per token; only with mu: auto
-    reconstruction: str = "squared"  # squared: ½ Σ_m ‖ε^m‖² (printed); norm: ‖ε^m‖₂ averaged over the models (released)
-    norm_init: float = 0.05  # norm of each model's decoder row at the start, activation units
-    dead_after_tokens: int = 10_000_000  # tokens without firing after which a latent counts as dead in the log
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.mu, int | float) and self.mu >= 0
-        self.require("mu", number or self.mu == "auto", 'a number of 0 or more, or "auto"')
-        if self.mu == "auto":
-            wanted = self.target_l0 is not None and 0 < self.target_l0 < self.dict_size
-            self.require("target_l0", wanted, "between 0 and dict_size where mu is auto")
-        self.require("reconstruction", self.reconstruction in RECONSTRUCTIONS, f"one of {RECONSTRUCTIONS}")
-        self.require("norm_init", self.norm_init > 0, "positive")
-        self.require("dead_after_tokens", self.dead_after_tokens > 0, "positive")
 
 
 class _DenseOutputs(torch.autograd.Function):

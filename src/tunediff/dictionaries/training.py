@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.dictionaries import Dictionary, DictionarySettings, build
+from tunediff.config.dictionaries import DictionarySettings
+from tunediff.config.settings import TrainingSettings
+from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
 
-NORMALIZATIONS = ("none", "scale", "mean_scale")
-PRECISIONS = ("highest", "high", "bf16")
 LOGGERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 HISTORY = (
@@ -57,47 +57,6 @@ class Store(Protocol):
     def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[Any]:
         """Yield `Batch`es without end, from `start_step` on."""
         ...
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Config section `training`."""
-
-    batch_size: int = 2048  # tokens per step
-    steps: int = 97_656  # steps in all
-    learning_rate: float = 1e-4  # of Adam, after the warm-up
-    warmup_steps: int = 1000  # linear warm-up; constant afterwards
-    beta1: float = 0.9  # decay of Adam's first moment
-    beta2: float = 0.999  # decay of Adam's second moment
-    normalization: str = "mean_scale"  # none; scale: one factor per model to median norm √d; mean_scale: centred first
-    normalization_tokens: int = 1_000_000  # train tokens that mean and scale are computed on
-    pool_chunks: int = 16  # chunks of the activation store shuffled together
-    seed: int = 42  # of the data order
-    checkpoint_every: int = 1000  # steps between checkpoints
-    log_every: int = 100  # steps between rows of the history
-    device: str = "cpu"  # cpu or cuda
-    matmul_precision: str = "highest"  # highest: float32; high: TF32; bf16: encoder GEMM in bfloat16
-    log_to: str = "none"  # none, tensorboard or wandb
-
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "steps", "normalization_tokens", "pool_chunks", "checkpoint_every", "log_every"):
-            self._require(key, getattr(self, key) >= 1, "1 or more")
-        self._require("learning_rate", self.learning_rate > 0, "positive")
-        self._require("warmup_steps", self.warmup_steps >= 0, "0 or more")
-        self._require("beta1", 0 <= self.beta1 < 1, "in [0, 1)")
-        self._require("beta2", 0 <= self.beta2 < 1, "in [0, 1)")
-        self._require("normalization", self.normalization in NORMALIZATIONS, f"one of {NORMALIZATIONS}")
-        self._require("matmul_precision", self.matmul_precision in PRECISIONS, f"one of {PRECISIONS}")
-        self._require("log_to", self.log_to == "none" or self.log_to in LOGGERS, f"one of none, {', '.join(LOGGERS)}")
-
-    @classmethod
-    def from_config(cls, section: Mapping[str, Any], seed: int, device: str) -> Self:
-        """Make the settings of config section `training`; its `seeds` belong to the dictionaries."""
-        return cls(**{key: value for key, value in section.items() if key != "seeds"}, seed=seed, device=device)
-
-    def _require(self, key: str, condition: bool, wanted: str) -> None:
-        if not condition:
-            raise TunediffError(f"training.{key}: is {getattr(self, key)!r}, must be {wanted}; correct the config")
 
 
 class Normalization(NamedTuple):

@@ -7,7 +7,6 @@ and the prefixes of whole rankings at stated shares of E(all).
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from tunediff.config.settings import CausalSettings
 from tunediff.dictionaries.sparse import SparseCode, latent_order
 from tunediff.errors import TunediffError
 from tunediff.latents.table import LatentTable
@@ -26,21 +26,6 @@ RANKINGS = ("norm_difference", "latent_scaling")
 BASELINE, RANDOM = "energy", "random"  # the order to beat, and the one to start from
 MATCHED_FACTOR = 1.5  # between the energies of two latents that are paired
 TOLERANCE = 0.02  # relative, of the energy of a set of random latents
-
-
-@dataclass(frozen=True)
-class CausalSettings:
-    """Settings of the KL experiment."""
-
-    reference: str = "l1"  # crosscoder whose number of chat-only latents is the size of everyone's effective set
-    set_size: int | None = None  # that size as a number instead
-    random_sets: int = 5  # draws of random latents that have the energy of a best half, per ranking
-    random_orders: int = 3  # random orders of all live latents, beside the rankings' curves
-    curve_energies: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # shares of E(all) at which curves are measured
-    include_bias: bool = False  # whether `all` is run with b^chat − b^base too (the paper does not add it)
-    batch_size: int = 16  # conversations per forward pass
-    seed: int = 0  # of the random sets and orders
-    bootstrap_samples: int = 2000  # resamples of conversations in the summary
 
 
 class Grown(NamedTuple):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tunediff.config.settings import LatentSettings
+
 
 def _signed(value: float) -> str:
     return f"{value:g}".replace("-", "−")
@@ -20,8 +22,8 @@ def _signed(value: float) -> str:
 class Criterion:
     """Thresholds and bounds; they travel in the metadata of every latent table."""
 
-    nu_reconstruction_below: float = 0.5  # chat-specific: ν^r under this (no Latent Decoupling)
-    nu_error_below: float = 0.2  # … and ν^ε under this (no Complete Shrinkage)
+    nu_reconstruction_below: float = LatentSettings.nu_reconstruction_below  # ν^r under this (no Latent Decoupling)
+    nu_error_below: float = LatentSettings.nu_error_below  # … and ν^ε under this (no Complete Shrinkage)
     lowest: float = -0.1  # of both ν; a latent with one of them under it is reversed
     highest: float = 2.0  # of both ν; above, β^chat is too small to divide by
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from tunediff.config.settings import EvaluationSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.data.passes import counted_batches
 from tunediff.data.tokens import LEFT_OUT, TokenStore
@@ -27,15 +28,6 @@ from tunediff.models.pair import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_text
 
 MODELS = ("base", "chat")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Settings of the held-out metrics."""
-
-    documents: int = 128  # held-out documents per corpus (the first ones) for the cross-entropy recovered
-    batch_size: int = 16  # documents per forward pass
-    token_batch_size: int = 2048  # tokens encoded at once
 
 
 class LargestDimension(NamedTuple):

@@ -6,7 +6,7 @@ BOS, ignored tokens and massive activations are left out of both.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from tunediff.config.settings import LatentSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.data.passes import counted_batches
 from tunediff.dictionaries.crosscoder import Crosscoder
@@ -45,25 +46,6 @@ from tunediff.latents.table import (
     rank_sum,
 )
 from tunediff.pipeline.artifacts import building, provenance, seal
-
-
-@dataclass(frozen=True)
-class LatentSettings:
-    """Settings of the latent table."""
-
-    fit_tokens: int | None = None  # counted train tokens that Latent Scaling is fitted on; None: all
-    batch_size: int = 2048  # tokens encoded at once
-    min_count: int = 100  # firings under which a latent has no ν
-    blocks: int = 64  # independent blocks of documents, the unit of standard errors and intervals
-    bootstrap_samples: int = 1000  # resamples of the blocks
-    seed: int = 0  # of the bootstrap and of the control directions
-    nu_reconstruction_below: float = Criterion.nu_reconstruction_below
-    nu_error_below: float = Criterion.nu_error_below
-
-    @property
-    def criterion(self) -> Criterion:
-        """The rule by which a latent is called chat-specific."""
-        return Criterion(self.nu_reconstruction_below, self.nu_error_below)
 
 
 class Firing:
@@ -212,7 +194,7 @@ def latent_table(
             null = nu(values[target][0]).masked_fill(held_out.count[0] < settings.min_count, torch.nan)
             columns[f"nu_{target}_{direction}"] = null.cpu().numpy()
 
-    criterion = settings.criterion
+    criterion = Criterion(settings.nu_reconstruction_below, settings.nu_error_below)
     fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
     columns["rank_sum"] = rank_sum(*fitted_nu, criterion)
     columns["chat_specific"] = criterion.chat_specific(*fitted_nu)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunediff.config.check import fingerprinted_paths
+from tunediff.config.dictionaries import CrosscoderSettings, kind_of
 from tunediff.data.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
@@ -19,7 +20,6 @@ from tunediff.errors import TunediffError
 from tunediff.pipeline.keys import content_key, fingerprint, stored_key
 from tunediff.report.registry import SUMMARY_READS, drawings_of
 
-KIND_VERSIONS = {"l1": 1, "batchtopk": 1, "published": 1}
 SPLITS = ("train", "validation")
 NULLS = "nulls/summary"  # the drawing of the nulls' counts
 
@@ -112,7 +112,7 @@ class Graph:
     @cached_property
     def crosscoders(self) -> dict[str, dict[str, Any]]:
         """Config sections by name, in an order that does not depend on the order in the file: kind, then name."""
-        kinds = list(KIND_VERSIONS)
+        kinds = list(CrosscoderSettings.kinds)
         sections = self.config["crosscoders"].items()
         return {
             name: dict(own) for name, own in sorted(sections, key=lambda item: (kinds.index(item[1]["kind"]), item[0]))
@@ -125,7 +125,7 @@ class Graph:
             f"{name}-seed{seed}": (settings, seed)
             for seed in self.config.get("training", {"seeds": []})["seeds"]
             for name, settings in self.crosscoders.items()
-            if settings["kind"] != "published"
+            if kind_of(settings).trained
         }
 
     @property
@@ -139,7 +139,7 @@ class Graph:
     @property
     def published(self) -> dict[str, dict[str, Any]]:
         """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
-        return {name: own for name, own in self.crosscoders.items() if own["kind"] == "published"}
+        return {name: own for name, own in self.crosscoders.items() if not kind_of(own).trained}
 
     @property
     def dictionaries(self) -> list[str]:
@@ -254,7 +254,7 @@ class Graph:
         """Add a dictionary that is trained on a pair's train activations."""
         c, (own, seed) = self.config, self.training(folder, name)
         shared = _without(c.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
-        settings = [own, KIND_VERSIONS[own["kind"]], seed, shared, c["seed"]]
+        settings = [own, kind_of(own).version, seed, shared, c["seed"]]
         self.add("train", f"{folder}crosscoders/{name}", settings, train=self.parts("train", folder))
 
     def _table(self, folder: str, name: str) -> None:

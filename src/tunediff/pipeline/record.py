@@ -80,7 +80,7 @@ def code_digest(unit: Unit, others: frozenset[Path]) -> str:
 
 def units(scripts: Path) -> dict[str, Unit]:
     """Return every unit by name; `scripts` is workflow/scripts."""
-    from tunediff.config.dictionaries import KINDS
+    from tunediff.config.dictionaries import CrosscoderSettings
     from tunediff.demo import VERSION
     from tunediff.pipeline.graph import STAGES
     from tunediff.report.registry import drawings
@@ -88,7 +88,7 @@ def units(scripts: Path) -> dict[str, Unit]:
     demo = tuple(sorted((PACKAGE / "demo").glob("*.py")))
     found = {"demo": Unit(VERSION, demo)}
     found |= {f"stage {name}": Unit(stage.version, (scripts / f"{stage.script}.py",)) for name, stage in STAGES.items()}
-    for kind, settings in KINDS.items():
+    for kind, settings in CrosscoderSettings.kinds.items():
         path = _module_path(f"tunediff.dictionaries.{kind}")
         if path is not None:  # a published one has no code that trains it
             found[f"kind {kind}"] = Unit(settings.version, (path,))

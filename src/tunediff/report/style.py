@@ -14,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase, SubFigure
 
+from tunediff.config.settings import FigureSettings
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.table import CHAT_ONLY_FROM
@@ -106,13 +107,11 @@ def mathematical(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Style:
+class Style(FigureSettings):
     """Sizes of a printed figure."""
 
     width: float = 5.5  # inches: the text width of a NeurIPS page
-    font_size: float = 8.0  # points: axis labels and titles
     line_width: float = 1.1  # points
-    dpi: int = 300  # of the PNG, and of scatter points inside the PDF
 
     @property
     def small_size(self) -> float:

@@ -6,10 +6,10 @@ Dimension names: concept (planted), token, model (2: base, chat), d_model.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from tunediff.data.activations import MODELS, HarvestSettings, create_part, to_stored
+from tunediff.config.planted import PlantedArm
+from tunediff.config.settings import HarvestSettings
+from tunediff.data.activations import MODELS, create_part, to_stored
 from tunediff.data.tokens import MAX_CONCEPTS, Encoding, Mask, write_store
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
@@ -35,60 +37,6 @@ HEADER = 3  # template tokens before each of a chat document's two turns
 
 
 @dataclass(frozen=True)
-class PairSettings:
-    """One arm: how many concepts of each kind, when and how strongly they fire."""
-
-    d_model: int = 96  # width
-    shared: int = 46  # one direction, one strength in both models
-    chat_only: int = 16  # absent from base
-    base_only: int = 16  # absent from chat
-    weaker: int = 20  # one direction, weaker in base by one of `weaker_factors`
-    amplified: int = 8  # one direction, twice as strong in chat
-    rotated: int = 8  # equal strength, directions of cosine `rotated_cosine`
-    decoupled: int = 12  # one direction in chat; base has it by other latents that fire there, and elsewhere
-    decoupled_alone: float = 2.0  # how often each of those fires without it, over how often it fires
-    weaker_factors: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)  # base over chat, in turn
-    amplified_factor: float = 2.0  # chat over base
-    rotated_cosine: float = 0.8  # between the models' directions
-    decoupled_parts: tuple[int, ...] = (
-        1,
-        2,
-    )  # how many, in turn: 1 of the same direction, or several that add up to it
-    frequency: tuple[float, ...] = (0.03, 0.003)  # share of tokens, in turn within each kind
-    shared_frequency: tuple[float, ...] = (0.05, 0.02)  # the same for shared concepts
-    correlation: float = 0.0  # of the gates within a co-firing group, before the threshold
-    group_size: int = 4  # concepts per co-firing group, of any kinds
-    hierarchy: float = 0.0  # share of concepts that fire only where a more frequent shared one does
-    burstiness: float = 0.3  # share of a gate's and a strength's variance that is the document's
-    tail: float = 0.3  # standard deviation of log strength; 1 is heavy-tailed. Mean strength is 1
-    noise: float = 0.05  # standard deviation per coordinate, independent in each model and token
-    document_noise: float = 0.03  # the same, constant within a document
-    document_tokens: int = 64  # length of every document
-
-    def __post_init__(self) -> None:
-        self._require("decoupled_parts", min(self.decoupled_parts) >= 1, "1 or more each")
-        for name in ("frequency", "shared_frequency"):
-            self._require(name, all(0 < x < 0.5 for x in getattr(self, name)), "in (0, 0.5)")
-        highest = 0.5 / max(self.frequency)
-        self._require("decoupled_alone", 0 <= self.decoupled_alone < highest, f"in [0, {highest:.3g})")
-        self._require("correlation", 0 <= self.correlation <= 1 - self.burstiness, "0 … 1 − burstiness")
-        self._require("document_tokens", self.document_tokens >= 4 * HEADER, f"at least {4 * HEADER}")
-
-    @classmethod
-    def from_config(cls, section: Mapping[str, Any]) -> Self:
-        """Make the settings of one arm of config section `planted`, its dictionary size left out."""
-        known = {entry.name for entry in fields(cls)}
-        values: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in section.items() if name in known
-        }
-        return cls(**values)
-
-    def _require(self, key: str, condition: bool, wanted: str) -> None:
-        if not condition:
-            raise TunediffError(f"planted.{key}: is {getattr(self, key)!r}, must be {wanted}; correct the config")
-
-
-@dataclass(frozen=True)
 class PlantedPair:
     """The concepts of one pair.
 
@@ -97,7 +45,7 @@ class PlantedPair:
     its strength over the owner's there; NaN where it has one of its own), parent (-1: none), group.
     """
 
-    settings: PairSettings
+    settings: PlantedArm
     concepts: pd.DataFrame
     decoder: Float[np.ndarray, "concept model d_model"]  # float64
 
@@ -157,7 +105,7 @@ def _unit(rng: np.random.Generator, count: int, d_model: int) -> NDArray[np.floa
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
-def plant(settings: PairSettings, seed: int) -> PlantedPair:
+def plant(settings: PlantedArm, seed: int) -> PlantedPair:
     """Draw the concepts of a pair: kinds in the order of `KINDS`, directions uniform on the sphere."""
     rng = np.random.default_rng([seed, 0])
     d = settings.d_model
@@ -203,7 +151,7 @@ def plant(settings: PairSettings, seed: int) -> PlantedPair:
     return PlantedPair(settings, _related(concepts, settings, rng), np.array(decoder))
 
 
-def _related(concepts: pd.DataFrame, settings: PairSettings, rng: np.random.Generator) -> pd.DataFrame:
+def _related(concepts: pd.DataFrame, settings: PlantedArm, rng: np.random.Generator) -> pd.DataFrame:
     """Add parents and co-firing groups."""
     n = len(concepts)
     parent = np.full(n, -1)

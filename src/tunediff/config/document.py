@@ -1,10 +1,12 @@
-"""Writes the key tables of config/README.md from the schema: python workflow/schemas/document.py > config/README.md"""
+"""The page of all keys, config/README.md: an introduction and tables made from the schema."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tunediff.config.dictionaries import CrosscoderSettings
+from tunediff.config.settings import Source
 
 INTRO = """# Configuration
 
@@ -33,7 +35,7 @@ that is timed for a tenth of a second (a CPU), or over stated rates (a GPU).
 | `planted.yaml` | the truth test: activations made from known latents instead of a model pair |
 | `seeds.yaml` | on top of another: each dictionary from three seeds |
 
-This page is written from `workflow/schemas/config.schema.yaml` by `workflow/schemas/document.py`.
+This page and `workflow/schemas/config.schema.yaml` are made from `src/tunediff/config/settings.py` by `make docs`.
 """
 
 
@@ -41,12 +43,14 @@ def type_name(node: dict[str, Any]) -> str:
     """Return how a key's values are written."""
     if "anyOf" in node:
         return " or ".join(type_name(option) for option in node["anyOf"])
+    if "oneOf" in node:
+        return f"mapping with `{node['required'][0]}`"
     if "const" in node:
         return f"`{node['const']}`"
     if "enum" in node:
         return ", ".join(f"`{option}`" for option in node["enum"])
     if "$ref" in node:
-        return node["$ref"].rsplit("/", 1)[-1]
+        return node["$ref"].rsplit("/", 1)[-1].lower()
     kind = node.get("type", "mapping")
     names = {"object": "mapping", "array": "list", "null": "null", "integer": "integer", "string": "text"}
     return " or ".join(names.get(k, k) for k in ([kind] if isinstance(kind, str) else kind))
@@ -71,18 +75,12 @@ def table(title: str, node: dict[str, Any]) -> str:
 
 def document(schema: dict[str, Any]) -> str:
     """Return config/README.md."""
-    blocks = [INTRO, table("Keys", schema)]
-    blocks.append(table("A model with an `adapter`", schema["$defs"]["adapter"]))
-    for branch in schema["$defs"]["source"]["oneOf"]:
-        blocks.append(table(f"A source with `from: {branch['properties']['from']['const']}`", branch))
-    for kind in (
-        ref["$ref"].rsplit("/", 1)[-1] for ref in schema["properties"]["crosscoders"]["additionalProperties"]["oneOf"]
-    ):
-        blocks.append(table(f"A crosscoder with `kind: {kind}`", schema["$defs"][kind]))
-    blocks.append(table("A pair of `nulls`", schema["$defs"]["null_pair"]))
-    blocks.append(table("An arm of `planted`", schema["$defs"]["planted_arm"]))
-    return "\n".join(blocks)
-
-
-if __name__ == "__main__":
-    print(document(yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text(encoding="utf-8"))), end="")
+    parts = schema["$defs"]
+    titled = {
+        "A model with an `adapter`": parts["Adapter"],
+        **{f"A source with `from: {kind}`": parts[cls.__name__] for kind, cls in Source.kinds.items()},
+        **{f"A crosscoder with `kind: {kind}`": parts[cls.__name__] for kind, cls in CrosscoderSettings.kinds.items()},
+        "A pair of `nulls`": parts["NullPair"],
+        "An arm of `planted`": parts["PlantedArm"],
+    }
+    return "\n".join([INTRO, table("Keys", schema), *(table(title, part) for title, part in titled.items())])

@@ -1,0 +1,475 @@
+"""Every section of a config, and with it every key: type, range, default or rule, help.
+
+A section object holds what a stage reads; plain fields beside the keys are given by the stage. The kinds of crosscoders
+are in `tunediff.config.dictionaries`, the planted pairs in `tunediff.config.planted`. Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tunediff.config.dictionaries import CrosscoderSettings
+from tunediff.config.fields import DEVICE, NAME, Settings, Variant, setting
+from tunediff.config.planted import PlantedSettings
+
+TOKEN_ID = {"pattern": "^[0-9]+$"}
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Settings):
+    """A base model with a low-rank adapter (LoRA, safetensors), merged once in float32 and kept with the results."""
+
+    section: ClassVar[str] = "adapter"
+
+    base: str = setting(
+        "The model the adapter was trained on: a hub id or a local directory, not quantised.", minLength=1
+    )
+    adapter: str = setting(
+        "The adapter: a hub id or a local directory, written by peft. Its own tokenizer or chat template is used if it "
+        "comes with one, else the base's.",
+        minLength=1,
+    )
+    revision: str | None = setting(
+        "Commit, tag or branch of a hub adapter; null is its default branch.", None, minLength=1
+    )
+    base_revision: str | None = setting("The same for its base model.", None, minLength=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(Settings):
+    """The built-in pair; only read where base and chat are `demo`."""
+
+    section: ClassVar[str] = "models.demo"
+
+    retrain: bool = setting("Train the pair instead of using the shipped one.", False)
+    base_tokens: int | None = setting(
+        "Tokens of web text the base model is trained on; only with retrain.", optional=True, minimum=1000
+    )
+    chat_tokens: int | None = setting(
+        "Tokens of conversations the chat model is tuned on; only with retrain.", optional=True, minimum=1000
+    )
+    d_model: int | None = setting("Width of the retrained pair; only with retrain.", optional=True, minimum=16)
+    layers: int | None = setting("Blocks of the retrained pair; only with retrain.", optional=True, minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """The model pair."""
+
+    section: ClassVar[str] = "models"
+
+    base: str | Adapter = setting(
+        "Base model: a hub id, a local directory, a base with an adapter (see below), or `demo`, the demo's base model "
+        "(`demo-base`).",
+        minLength=1,
+    )
+    chat: str | Adapter = setting(
+        "Chat-tuned model: a hub id, a local directory, a base with an adapter (see below), or `demo` (`demo-chat`); "
+        "its tokenizer and chat template are used.",
+        minLength=1,
+    )
+    base_revision: str | None = setting("Commit, tag or branch of a hub base model; null is its default branch.", None)
+    chat_revision: str | None = setting("Commit, tag or branch of a hub chat model; null is its default branch.", None)
+    layer: int = setting(
+        "Block whose output is compared, counted from 0, not the last",
+        rule="the middle one: half the number of blocks, read from the base model's config.json (directory, hub cache, "
+        "or hub)",
+        minimum=0,
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("Type the models run in.", "bfloat16")
+    device: str = setting("`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.", "auto", pattern=DEVICE)
+    ignore_first_tokens: int = setting(
+        "Leading tokens of every sample left out of training and metrics (Gemma 0, Llama 3 25, Qwen 2.5 21).",
+        0,
+        minimum=0,
+    )
+    base_token_replacements: dict[str, int] = setting(
+        'Token ids the base model gets instead of the chat tokenizer\'s, `"id": id` (Llama 3: {"128006": 1432, '
+        '"128009": 827, "128007": 827}).',
+        {},
+        propertyNames=TOKEN_ID,
+        minimum=0,
+    )
+    demo: DemoSettings = setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullPair(Settings):
+    """The two models; both must have the tokenizer of `models`."""
+
+    section: ClassVar[str] = "nulls"
+
+    base: str | Adapter = setting(
+        "As `models.base`; of the demo also `demo-chat`, `demo-retuned` (tuned again, on other conversations in "
+        "another order) and `demo-continued` (the base model, trained on with new web text).",
+        minLength=1,
+    )
+    chat: str | Adapter = setting("The same for the model in the place of the chat model.", minLength=1)
+    base_revision: str | None = setting("As `models.base_revision`.", None)
+    chat_revision: str | None = setting("As `models.chat_revision`.", None)
+    base_token_replacements: dict[str, int] = setting(
+        "As `models.base_token_replacements`, whose value is not taken over: needed where the first model is a base "
+        "model.",
+        {},
+        propertyNames=TOKEN_ID,
+        minimum=0,
+    )
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+class Source(Variant):
+    """A source of texts."""
+
+    tag: ClassVar[str] = "from"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSource(Source):
+    """Text generated by the project."""
+
+    kind: ClassVar[str] = "demo"
+
+    part: Literal["web", "chat", "requests"] = setting("Plain texts, conversations, or single user turns.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubSource(Source):
+    """A hub data set, streamed."""
+
+    kind: ClassVar[str] = "hub"
+
+    path: str = setting("Hub id of the data set.", minLength=1)
+    name: str | None = setting("Its configuration (sample-10BT).", None)
+    split: str = setting("Its split.", "train")
+    validation_split: str | None = setting(
+        "Split for validation tokens; null sets documents apart by a hash of their content.", None
+    )
+    validation_share: float = setting(
+        "Share of documents set apart for validation.", 0.1, exclusiveMinimum=0, exclusiveMaximum=1
+    )
+    column: str = setting("Column with the text, or with the list of messages.", minLength=1)
+    revision: str | None = setting("Commit of the data set.", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSource(Source):
+    """Files: .jsonl, .jsonl.gz or .parquet."""
+
+    kind: ClassVar[str] = "local"
+
+    path: str = setting("A file or a glob.", minLength=1)
+    validation_path: str | None = setting(
+        "Files for validation tokens; null sets documents apart by a hash of their content.", None
+    )
+    validation_share: float = setting(
+        "Share of documents set apart for validation.",
+        0.1,
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+    )
+    column: str = setting("Column with the text, or with the list of messages.", minLength=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings(Settings):
+    """Exact number of tokens per split and source."""
+
+    section: ClassVar[str] = "tokens.budgets"
+
+    train: dict[str, int] = setting(
+        "Train tokens per source",
+        rule="5,242,880 of a data set of the hub; of local files what they hold, at most as much, estimated from below "
+        "(a token per 6 characters, where real tokenizers need 3 to 5; copies of a text left out, documents cut at "
+        "max_length); the sum is rounded down to whole shards",
+        minimum=1,
+    )
+    validation: dict[str, int] = setting(
+        "Validation tokens per source, from other documents", rule="a tenth of that, in the same way", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSettings(Settings):
+    """Which text is tokenised, and how much."""
+
+    section: ClassVar[str] = "tokens"
+
+    max_length: int = setting("Tokens a document is truncated to.", 1024, minimum=8)
+    sources: dict[str, Source] = setting(
+        "Named text sources; the names appear in every table (web, chat).", minProperties=1, maxProperties=8
+    )
+    budgets: BudgetSettings = setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationSettings(Settings):
+    """The chat interactions of the KL experiment."""
+
+    section: ClassVar[str] = "conversations"
+
+    source: Source | None = setting(
+        "Requests (the first user turn is used), or whole conversations with `answers` given",
+        None,
+        rule="the first of `tokens.sources` that holds conversations, of which only the validation share is used",
+    )
+    count: int = setting(
+        "Number of conversations",
+        512,
+        rule="512, or 90 % of the different requests of local files (no longer than max_prompt_tokens - 64 characters) "
+        "where these are fewer",
+        minimum=2,
+    )
+    answers: Literal["generate", "given"] = setting(
+        "`generate`: the chat model answers greedily; `given`: the source's own first answer.", "generate"
+    )
+    max_prompt_tokens: int = setting("Longer prompts are skipped.", 896, minimum=4)
+    max_tokens: int = setting("Prompt and answer together.", 1024, minimum=8)
+    batch_size: int = setting("Conversations per generation batch.", 16, minimum=1)
+
+    ignore_first_tokens: int = 0  # of `models`: marked as ignored at the start of each conversation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = self.max_prompt_tokens < self.max_tokens
+        self.require("max_prompt_tokens", fits, f"below max_tokens ({self.max_tokens}), to leave room for an answer")
+
+
+# -- activations and training ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestSettings(Settings):
+    """The activation stores."""
+
+    section: ClassVar[str] = "activations"
+
+    dtype: Literal["bfloat16", "float16", "float32"] = setting(
+        "Stored type; bfloat16 is lossless for models run in bfloat16.", "bfloat16"
+    )
+    codec: Literal["crc32c", "blosc"] = setting(
+        "`crc32c`: uncompressed with checksums, read at memory-map speed; `blosc`: a third smaller, about 1.7 times "
+        "the CPU.",
+        "crc32c",
+    )
+    chunk_tokens: int = setting(
+        "Tokens per chunk, the unit of reading",
+        1024,
+        rule="the largest divisor of shard_tokens up to 1,024 and an eighth of it",
+        minimum=1,
+    )
+    shard_tokens: int = setting(
+        "Tokens per shard file",
+        65_536,
+        rule="a multiple of chunk_tokens that divides the tokens of every split: the largest up to 65,536",
+        minimum=1,
+    )
+    part_tokens: int = setting(
+        "Tokens per part, the unit of work, of resume and of a cluster job",
+        1_048_576,
+        rule="a multiple of shard_tokens: 4 to 16 parts, about 1 M tokens each and 65,536 at least",
+        minimum=1,
+    )
+    batch_tokens: int = setting("Padded tokens per forward pass.", 32_768, minimum=8)
+    outlier_factor: float | None = setting(
+        "A token whose norm exceeds this many medians of its part, in either model, is a massive activation: stored, "
+        "but left out of training and of every metric; null keeps all, as the paper does.",
+        5,
+        exclusiveMinimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for small, large in (("chunk_tokens", "shard_tokens"), ("shard_tokens", "part_tokens")):
+            unit, total = getattr(self, small), getattr(self, large)
+            written = max(1, round(total / unit)) * unit
+            wanted = f"a multiple of `activations.{small}` ({unit}), such as {written}"
+            self.require(large, total % unit == 0, wanted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """Shared by all trained crosscoders, which see the same tokens in the same order."""
+
+    section: ClassVar[str] = "training"
+
+    batch_size: int = setting(
+        "Token pairs per step",
+        2048,
+        rule="2,048, halved (down to 256) while four epochs are fewer than 1,000 steps",
+        minimum=1,
+    )
+    steps: int = setting(
+        "Training steps; epochs = steps × batch_size / train tokens",
+        97_656,
+        rule="four epochs, or two from 5 M train tokens on; up to 16 where that were fewer than 1,000 steps",
+        minimum=1,
+    )
+    learning_rate: float = setting(
+        "Adam learning rate, constant after the warm-up",
+        1e-4,
+        rule="0.002 up to 3,000 steps, 0.0003 up to 30,000, else 0.0001",
+        exclusiveMinimum=0,
+    )
+    warmup_steps: int = setting("Steps of linear warm-up", 1000, rule="a tenth of the steps, at most 1,000", minimum=0)
+    normalization: Literal["none", "scale", "mean_scale"] = setting(
+        "Input normalisation, folded into the weights at the end: `none`; `scale`: one scale per model to mean norm "
+        "√d; `mean_scale`: also minus the mean.",
+        "mean_scale",
+    )
+    normalization_tokens: int = setting("Train tokens the normalisation is estimated on.", 1_000_000, minimum=1)
+    pool_chunks: int = setting(
+        "Open chunks that batches are drawn from; memory is pool_chunks × chunk_tokens × 4 d bytes.", 128, minimum=1
+    )
+    checkpoint_every: int = setting(
+        "Steps between checkpoints", 10_000, rule="a tenth of the steps, 50 to 10,000", minimum=1
+    )
+    log_every: int = setting(
+        "Steps between rows of the history", 100, rule="a hundredth of the steps, at most 100", minimum=1
+    )
+    matmul_precision: Literal["highest", "high", "bf16"] = setting(
+        "Encoder products on a GPU: float32, TF32 or bfloat16.", "highest"
+    )
+    log_to: Literal["none", "tensorboard", "wandb"] = setting("Also send the history there.", "none")
+    seeds: tuple[int, ...] = setting(
+        "Each crosscoder is trained once per seed, all from one pass over the data.",
+        (0,),
+        minItems=1,
+        uniqueItems=True,
+        minimum=0,
+    )
+
+    beta1: float = 0.9  # decay of Adam's first moment
+    beta2: float = 0.999  # decay of Adam's second moment
+    seed: int = 42  # of the data order
+    device: str = "cpu"
+
+
+# -- measures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings(Settings):
+    """The latent table and Latent Scaling."""
+
+    section: ClassVar[str] = "latents"
+
+    fit_tokens: int | None = setting("Train tokens Latent Scaling is fitted on; null is all.", None, minimum=1)
+    min_count: int = setting("Activations below which a latent gets no ν.", 100, minimum=2)
+    blocks: int = setting("Independent blocks of documents for standard errors.", 64, minimum=8)
+    bootstrap_samples: int = setting("Resamples of blocks for intervals of ν.", 1000, minimum=100)
+    nu_reconstruction_below: float = setting("A chat-specific latent has ν^r below this.", 0.5, exclusiveMinimum=0)
+    nu_error_below: float = setting("A chat-specific latent has ν^ε below this.", 0.2, exclusiveMinimum=0)
+
+    batch_size: int = 2048  # tokens encoded at once
+    seed: int = 0  # of the bootstrap and of the control directions
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """Held-out metrics."""
+
+    section: ClassVar[str] = "evaluation"
+
+    documents: int = setting("Held-out documents per source for the cross-entropy recovered.", 128, minimum=1)
+    batch_size: int = setting(
+        "Documents per forward pass", 16, rule="16, fewer where their logits were more than 1 GiB", minimum=1
+    )
+
+    token_batch_size: int = 2048  # tokens encoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalSettings(Settings):
+    """The KL experiment (Figure 4)."""
+
+    section: ClassVar[str] = "causal"
+
+    reference: str = setting(
+        "Crosscoder whose number of Δnorm chat-only latents is the size of everyone's set of highest Δnorm",
+        "l1",
+        rule="the first L1 crosscoder",
+    )
+    set_size: int | None = setting(
+        "That size as a number instead",
+        None,
+        rule="null, or 4 % of dict_size where no crosscoder is L1 and no reference is named",
+        minimum=2,
+    )
+    include_bias: bool = setting(
+        "Whether All is also run with the difference of the decoder biases (the paper does not add it).", False
+    )
+    random_sets: int = setting(
+        "Draws of random latents with the edit energy of a best half, per ranking.", 5, minimum=1
+    )
+    random_orders: int = setting(
+        "Random orders of all live latents, the curve that rankings are compared with (Figure 4b).", 3, minimum=1
+    )
+    curve_energies: tuple[float, ...] = setting(
+        "Shares of the energy of All at which the curves are measured.",
+        (0.02, 0.05, 0.1, 0.2, 0.4, 0.7),
+        minItems=1,
+        uniqueItems=True,
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+    )
+    batch_size: int = setting(
+        "Conversations per forward pass", 16, rule="16, fewer where their logits were more than 1 GiB", minimum=1
+    )
+    bootstrap_samples: int = setting("Resamples of conversations.", 2000, minimum=100)
+
+    seed: int = 0  # of the random sets and orders
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSettings(Settings):
+    """Appearance only."""
+
+    section: ClassVar[str] = "figures"
+
+    dpi: int = setting("Resolution of the PNGs.", 200, minimum=50, maximum=1200)
+    font_size: float = setting("Points.", 8, minimum=4, maximum=24)
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Every key of a tunediff config. Unknown keys are errors; defaults are filled in from here."""
+
+    section: ClassVar[str] = "config"
+    without_planted: ClassVar[tuple[str, ...]] = ("models", "tokens")  # required there
+
+    results: str = setting("Folder that receives every artifact.", "results", minLength=1)
+    seed: int = setting(
+        "Seed of token sampling, row permutation, data order, controls and bootstraps (dictionaries have "
+        "`training.seeds`).",
+        42,
+        minimum=0,
+    )
+    models: ModelSettings | None = setting(optional=True)
+    tokens: TokenSettings | None = setting(optional=True)
+    conversations: ConversationSettings = setting()
+    activations: HarvestSettings = setting()
+    training: TrainingSettings = setting()
+    crosscoders: dict[str, CrosscoderSettings] = setting(
+        "Named crosscoders; each trains once per seed as NAME-seedN, a published one is read as NAME",
+        rule="one of each kind that is trained, `l1` and `batchtopk`, at the same L0",
+        minProperties=1,
+        propertyNames=NAME,
+    )
+    latents: LatentSettings = setting()
+    evaluation: EvaluationSettings = setting()
+    causal: CausalSettings = setting()
+    figures: FigureSettings = setting()
+    nulls: dict[str, NullPair] = setting(
+        "Named pairs of models of which the second learned nothing that the first lacks. On the run's tokens its "
+        "crosscoders are trained on them too, and what is called chat-specific there is counted: `snakemake nulls`.",
+        {},
+        propertyNames=NAME,
+    )
+    planted: PlantedSettings | None = setting(optional=True)
