@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, create_part, to_stored
+from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, to_stored
+from tunediff.data.harvest import create_part
 from tunediff.pipeline.artifacts import building, seal
 
 HEADER = (

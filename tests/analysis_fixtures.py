@@ -10,10 +10,14 @@ from tokenizers.models import WordLevel
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import ActivationStore, create_part
-from tunediff.data.tokens import Encoding, Mask, TokenStore, write_store
+from tunediff.data.activations import ActivationStore
+from tunediff.data.harvest import create_part
+from tunediff.data.masks import Mask
+from tunediff.data.rendering import Encoding
+from tunediff.data.sampling import write_store
+from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.models.pair import ResidualModel
+from tunediff.models.residual import ResidualModel
 from tunediff.pipeline.artifacts import seal
 
 SOURCES = ["web", "chat"]

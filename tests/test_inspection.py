@@ -13,7 +13,9 @@ from test_activations import DAMAGE, LAYOUT, write_part
 
 from figure_tables import OTHER, latent_table
 from tunediff.cli import main
-from tunediff.data.tokens import ChatRenderer, Mask, write_store
+from tunediff.data.masks import Mask
+from tunediff.data.rendering import ChatRenderer
+from tunediff.data.sampling import write_store
 from tunediff.inspection import inspect
 from tunediff.models.pair import PairInfo
 from tunediff.pipeline.artifacts import manifest_path, provenance, seal

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunediff.data.tokens import LEFT_OUT, Mask, TokenStore
+from tunediff.data.masks import LEFT_OUT, Mask
+from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.pipeline.artifacts import Manifest, damage, manifest_path, read_manifest
@@ -142,7 +143,8 @@ def _mask_name(bits: int) -> str:
 
 def _find_tokenizer(store: Path, tokenizer: Path | None) -> Any:
     """Return the tokenizer at `tokenizer`, or that of the models beside the store, or None."""
-    from tunediff.models.pair import load_pair, load_tokenizer
+    from tunediff.models.pair import load_pair
+    from tunediff.models.tokenizers import load_tokenizer
 
     if tokenizer is not None:
         return load_tokenizer(tokenizer)

@@ -17,10 +17,10 @@ from helpers import SENTENCES, TinyPair
 from tunediff.config.check import Checked, complete
 from tunediff.config.derive import largest_divisor, model_config, part_size, shard_size, survey, whole_shards
 from tunediff.data.corpora import documents, in_split
-from tunediff.data.tokens import tokenize_split
+from tunediff.data.sampling import tokenize_split
 from tunediff.errors import TunediffError
-from tunediff.models.pair import load_tokenizer
-from tunediff.pipeline.plan import Plan
+from tunediff.models.tokenizers import load_tokenizer
+from tunediff.pipeline.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "resources/demo-pair"
@@ -116,7 +116,8 @@ def test_everything_else_follows(own: dict[str, Any]) -> None:
 
 
 def keys(config: dict[str, Any]) -> dict[str, str]:
-    return Plan(checked(config).config, ROOT / "workflow/scripts", SHIPPED).keys
+    built = Graph(checked(config).config, SHIPPED)
+    return {path: artifact.key for path, artifact in built.artifacts.items()}
 
 
 def test_derived_values_written_out_give_the_same_keys(own: dict[str, Any]) -> None:

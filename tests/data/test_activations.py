@@ -14,18 +14,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import (
-    MODELS,
-    ROW_ARRAYS,
-    ActivationStore,
-    _write_shard,
-    create_part,
-    from_stored,
-    harvest_part,
-    length_batches,
-    to_stored,
-)
-from tunediff.data.tokens import LEFT_OUT, Encoding, Mask, TokenStore, write_store
+from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, from_stored, to_stored
+from tunediff.data.harvest import _write_shard, create_part, harvest_part, length_batches
+from tunediff.data.masks import LEFT_OUT, Mask
+from tunediff.data.rendering import Encoding
+from tunediff.data.sampling import write_store
+from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
 from tunediff.pipeline.artifacts import building, manifest_path, seal
@@ -95,7 +89,7 @@ def test_harvest_equals_direct_forward(tokens: TokenStore, parts: list[Path], pr
 def test_base_model_gets_replaced_tokens(tokens: TokenStore, prepared_pair: PairInfo, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from tunediff.models.pair import replace_tokens
+    from tunediff.models.residual import replace_tokens
 
     table = {int(tokens.token_id[3]): 11, int(tokens.token_id[20]): 12}
     out = tmp_path / "p.zarr"
@@ -117,7 +111,7 @@ def test_harvest_is_reproducible_and_seeded(tokens: TokenStore, parts, prepared_
 
 
 def test_windows_change_nothing(tokens, parts, prepared_pair: PairInfo, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tunediff.data.activations.WINDOW_BYTES", 1)  # one shard at a time
+    monkeypatch.setattr("tunediff.data.harvest.WINDOW_BYTES", 1)  # one shard at a time
     out = tmp_path / "p.zarr"
     harvest_part(tokens, prepared_pair, 0, SETTINGS, out, 5, "cpu", key="a")
     a, b = (torch.cat([batch.activations for batch in ActivationStore([p]).chunks()]) for p in (out, parts[0]))
@@ -180,7 +174,7 @@ def test_a_residual_that_is_not_finite_stops_every_reader(tmp_path: Path, value:
 def test_non_finite_and_overflow_name_the_model(tokens, prepared_pair: PairInfo, tmp_path: Path, monkeypatch) -> None:
     from dataclasses import replace
 
-    from tunediff.models.pair import ResidualModel
+    from tunediff.models.residual import ResidualModel
 
     original = ResidualModel.residual
     out = tmp_path / "p.zarr"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from tunediff.config.settings import ConversationSettings
 from tunediff.data.conversations import build_conversations
 from tunediff.data.corpora import documents
-from tunediff.data.tokens import Mask, response_positions
+from tunediff.data.masks import Mask, response_positions
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
 

@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 
 from helpers import FAMILIES, TOKENIZERS
 from tunediff.data.documents import Document, Message, Span
-from tunediff.data.tokens import (
-    ChatRenderer,
-    Encoding,
-    Mask,
-    RenderError,
-    TokenStore,
-    encode_budgets,
-    first_response_positions,
-    render_chat,
-    response_positions,
-    tokenize_split,
-    write_store,
-)
+from tunediff.data.masks import Mask, first_response_positions, response_positions
+from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, render_chat
+from tunediff.data.sampling import encode_budgets, tokenize_split, write_store
+from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import manifest_path
 

@@ -27,7 +27,6 @@ from tunediff.dictionaries.exchange import (
     needs_activations,
 )
 from tunediff.errors import TunediffError
-from tunediff.pipeline.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 D, F, N = 10, 40, 60
@@ -430,27 +429,32 @@ def test_hub_errors_name_the_remedy(monkeypatch: pytest.MonkeyPatch, error: str,
 # In a config
 
 
-def plan(crosscoders: dict, **changes: object) -> Plan:
+def plan(crosscoders: dict, **changes: object) -> Graph:
     """The demo without nulls with these crosscoders; a section that is changed to None is left out."""
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     config |= {"crosscoders": crosscoders, "causal": {"set_size": 10}, "nulls": {}, **changes}
     config = {name: section for name, section in config.items() if section is not None}
     checked = check(config)
-    return Plan(checked, ROOT / "workflow/scripts", ROOT / "resources/demo-pair")
+    return Graph(checked, ROOT / "resources/demo-pair")
+
+
+def keys_of(graph: Graph) -> dict[str, str]:
+    return {path: artifact.key for path, artifact in graph.artifacts.items()}
 
 
 HUB = {"kind": "published", "path": "org/name"}
 TRAINED = {"kind": "l1", "dict_size": 8, "mu": 0.1}
 
 
-def moved(before: Plan, after: Plan) -> set[str]:
-    return {name for name in before.keys.keys() | after.keys.keys() if before.keys.get(name) != after.keys.get(name)}
+def moved(before: Graph, after: Graph) -> set[str]:
+    one, other = keys_of(before), keys_of(after)
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
 def test_published_crosscoders_have_no_seed_and_no_training() -> None:
     both = plan({"mine": TRAINED, "theirs": HUB})
     assert both.dictionaries == ["theirs", "mine-seed0"] and list(both.trained) == ["mine-seed0"]
-    assert {"crosscoders/theirs", "latents/theirs", "evaluation/theirs", "latents/mine-seed0"} <= both.keys.keys()
+    assert {"crosscoders/theirs", "latents/theirs", "evaluation/theirs", "latents/mine-seed0"} <= both.artifacts.keys()
     alone = plan({"theirs": HUB}, training=None)
     assert alone.dictionaries == ["theirs"] and not alone.trained
     derived = plan({"mine": TRAINED, "theirs": HUB}, training=None).config["training"]
@@ -471,11 +475,11 @@ def test_a_published_crosscoder_moves_what_reads_it_only() -> None:
 @pytest.mark.parametrize("file", [None, "model.safetensors"])
 def test_local_files_are_part_of_the_key_by_content(tmp_path: Path, file: str | None) -> None:
     section = {"kind": "published", "path": write(tmp_path, state()), "file": file}
-    before = plan({"theirs": section}).keys
+    before = keys_of(plan({"theirs": section}))
     (tmp_path / "model.safetensors").touch()
-    assert plan({"theirs": section}).keys == before
+    assert keys_of(plan({"theirs": section})) == before
     write(tmp_path, state(seed=1))
-    after = plan({"theirs": section}).keys
+    after = keys_of(plan({"theirs": section}))
     assert before["crosscoders/theirs"] != after["crosscoders/theirs"]
     assert before["models"] == after["models"]
     with pytest.raises(TunediffError, match=r"`crosscoders\.theirs\.path`: there is no .*gone"):

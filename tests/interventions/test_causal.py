@@ -10,12 +10,12 @@ from scipy import stats
 
 from analysis_fixtures import random_crosscoder, tiny_model, token_store
 from causal_fixtures import F, latent_table
-from tunediff.data.tokens import Mask, first_response_positions, response_positions
+from tunediff.data.masks import Mask, first_response_positions, response_positions
 from tunediff.errors import TunediffError
 from tunediff.interventions.kl import ADDITIVE, KEY, Lower, build_kl, edit_energies, kl_divergence, kl_table
 from tunediff.interventions.sets import CausalSettings, effective_size, latent_sets
 from tunediff.interventions.summary import build_summary
-from tunediff.models.pair import replace_tokens
+from tunediff.models.residual import replace_tokens
 from tunediff.pipeline.artifacts import check
 
 LAYER = 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from analysis_fixtures import SOURCES, activation_store, random_crosscoder, token_store
-from tunediff.data.tokens import Mask
+from tunediff.data.masks import Mask
 from tunediff.latents.concepts import (
     ALL_LATENTS,
     ALL_TOKENS,

@@ -6,10 +6,10 @@ import torch
 
 from analysis_fixtures import SOURCES, activation_store, random_crosscoder, tiny_model, token_store
 from tunediff.config.settings import EvaluationSettings
-from tunediff.data.tokens import Mask
+from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
 from tunediff.latents.evaluation import Variance, build_evaluation, cross_entropy, evaluate
-from tunediff.models.pair import ResidualModel, replace_tokens
+from tunediff.models.residual import ResidualModel, replace_tokens
 
 SETTINGS = EvaluationSettings(documents=3, batch_size=2, token_batch_size=50)
 LAYER = 1

@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from analysis_fixtures import SOURCES, activation_store, random_crosscoder, token_store
 from tunediff.config.settings import LatentSettings
-from tunediff.data.tokens import Mask
+from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.measure import build_table, latent_table

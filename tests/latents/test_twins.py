@@ -9,7 +9,7 @@ import torch
 
 from analysis_fixtures import activation_store, random_crosscoder, token_store
 from tunediff.config.settings import LatentSettings
-from tunediff.data.tokens import LEFT_OUT
+from tunediff.data.masks import LEFT_OUT
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.measure import latent_table
 from tunediff.latents.table import LatentTable

@@ -21,7 +21,7 @@ from tunediff.errors import TunediffError
 from tunediff.models.adapters import merge_adapter
 from tunediff.models.pair import load_pair, prepare_pair, verify_pair
 from tunediff.pipeline.artifacts import check, manifest_path
-from tunediff.pipeline.plan import Plan
+from tunediff.pipeline.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -342,7 +342,8 @@ def test_a_config_names_adapters_and_their_files_move_the_keys(gemma: Path, adap
     assert gemma / "model.safetensors" in paths["models.chat.base"]
 
     def keys_of(config: dict) -> dict[str, str]:
-        return Plan(configs.check(config), ROOT / "workflow/scripts", ROOT / "resources/demo-pair").keys
+        built = Graph(configs.check(config), ROOT / "resources/demo-pair")
+        return {path: artifact.key for path, artifact in built.artifacts.items()}
 
     before = keys_of(config)
     revised = keys_of({**config, "models": {**config["models"], "chat": {**chat, "revision": "abc"}}})

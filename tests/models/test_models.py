@@ -10,17 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers import TinyPair
 from tunediff.errors import TunediffError
-from tunediff.models.pair import (
-    PairInfo,
-    ResidualModel,
-    find_blocks,
-    load_pair,
-    load_tokenizers,
-    prepare_pair,
-    replace_tokens,
-    verify_hooks,
-    verify_pair,
-)
+from tunediff.models.hooks import verify_hooks
+from tunediff.models.pair import PairInfo, load_pair, prepare_pair, verify_pair
+from tunediff.models.residual import ResidualModel, find_blocks, replace_tokens
+from tunediff.models.tokenizers import load_tokenizers
 from tunediff.pipeline.artifacts import manifest_path
 
 LAYER = 1

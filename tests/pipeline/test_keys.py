@@ -10,7 +10,9 @@ from tunediff.pipeline.keys import content_key, fingerprint, stored_key
 def test_key_depends_on_version_settings_and_upstream() -> None:
     base = content_key(1, {"k": 1, "b": 2}, {"up": "x"})
     assert base == content_key(1, {"b": 2, "k": 1}, {"up": "x"})
-    assert len({base, content_key(2, {"k": 1, "b": 2}, {"up": "x"}), content_key(1, {"k": 2, "b": 2}, {"up": "x"})}) == 3
+    assert (
+        len({base, content_key(2, {"k": 1, "b": 2}, {"up": "x"}), content_key(1, {"k": 2, "b": 2}, {"up": "x"})}) == 3
+    )
     assert base != content_key(1, {"k": 1, "b": 2}, {"up": "y"})
     assert len(base) == 16
 

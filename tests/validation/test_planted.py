@@ -15,7 +15,8 @@ from tunediff.config.check import check
 from tunediff.config.planted import PlantedArm
 from tunediff.config.settings import HarvestSettings, LatentSettings, TrainingSettings
 from tunediff.data.activations import ActivationStore
-from tunediff.data.tokens import LEFT_OUT, Mask, TokenStore
+from tunediff.data.masks import LEFT_OUT, Mask
+from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.training import train
@@ -24,7 +25,6 @@ from tunediff.latents.criterion import Criterion
 from tunediff.latents.measure import build_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, nu, scaling_directions
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.plan import PlantedPlan
 from tunediff.validation.planted import (
     BASE,
     CHAT,
@@ -359,9 +359,10 @@ def test_one_pair_from_stores_to_figure(tmp_path):
         "l1": {"kind": "l1", "dict_size": 24, "mu": 0.1},
         "batchtopk": {"kind": "batchtopk", "dict_size": 24, "k": 1, "threshold_start": 300},
     }
-    names = {f"{name}-seed0": (dictionary_settings(own), 0) for name, own in sections.items()}
+    names = {f"{name}-seed0": dictionary_settings(own) for name, own in sections.items()}
     training = TrainingSettings(batch_size=512, steps=500, learning_rate=1e-2, warmup_steps=20, normalization="none")
-    train(names, train_store, training, folder / "crosscoders", folder / ".work", {name: name for name in names})
+    for name, own in names.items():
+        train(own, 0, train_store, training, folder / "crosscoders" / name, folder / ".work" / name, key=name)
     latents = LatentSettings(min_count=16, blocks=16, bootstrap_samples=100, nu_error_below=0.19)
     measured = {}
     for name in names:
@@ -439,18 +440,15 @@ def test_a_planted_config_has_no_models_and_an_ordinary_one_must():
 
 def test_keys_of_one_arm_move_with_it_alone():
     def keys(**changes):
-        return PlantedPlan(check(planted_config(**changes)), ROOT / "workflow/scripts", ROOT).keys
+        graph = PlantedGraph(check(planted_config(**changes)), ROOT)
+        return {path: artifact.key for path, artifact in graph.artifacts.items()}
 
     arms = planted_config()["planted"]["arms"]
     before = keys()
     after = keys(arms={**arms, "hard": {**arms["hard"], "tail": 0.8}})
     moved = {name for name in before if before[name] != after[name]}
-    assert {"hard/seed5/stores", "hard/seed9/scores", "figures/planted", "tables/planted"} <= moved
+    assert {"hard/seed5/tokens/train", "hard/seed9/scores", "figures/planted", "tables/planted"} <= moved
     assert all(name.startswith(("hard/", "figures/", "tables/")) for name in moved)
     larger = keys(arms={**arms, "half": {"dictionary": 0.75}})
     moved = {name for name in before if before[name] != larger[name]}
-    assert "half/seed5/crosscoders/l1-seed5" in moved and "half/seed5/stores" not in moved
-    plan = PlantedPlan(check(planted_config()), ROOT / "workflow/scripts", ROOT)
-    assert {name: own["dict_size"] for name, (own, _) in plan.trained_in("fourfold", 2).items()} == {
-        "l1-seed2": 576, "batchtopk-seed2": 576,
-    }  # fmt: skip
+    assert "half/seed5/crosscoders/l1-seed5" in moved and "half/seed5/tokens/train" not in moved

@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from helpers import gemma_tokenizer, llama_tokenizer
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.models.pair import load_pair, load_tokenizer, replace_tokens
+from tunediff.models.pair import load_pair
+from tunediff.models.residual import replace_tokens
+from tunediff.models.tokenizers import load_tokenizer
 
 WIDTH, LATENTS, K, THETA = 32, 48, 6, 0.7
 DTYPE = "bfloat16"
@@ -104,12 +106,12 @@ LLAMA_SPECIAL = (
     "<|eot_id|>",
 )
 
-# Jobs per rule of a whole run: parts of 1 M tokens, 9 figures and 4 tables; without training no history, no seeds.
+# Jobs per rule of a whole run: parts of 1 M tokens, 13 drawings; without training no history, no seeds.
 COMMON = {"models": 1, "hooks": 1, "tokens": 2, "conversations": 1, "latents": 2, "evaluation": 2, "concepts": 1}
-COMMON |= {"causal": 1, "causal_summary": 1, "twins": 2, "paper": 1, "summary": 1}
-TRAINED = {**COMMON, "activations": 110, "train": 1, "crosscoder": 2, "seeds": 1, "figure": 9, "table": 4}
+COMMON |= {"causal": 1, "causal_summary": 1, "twins": 2, "summary": 1}
+TRAINED = {**COMMON, "activations": 110, "train": 2, "seeds": 1, "drawing": 13}
 PLANNED = {
-    "gemma2-2b-published": {**COMMON, "activations": 60, "import_crosscoder": 2, "figure": 8, "table": 3},
+    "gemma2-2b-published": {**COMMON, "activations": 60, "published": 2, "drawing": 11},
     "gemma2-2b": TRAINED,
     "gemma3-270m": {**TRAINED, "activations": 5},  # derived: parts of 524,288 tokens
     "llama32-1b": TRAINED,
@@ -324,5 +326,5 @@ def test_published_dictionaries_of_the_hub_are_imported(runs: dict[str, Future[R
     assert [note.split()[0] for note in batchtopk.config["notes"]] == ["no", "config.json"]
     assert not Crosscoder.load(run.results / "crosscoders/l1").threshold.any()
 
-    left = {rule: n for rule, n in run.planned.items() if rule not in ("models", "hooks", "import_crosscoder")}
+    left = {rule: n for rule, n in run.planned.items() if rule not in ("models", "hooks", "published")}
     assert run.checkout.planned() == left

@@ -56,14 +56,14 @@ def test_code_rebuilds_nothing_but_by_its_version(run: Checkout) -> None:
     assert run.planned() == {}
     edit(run.root / "src/tunediff/pipeline/graph.py", '"latents": Stage(1,', '"latents": Stage(2,')
     planned = set(run.planned())
-    assert {"latents", "causal", "figure", "table"} <= planned
+    assert {"latents", "causal", "drawing"} <= planned
     assert not planned & {"train", "activations", "evaluation", "models", "tokens"}
 
 
 @pytest.mark.parametrize(
     ("key", "value", "rebuilt", "spared"),
     [
-        ("figures.font_size", 9, {"figure", "table"}, {"latents", "causal", "train", "concepts"}),
+        ("figures.font_size", 9, {"drawing"}, {"latents", "causal", "train", "concepts"}),
         ("crosscoders.batchtopk.k", 9, {"train", "latents", "causal"}, {"activations", "tokens", "conversations"}),
         ("seed", 2, {"tokens", "activations", "train", "conversations"}, {"models", "hooks"}),
     ],
@@ -112,7 +112,7 @@ def test_a_failed_upstream_job_is_planned_again_with_all_after_it(run: Checkout)
     assert failed.returncode != 0
     assert "layer 9" in failed.stdout + failed.stderr and "Traceback" not in failed.stderr.split("layer 9")[0][-2000:]
     planned = set(run.planned())
-    assert {"hooks", "activations", "train", "latents", "causal", "figure", "table"} <= planned
+    assert {"hooks", "activations", "train", "latents", "causal", "drawing"} <= planned
     run.edit_config("models.layer", 1)
     run.run()
 
@@ -141,7 +141,7 @@ def test_results_in_another_checkout_are_those_of_their_config(run: Checkout, tm
         path.touch()
     assert copy.planned() == {}
     for key, value, rebuilt, spared in (
-        ("crosscoders.batchtopk.k", 7, {"train", "latents", "causal", "figure"}, {"activations", "tokens"}),
+        ("crosscoders.batchtopk.k", 7, {"train", "latents", "causal", "drawing"}, {"activations", "tokens"}),
         ("models.layer", 0, {"hooks", "activations", "train"}, {"models", "tokens"}),
         ("seed", 7, {"tokens", "activations", "train", "conversations"}, {"models", "hooks"}),
     ):

@@ -50,8 +50,8 @@ def test_the_template_plans_a_whole_run_and_says_what_it_derived(checkout: Check
         assert part in text
     assert TITLE not in done.stdout
     planned = checkout.planned()
-    assert {"models", "tokens", "conversations", "activations", "train", "latents", "causal", "figure"} <= set(planned)
-    assert planned["crosscoder"] == 2
+    assert {"models", "tokens", "conversations", "activations", "train", "latents", "causal", "drawing"} <= set(planned)
+    assert planned["train"] == 2
 
 
 def test_the_estimate_comes_once_and_only_with_a_run(checkout: Checkout) -> None:

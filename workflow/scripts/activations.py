@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import harvest_part
+from tunediff.data.harvest import harvest_part
 from tunediff.data.tokens import TokenStore
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job

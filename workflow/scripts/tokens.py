@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunediff.data.tokens import tokenize_split
+from tunediff.data.sampling import tokenize_split
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job
 

@@ -13,9 +13,13 @@ from tqdm import tqdm
 from tunediff.config.settings import ConversationSettings
 from tunediff.data.corpora import documents
 from tunediff.data.documents import Distinct, Document, Message
-from tunediff.data.tokens import ChatRenderer, Encoding, Mask, TokenStore, cut, write_store
+from tunediff.data.masks import Mask
+from tunediff.data.rendering import ChatRenderer, Encoding, cut
+from tunediff.data.sampling import write_store
+from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
-from tunediff.models.pair import PairInfo, ResidualModel
+from tunediff.models.pair import PairInfo
+from tunediff.models.residual import ResidualModel
 
 
 def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.data.activations import ActivationStore
-from tunediff.data.tokens import LEFT_OUT, Mask
+from tunediff.data.masks import LEFT_OUT, Mask
 
 Numbers = NDArray[Any]
 

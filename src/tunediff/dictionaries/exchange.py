@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunediff.data.activations import ActivationStore
-from tunediff.data.tokens import LEFT_OUT
+from tunediff.data.masks import LEFT_OUT
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, file_sha256, provenance, seal

@@ -24,13 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import CausalSettings
-from tunediff.data.tokens import LEFT_OUT, Mask, TokenStore, first_response_positions, response_positions
+from tunediff.data.masks import LEFT_OUT, Mask, first_response_positions, response_positions
+from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, sparse_decode
 from tunediff.errors import TunediffError
 from tunediff.interventions.sets import RANKINGS, EditEnergy, LatentSets, effective_size, latent_sets
 from tunediff.latents.table import LatentTable
-from tunediff.models.pair import LOGITS_AT_ONCE, ResidualModel, replace_tokens
+from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, seal, write_text
 
 SHARED_INTERVENTIONS = ("none", "template", "chat")  # no crosscoder is involved

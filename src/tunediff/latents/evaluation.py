@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from tunediff.config.settings import EvaluationSettings
 from tunediff.data.activations import ActivationStore
+from tunediff.data.masks import LEFT_OUT
 from tunediff.data.passes import counted_batches
-from tunediff.data.tokens import LEFT_OUT, TokenStore
+from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
-from tunediff.models.pair import LOGITS_AT_ONCE, ResidualModel, replace_tokens
+from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_text
 
 MODELS = ("base", "chat")

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunediff.errors import TunediffError
-from tunediff.models.pair import is_hub_id, load_tokenizer, reading_error, relative_difference, text_config
+from tunediff.models.hooks import relative_difference
+from tunediff.models.pair import is_hub_id
+from tunediff.models.residual import text_config
+from tunediff.models.tokenizers import load_tokenizer, reading_error
 
 # Largest tolerated difference of logits between the merged model and the base with the adapter beside it, both in
 # float32, relative to the largest logit: only the order of summation differs (measured 3e-6 on Gemma 3 270M).

@@ -16,7 +16,6 @@ from tunediff.config.dictionaries import CrosscoderSettings, kind_of
 from tunediff.data.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
-from tunediff.errors import TunediffError
 from tunediff.pipeline.keys import content_key, fingerprint, stored_key
 from tunediff.report.registry import SUMMARY_READS, drawings_of
 
@@ -283,9 +282,7 @@ class Graph:
         c, seed, names = self.config, self.config["seed"], self.dictionaries
         validation = self.parts("validation")
         every = {"crosscoders": self.each("crosscoders", names), "latents": self.each("latents", names)}
-        self.add(
-            "concepts", "concepts/concepts", [seed], tokens=["tokens/validation"], validation=validation, **every
-        )
+        self.add("concepts", "concepts/concepts", [seed], tokens=["tokens/validation"], validation=validation, **every)
         edits = _without(c["causal"], "batch_size", "bootstrap_samples")
         models = {"models": ["models"], "hooks": ["hooks"], "conversations": ["tokens/conversations"]}
         self.add("causal", "causal/kl", [edits, seed], **models, **every)
@@ -310,7 +307,9 @@ class Graph:
             "concepts": ["concepts/concepts"],
             "seeds": ["seeds/matches"],
             "crosscoders": self.each("crosscoders", dictionaries),
-            "pairs": [path for pair in self.pairs for stage in measured for path in self.each(stage, self.trained, pair)],
+            "pairs": [
+                path for pair in self.pairs for stage in measured for path in self.each(stage, self.trained, pair)
+            ],
             "scores": [f"{pair}scores" for pair in self.pairs],
         }
         every |= {f"activations_{split}": self.parts(split) for split in SPLITS}

@@ -20,8 +20,11 @@ from scipy.stats import norm
 
 from tunediff.config.planted import PlantedArm
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, create_part, to_stored
-from tunediff.data.tokens import MAX_CONCEPTS, Encoding, Mask, write_store
+from tunediff.data.activations import MODELS, to_stored
+from tunediff.data.harvest import create_part
+from tunediff.data.masks import Mask
+from tunediff.data.rendering import MAX_CONCEPTS, Encoding
+from tunediff.data.sampling import write_store
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError

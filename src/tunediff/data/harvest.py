@@ -1,0 +1,268 @@
+"""Harvest: both models over the tokens of one part, their residuals written as an activation store.
+
+Rows are permuted within each shard, so that a contiguous chunk already mixes documents. Tokens of massive activations
+(ten times the median norm and more) are stored, but carry a mask bit and are left out of training and of every metric,
+as BOS is.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import zarr
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from tqdm import tqdm
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from tunediff.config.settings import HarvestSettings
+from tunediff.data.activations import MODELS, ROW_ARRAYS, STORAGE, to_stored
+from tunediff.data.masks import LEFT_OUT, Mask
+from tunediff.data.tokens import TokenStore
+from tunediff.errors import TunediffError
+from tunediff.models.pair import PairInfo
+from tunediff.models.residual import ResidualModel, replace_tokens
+from tunediff.pipeline.artifacts import building, provenance, seal
+
+BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
+
+WINDOW_BYTES = 4 << 30  # of residuals held by a harvest before they are written
+
+
+class Outliers(NamedTuple):
+    """Massive activations of one part."""
+
+    massive: Bool[np.ndarray, "token"]  # a norm is above the limit, in one model at least
+    median: dict[str, float]  # norm of the counted tokens, per model
+    limit: dict[str, float]  # largest norm that is no outlier, per model
+
+
+def find_outliers(
+    norms: Float[np.ndarray, "token model"], counted: Bool[np.ndarray, "token"], factor: float
+) -> Outliers:
+    """Return the tokens with a norm above `factor` medians; the median is over the counted tokens, per model."""
+    medians = np.median(norms[counted], axis=0) if counted.any() else np.full(2, np.inf)
+    massive: NDArray[np.bool_] = np.asarray((norms > factor * medians).any(axis=1))
+    median = {name: float(value) for name, value in zip(MODELS, medians, strict=True)}
+    return Outliers(massive, median, {name: factor * value for name, value in median.items()})
+
+
+def check_layout(n: int, settings: HarvestSettings) -> None:
+    """Raise a `TunediffError` where `n` tokens are not whole shards."""
+    if n % settings.shard_tokens:
+        raise TunediffError(
+            f"activations: {n} tokens are not a multiple of `activations.shard_tokens` ({settings.shard_tokens}); "
+            "change that or the token budgets"
+        )
+
+
+def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
+    """Create the empty zarr group of one part of `n` tokens."""
+    check_layout(n, settings)
+    storage = STORAGE[settings.dtype]
+    codecs: list[Any] = [Crc32cCodec()]
+    if settings.codec == "blosc":
+        typesize = storage.numpy.itemsize
+        codecs.insert(
+            0, BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=typesize, blocksize=BLOSC_BLOCK)
+        )
+    group = zarr.create_group(str(path), zarr_format=3, attributes=dict(attributes))
+    config: Any = {"write_empty_chunks": True}
+    for name in MODELS:
+        group.create_array(
+            name,
+            shape=(n, d_model),
+            shards=(settings.shard_tokens, d_model),
+            chunks=(settings.chunk_tokens, d_model),
+            dtype=storage.numpy,
+            compressors=codecs,
+            fill_value=storage.fill,
+            attributes={"logical_dtype": settings.dtype},
+            config=config,
+        )
+    for name, dtype in ROW_ARRAYS.items():
+        group.create_array(
+            name,
+            shape=(n,),
+            chunks=(settings.shard_tokens,),
+            dtype=dtype,
+            compressors=[Crc32cCodec()],
+            config=config,
+        )
+    return group
+
+
+def _write_shard(array: Any, shard: int, shard_tokens: int, block: NDArray[Any]) -> None:
+    """Write one shard in one assignment and read it back."""
+    if block.dtype != array.dtype:  # a bfloat16 array would be cast by value, silently
+        raise TypeError(f"block of {block.dtype} for an array of {array.dtype}")
+    place = slice(shard * shard_tokens, (shard + 1) * shard_tokens)
+    array.with_config({"write_empty_chunks": True})[place] = block
+    if not np.array_equal(np.asarray(array[place]).view(np.uint8), block.view(np.uint8)):
+        raise TunediffError(f"{array.store_path}: shard {shard} reads back other values; check the disk, run again")
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Group documents of similar length so that rows × longest row stays within `batch_tokens` (one row at least)."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+class _Harvester:
+    """Both models, run on the same documents."""
+
+    def __init__(self, pair: PairInfo, dtype: str, batch_tokens: int, device: str) -> None:
+        self.replacements = {"base": pair.replacements, "chat": {}}
+        self.d_model, self.layer = pair.d_model, pair.layer
+        self.dtype, self.batch_tokens = dtype, batch_tokens
+        self.models: dict[str, ResidualModel] = {"base": pair.load_base(device), "chat": pair.load_chat(device)}
+
+    def window(
+        self, token_id: NDArray[Any], doc_start: NDArray[Any], low: int, high: int, part: int, bar: Any
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+        """Return stored residuals and norms [row, model] of rows [low, high); straddling documents run whole.
+
+        `token_id` holds the ids of all documents touched, the first at row `doc_start[0]`.
+        """
+        storage = STORAGE[self.dtype]
+        stored = {name: np.empty((high - low, self.d_model), dtype=storage.numpy) for name in MODELS}
+        norms = np.empty((high - low, 2), dtype=np.float32)
+        lengths = np.diff(doc_start)
+        for batch in length_batches(lengths.tolist(), self.batch_tokens):
+            ids = torch.zeros((len(batch), int(lengths[batch].max())), dtype=torch.long)
+            for i, document in enumerate(batch):
+                start = int(doc_start[document] - doc_start[0])
+                ids[i, : lengths[document]] = torch.from_numpy(token_id[start : start + lengths[document]])
+            real = torch.arange(ids.shape[1])[None] < torch.from_numpy(lengths[batch])[:, None]
+            rows = np.concatenate([np.arange(doc_start[d], doc_start[d + 1]) for d in batch])
+            kept = (rows >= low) & (rows < high)
+            select = torch.from_numpy(kept)
+            for m, (name, model) in enumerate(self.models.items()):
+                residual = model.residual(replace_tokens(ids, self.replacements[name]), real.long())
+                values = residual[real.to(residual.device)][select.to(residual.device)]
+                if not bool(torch.isfinite(values).all()):
+                    raise TunediffError(
+                        f"{name} model, part {part}: residuals after block {self.layer} are not finite; run the models "
+                        "in another dtype (`models.dtype`: bfloat16 or float32)"
+                    )
+                rounded = values.to(storage.torch)
+                if self.dtype == "float16" and not bool(torch.isfinite(rounded).all()):
+                    raise TunediffError(
+                        f"{name} model, part {part}: residuals overflow float16 (largest "
+                        f"{float(values.abs().max()):.3g}); set `activations.dtype: bfloat16`"
+                    )
+                stored[name][rows[kept] - low] = to_stored(rounded, self.dtype)
+                norms[rows[kept] - low, m] = torch.linalg.vector_norm(rounded.float(), dim=1).cpu()
+            bar.update(int(kept.sum()))
+        return stored, norms
+
+
+def _shard_order(seed: int, shard: int, shard_tokens: int) -> NDArray[np.int64]:
+    """Return the permutation of a shard's rows; `shard` counts from the first part's first."""
+    return np.random.default_rng([seed, shard]).permutation(shard_tokens)
+
+
+def _outlier_facts(
+    outliers: Outliers, factor: float, counted: NDArray[np.bool_], source: NDArray[Any], sources: Sequence[str]
+) -> dict[str, Any]:
+    massive = counted & outliers.massive
+    return {
+        "factor": factor,
+        "median": outliers.median,
+        "norm": outliers.limit,
+        "tokens": {name: int((massive & (source == i)).sum()) for i, name in enumerate(sources)},
+        "of": {name: int((counted & (source == i)).sum()) for i, name in enumerate(sources)},
+    }
+
+
+def harvest_part(
+    tokens: TokenStore,
+    pair: PairInfo,
+    part: int,
+    settings: HarvestSettings,
+    out: Path,
+    seed: int,
+    device: str,
+    *,
+    key: str,
+) -> None:
+    """Run both models over token rows [part · part_tokens, (part + 1) · part_tokens) and write their residuals.
+
+    Rows are permuted within each shard by (seed, number of the shard). The last part may be shorter. Tokens of massive
+    activations get the mask bit OUTLIER, by the medians of this part.
+
+    Raises
+    ------
+    TunediffError
+        Residuals are not finite or overflow the stored dtype, sizes do not divide, or the part is empty.
+    """
+    started = time.time()
+    first = part * settings.part_tokens
+    last = min(first + settings.part_tokens, tokens.n_tokens)
+    n = last - first
+    if n <= 0:
+        raise TunediffError(
+            f"{tokens.path}: has {tokens.n_tokens} tokens, none for part {part}; check the part numbers"
+        )
+    check_layout(n, settings)
+    harvester = _Harvester(pair, settings.dtype, settings.batch_tokens, device)
+    doc_start = tokens.doc_start
+    shard_tokens = settings.shard_tokens
+    per_shard = 2 * shard_tokens * harvester.d_model * STORAGE[settings.dtype].numpy.itemsize
+    window = max(1, WINDOW_BYTES // per_shard) * shard_tokens
+    attributes = {
+        "sources": tokens.sources,
+        "split": tokens.attributes["split"],
+        "part": part,
+        "first_row": first,
+        "layer": harvester.layer,
+        "dtype": settings.dtype,
+        "codec": settings.codec,
+        "shard_tokens": shard_tokens,
+        "chunk_tokens": settings.chunk_tokens,
+        "seed": seed,
+    }
+    mask = tokens.read("mask", first, last)
+    source = tokens.doc_source[tokens.read("doc", first, last)]
+    norms = np.empty((n, 2), dtype=np.float32)
+    facts = {**attributes, "n_tokens": n, "d_model": harvester.d_model, "outliers": None}
+    bar = tqdm(total=n, desc=f"harvest {part}", unit="tok", unit_scale=True, mininterval=5, file=sys.stderr)
+    with building(out) as partial, bar:
+        group = create_part(partial, n, harvester.d_model, settings, attributes)
+
+        def write(name: str, values: NDArray[Any], low: int) -> None:
+            for offset in range(0, len(values), shard_tokens):
+                shard = (low - first + offset) // shard_tokens
+                order = offset + _shard_order(seed, first // shard_tokens + shard, shard_tokens)
+                _write_shard(group[name], shard, shard_tokens, values[order])
+
+        for low in range(first, last, window):
+            high = min(low + window, last)
+            d0 = int(np.searchsorted(doc_start, low, side="right")) - 1
+            d1 = int(np.searchsorted(doc_start, high, side="left"))
+            bounds = doc_start[d0 : d1 + 1]
+            token_id = tokens.read("token_id", int(bounds[0]), int(bounds[-1])).astype(np.int64)
+            stored, norms[low - first : high - first] = harvester.window(token_id, bounds, low, high, part, bar)
+            for name in MODELS:
+                write(name, stored[name], low)
+        if settings.outlier_factor is not None:
+            counted = (mask & np.uint8(LEFT_OUT)) == 0
+            outliers = find_outliers(norms, counted, settings.outlier_factor)
+            facts["outliers"] = _outlier_facts(outliers, settings.outlier_factor, counted, source, tokens.sources)
+            mask = np.where(outliers.massive, mask | np.uint8(Mask.OUTLIER), mask)
+        write("row", np.arange(first, last, dtype=np.int64), first)
+        write("mask", mask, first)
+        write("source", source, first)
+        for name in ("token_id", "doc", "pos"):
+            write(name, tokens.read(name, first, last), first)
+    seal(out, "activations", key, facts, provenance(started, device, tokens_per_second=n / (time.time() - started)))

@@ -1,0 +1,76 @@
+"""The tokenizers of a pair, and in what they differ."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from tunediff.errors import TunediffError
+
+
+def reading_error(what: str, path: str, error: Exception) -> TunediffError:
+    """Turn what transformers and the hub raise into one line with a remedy."""
+    cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if "gated" in str(error).lower() or "401" in cause or "403" in cause:
+        remedy = f"accept the terms at https://huggingface.co/{path} and set HF_TOKEN"
+    elif Path(path).exists():
+        remedy = "the directory needs config.json, *.safetensors and the tokenizer files of save_pretrained"
+    else:
+        remedy = "give a local directory, or an id of the hub that is cached or reachable (HF_HUB_OFFLINE unset)"
+    return TunediffError(f"{path}: cannot read the {what} ({cause}); {remedy}")
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer.
+
+    Raises
+    ------
+    TunediffError
+        It cannot be read, or it is not a fast one (only those map tokens to characters).
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise reading_error("tokenizer", str(path), error) from error
+    if not tokenizer.is_fast:
+        raise TunediffError(f"{path}: its tokenizer is not a fast one (no character offsets); save it with tokenizers")
+    return tokenizer
+
+
+def load_tokenizers(
+    base: str | Path,
+    chat: str | Path,
+    replacements: Mapping[int, int],
+    base_revision: str | None = None,
+    chat_revision: str | None = None,
+    told: tuple[str, str] | None = None,
+) -> PreTrainedTokenizerBase:
+    """Load the chat tokenizer, having checked that the base model reads the same ids as the same tokens.
+
+    `told` is how errors name the two, if not by their paths.
+
+    Raises
+    ------
+    TunediffError
+        No chat template, or ids that stand for different tokens and are not in `replacements`.
+    """
+    tokenizer = load_tokenizer(chat, chat_revision)
+    base_told, chat_told = told or (str(base), str(chat))
+    if not tokenizer.chat_template:
+        raise TunediffError(
+            f"{chat_told}: the tokenizer has no chat template; add chat_template.jinja to its directory"
+        )
+    of_base = {index: token for token, index in load_tokenizer(base, base_revision).get_vocab().items()}
+    of_chat = {index: token for token, index in tokenizer.get_vocab().items()}
+    differing = sorted(i for i, token in of_chat.items() if of_base.get(i) != token and i not in replacements)
+    if differing:
+        shown = ", ".join(f"{i}: {of_base.get(i)!r} / {of_chat[i]!r}" for i in differing[:5])
+        shown += ", …" * (len(differing) > 5)
+        raise TunediffError(
+            f"{base_told} and {chat_told}: {len(differing)} ids differ (base / chat {shown}); "
+            "use a pair with one tokenizer, or map these ids in `models.base_token_replacements`"
+        )
+    return tokenizer
