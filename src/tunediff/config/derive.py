@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunediff.config.dictionaries import Run, trained
+from tunediff.config.dictionaries import Run, kind_of, trained
 from tunediff.config.settings import LocalSource
 from tunediff.data.corpora import documents, reads_same_data
 from tunediff.data.documents import Distinct, Document, Message, text_digest
@@ -441,7 +441,7 @@ def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, bl
 def _derive_causal(config: Mapping[str, Any], blanks: Blanks) -> None:
     """Fill in the size of the effective sets: the L1 crosscoder's chat-only latents, else 4 % of the dictionary."""
     causal, crosscoders = config["causal"], config["crosscoders"]
-    reference = next((name for name, own in crosscoders.items() if own["kind"] == "l1" or name == "l1"), None)
+    reference = next((name for name, own in crosscoders.items() if kind_of(own).sizes_sets), None)
     sizes = [own["dict_size"] for own in crosscoders.values() if "dict_size" in own]
     counted = reference is not None or "reference" in causal or not sizes
     blanks.fill(causal, "causal", "set_size", lambda: None if counted else max(2, round(SET_SHARE * min(sizes))))

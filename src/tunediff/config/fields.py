@@ -48,6 +48,9 @@ def setting(help: str = "", default: Any = MISSING, *, rule: str = "", optional:
     is derived; a default beside it is that of large runs, for objects made in Python. An `optional` key may be absent.
     `limits` are keywords of JSON schema, about whatever part of the type has them.
     """
+    unknown = limits.keys() - {name for names in LIMITS.values() for name in names}
+    if unknown:
+        raise TypeError(f"{', '.join(unknown)}: no limit that `node` writes")
     about = f"{help}; {rule}." if rule else help
     metadata = {"help": about, "derived": bool(rule), "optional": optional, "limits": limits}
     if default == {}:
