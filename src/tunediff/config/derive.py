@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -425,10 +426,8 @@ def _derive_training(training: dict[str, Any], train: int, blanks: Blanks) -> No
 def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, blanks: Blanks) -> None:
     """Fill in each trained crosscoder by its kind, then what follows the L0 of others."""
     found, steps, size = trained(config["crosscoders"]), config["training"]["steps"], config["training"]["batch_size"]
-    runs = {
-        name: Run(train, steps, size, lambda name=name: model.value(WIDTH, f"crosscoders.{name}.dict_size"))
-        for name in found
-    }
+    widths = {name: partial(model.value, WIDTH, f"crosscoders.{name}.dict_size") for name in found}
+    runs = {name: Run(train, steps, size, width) for name, width in widths.items()}
     for name, (kind, own) in found.items():
         for key, value in kind.derived(own, runs[name]).items():
             blanks.fill(own, f"crosscoders.{name}", key, value)

@@ -231,7 +231,8 @@ class PublishedSettings(CrosscoderSettings):
 
 def kind_of(own: Mapping[str, Any]) -> type[CrosscoderSettings]:
     """Return the class of one crosscoder's section."""
-    return CrosscoderSettings.kinds[own["kind"]]
+    found: type[CrosscoderSettings] = CrosscoderSettings.kinds[own["kind"]]
+    return found
 
 
 def trained(crosscoders: Mapping[str, dict[str, Any]]) -> dict[str, tuple[type[DictionarySettings], dict[str, Any]]]:

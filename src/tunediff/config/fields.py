@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonschema import Draft202012Validator
 
@@ -91,7 +91,7 @@ class Variant(Settings):
 
     tag: ClassVar[str]  # that key
     kind: ClassVar[str]  # its value
-    kinds: ClassVar[dict[str, type[Self]]]  # of the family: of the class that names the tag
+    kinds: ClassVar[dict[str, Any]]  # of the family: of the class that names the tag
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -140,7 +140,7 @@ def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _validators(cls: type[Settings]) -> dict[str, Draft202012Validator]:
+def _validators(cls: Any) -> dict[str, Draft202012Validator]:
     nodes = {key: node(hint, entry.metadata["limits"]) for key, (entry, hint) in cls.keys().items()}
     return {key: Draft202012Validator(each) for key, each in nodes.items() if "$ref" not in str(each)}
 
