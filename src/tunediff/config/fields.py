@@ -70,7 +70,8 @@ class Settings:
             raise BadSetting(self, key, wanted)
 
     def __post_init__(self) -> None:
-        for key, validator in _validators(type(self)).items():
+        cls: Any = type(self)
+        for key, validator in _validators(cls).items():
             value = getattr(self, key)
             if isinstance(value, list):  # as YAML has it
                 object.__setattr__(self, key, tuple(value))
@@ -140,7 +141,7 @@ def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _validators(cls: Any) -> dict[str, Draft202012Validator]:
+def _validators(cls: type[Settings]) -> dict[str, Draft202012Validator]:
     nodes = {key: node(hint, entry.metadata["limits"]) for key, (entry, hint) in cls.keys().items()}
     return {key: Draft202012Validator(each) for key, each in nodes.items() if "$ref" not in str(each)}
 
