@@ -53,6 +53,11 @@ def test_a_bad_value_names_its_key(values: dict, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_a_misspelt_limit_is_an_error() -> None:
+    with pytest.raises(TypeError, match="minimun"):
+        setting("Metres.", 1, minimun=1)
+
+
 def test_values_as_yaml_has_them() -> None:
     made = Oven(heat=450, trays=[2, 3], minutes=None, door="open")
     assert made.trays == (2, 3) and made == Oven(heat=450.0, trays=(2, 3), minutes=None, door="open")

@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunediff.config.dictionaries import Run, trained
+from tunediff.config.dictionaries import Run, kind_of, trained
 from tunediff.config.settings import LocalSource
 from tunediff.data.corpora import documents, reads_same_data
 from tunediff.data.documents import Distinct, Document, Message, text_digest
@@ -425,10 +426,8 @@ def _derive_training(training: dict[str, Any], train: int, blanks: Blanks) -> No
 def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, blanks: Blanks) -> None:
     """Fill in each trained crosscoder by its kind, then what follows the L0 of others."""
     found, steps, size = trained(config["crosscoders"]), config["training"]["steps"], config["training"]["batch_size"]
-    runs = {
-        name: Run(train, steps, size, lambda name=name: model.value(WIDTH, f"crosscoders.{name}.dict_size"))
-        for name in found
-    }
+    widths = {name: partial(model.value, WIDTH, f"crosscoders.{name}.dict_size") for name in found}
+    runs = {name: Run(train, steps, size, width) for name, width in widths.items()}
     for name, (kind, own) in found.items():
         for key, value in kind.derived(own, runs[name]).items():
             blanks.fill(own, f"crosscoders.{name}", key, value)
@@ -441,7 +440,7 @@ def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, bl
 def _derive_causal(config: Mapping[str, Any], blanks: Blanks) -> None:
     """Fill in the size of the effective sets: the L1 crosscoder's chat-only latents, else 4 % of the dictionary."""
     causal, crosscoders = config["causal"], config["crosscoders"]
-    reference = next((name for name, own in crosscoders.items() if own["kind"] == "l1" or name == "l1"), None)
+    reference = next((name for name, own in crosscoders.items() if kind_of(own).sizes_sets), None)
     sizes = [own["dict_size"] for own in crosscoders.values() if "dict_size" in own]
     counted = reference is not None or "reference" in causal or not sizes
     blanks.fill(causal, "causal", "set_size", lambda: None if counted else max(2, round(SET_SHARE * min(sizes))))

@@ -35,6 +35,7 @@ class CrosscoderSettings(Variant):
 
     tag: ClassVar[str] = "kind"
     version: ClassVar[int] = 1  # raised where the same settings give another crosscoder
+    sizes_sets: ClassVar[bool] = False  # whether its chat-only latents give `causal.reference` its size
 
     @property
     def weights(self) -> Path | None:
@@ -82,6 +83,7 @@ class L1Settings(DictionarySettings):
     """L1 crosscoder."""
 
     kind: ClassVar[str] = "l1"
+    sizes_sets: ClassVar[bool] = True
     products: ClassVar[float] = 4.0  # 5.5 while its code is dense, fewer later
 
     mu: float | Literal["auto"] = setting(
@@ -229,7 +231,8 @@ class PublishedSettings(CrosscoderSettings):
 
 def kind_of(own: Mapping[str, Any]) -> type[CrosscoderSettings]:
     """Return the class of one crosscoder's section."""
-    return CrosscoderSettings.kinds[own["kind"]]
+    found: type[CrosscoderSettings] = CrosscoderSettings.kinds[own["kind"]]
+    return found
 
 
 def trained(crosscoders: Mapping[str, dict[str, Any]]) -> dict[str, tuple[type[DictionarySettings], dict[str, Any]]]:

@@ -35,7 +35,7 @@ that is timed for a tenth of a second (a CPU), or over stated rates (a GPU).
 | `planted.yaml` | the truth test: activations made from known latents instead of a model pair |
 | `seeds.yaml` | on top of another: each dictionary from three seeds |
 
-This page and `workflow/schemas/config.schema.yaml` are made from `src/tunediff/config/settings.py` by `make docs`.
+This page and `workflow/schemas/config.schema.yaml` are made from the settings in `src/tunediff/config` by `make docs`.
 """
 
 

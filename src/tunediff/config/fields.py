@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonschema import Draft202012Validator
 
@@ -48,6 +48,9 @@ def setting(help: str = "", default: Any = MISSING, *, rule: str = "", optional:
     is derived; a default beside it is that of large runs, for objects made in Python. An `optional` key may be absent.
     `limits` are keywords of JSON schema, about whatever part of the type has them.
     """
+    unknown = limits.keys() - {name for names in LIMITS.values() for name in names}
+    if unknown:
+        raise TypeError(f"{', '.join(unknown)}: no limit that `node` writes")
     about = f"{help}; {rule}." if rule else help
     metadata = {"help": about, "derived": bool(rule), "optional": optional, "limits": limits}
     if default == {}:
@@ -67,7 +70,8 @@ class Settings:
             raise BadSetting(self, key, wanted)
 
     def __post_init__(self) -> None:
-        for key, validator in _validators(type(self)).items():
+        cls: Any = type(self)
+        for key, validator in _validators(cls).items():
             value = getattr(self, key)
             if isinstance(value, list):  # as YAML has it
                 object.__setattr__(self, key, tuple(value))
@@ -88,7 +92,7 @@ class Variant(Settings):
 
     tag: ClassVar[str]  # that key
     kind: ClassVar[str]  # its value
-    kinds: ClassVar[dict[str, type[Self]]]  # of the family: of the class that names the tag
+    kinds: ClassVar[dict[str, Any]]  # of the family: of the class that names the tag
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -17,7 +17,7 @@ from tunediff.config.fields import Settings, Variant, has_kinds, is_section, nod
 from tunediff.config.planted import PlantedArm
 from tunediff.config.settings import Adapter, Config, NullPair, Source
 
-HEAD = "# Made by `make docs` from src/tunediff/config/settings.py: change that, not this.\n"
+HEAD = "# Made by `make docs` from the settings in src/tunediff/config: change those, not this.\n"
 
 
 def _help(cls: type[Settings]) -> str:
@@ -74,7 +74,7 @@ def schema() -> dict[str, Any]:
 
 def files() -> dict[str, str]:
     """Return the files that are made from the settings, by their path in the repository."""
-    written = HEAD + yaml.safe_dump(schema(), sort_keys=False, allow_unicode=True, width=120)
+    written = HEAD + yaml.safe_dump(schema(), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
     return {"workflow/schemas/config.schema.yaml": written, "config/README.md": document(schema())}
 
 
