@@ -106,7 +106,7 @@ LLAMA_SPECIAL = (
 
 # Jobs per rule of a whole run: parts of 1 M tokens, 9 figures and 4 tables; without training no history, no seeds.
 COMMON = {"models": 1, "hooks": 1, "tokens": 2, "conversations": 1, "latents": 2, "evaluation": 2, "concepts": 1}
-COMMON |= {"causal": 1, "causal_summary": 1, "twins": 2, "paper": 1, "summary": 1}
+COMMON |= {"causal": 1, "causal_summary": 1, "twins": 2, "summary": 1}
 TRAINED = {**COMMON, "activations": 110, "train": 1, "crosscoder": 2, "seeds": 1, "figure": 9, "table": 4}
 PLANNED = {
     "gemma2-2b-published": {**COMMON, "activations": 60, "import_crosscoder": 2, "figure": 8, "table": 3},
