@@ -16,7 +16,7 @@ from tunediff.report.registry import READS, Drawing, declared, drawings, drawing
 DECLARATION = """
 import pandas as pd
 
-DRAWING = Drawing("figures/new", __name__, title="New", caption="On {conversations[count]} conversations.", reads=(READ,))
+DRAWING = Drawing("figures/new", __name__, "New", "On {conversations[count]} conversations.", reads=(READ,))
 """
 
 
