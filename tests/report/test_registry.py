@@ -52,7 +52,8 @@ def test_a_new_file_needs_a_declaration_of_plain_values(tmp_path: Path) -> None:
     drawing = declared(file, "some.new")
     assert (drawing.path, drawing.module, drawing.reads) == ("figures/new", "some.new", ("kl",))
     assert drawing.about(CONFIG)["caption"] == "On 512 conversations."
-    for wrong, said in ((DECLARATION, "cannot be read .*READ"), ("DRAWN = 1", "declares no DRAWING")):
+    unread = (DECLARATION, "cannot be read .*READ"), ("DRAWN = 1", "declares no DRAWING"), ("a = (", "line 1: .*closed")
+    for wrong, said in unread:
         file.write_text(wrong)
         with pytest.raises(TunediffError, match=said):
             declared(file, "some.new")
