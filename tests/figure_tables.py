@@ -1,15 +1,53 @@
 """Tables as the stages write them, made from seeded random numbers that look like a real run."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from tunediff.latents.criterion import Criterion
+from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
+from tunediff.report.inputs import Results
 from tunediff.validation.nulls import null_rates
+from tunediff.validation.truth import RULES, Scores
 
 LABELS = ("l1-seed0", "batchtopk-seed0")
 SOURCES = ("web", "chat")
 OTHER = Criterion(0.37, 0.13, -0.06, 1.7)  # nothing of it is a default
+NULLS = {"same": {"base": "demo-chat", "chat": "demo-chat"}, "reseeded": {"base": "demo-chat", "chat": "demo-retuned"}}
+CONFIG = {
+    "results": "r", "seed": 0, "models": {"base": "base", "chat": "chat"}, "nulls": NULLS,
+    "conversations": {"count": 512},
+}  # fmt: skip
+
+
+def given(seed: int = 0, **found: Any) -> Results:
+    """Return the results of a run that has read just these, by their attribute."""
+    results = Results({}, {**CONFIG, "seed": seed})
+    vars(results).update(found)
+    return results
+
+
+def all_results(criterion: Criterion | None = None) -> dict[str, Any]:
+    """Return something of everything that a drawing may read."""
+    latents, metrics = latent_tables(criterion), {label: evaluation() for label in LABELS}
+    kl, sets = kl_summary()
+    return {
+        "latents": latents,
+        "evaluation": metrics,
+        "twins": twin_tables(),
+        "kl": kl,
+        "sets": sets,
+        "histories": histories(),
+        "concepts": concepts(),
+        "seeds": pd.DataFrame(columns=["crosscoder", "seed", "latent", "class_name", "chat_specific", "stable"]),
+        "crosscoders": {label: {} for label in LABELS},
+        "outliers": {"train": None, "validation": None},
+        "nulls": nulls_table(criterion),
+        "pairs": dict.fromkeys(("", *NULLS), (latents, metrics)),
+        "scores": scores(criterion),
+    }
 
 
 def latent_table(
@@ -223,7 +261,7 @@ def histories() -> dict[str, pd.DataFrame]:
     return result
 
 
-def evaluation(fve: float = 0.88, l0: float = 52.3, dead: float = 0.04) -> dict:
+def evaluation(fve: float = 0.88, l0: float = 52.3, dead: float = 0.04) -> Evaluation:
     """Return results/evaluation/NAME.json."""
     metrics = [
         {"metric": "fve", "model": model, "subset": subset, "value": fve - loss}
@@ -240,7 +278,31 @@ def evaluation(fve: float = 0.88, l0: float = 52.3, dead: float = 0.04) -> dict:
         ]
     metrics += [{"metric": "l0", "model": "both", "subset": "all", "value": l0}]
     metrics += [{"metric": "dead_fraction", "model": "both", "subset": "all", "value": dead}]
-    return {"metrics": metrics, "n_tokens": {"all": 1_000_000, "web": 500_000}}
+    return Evaluation(metrics, {"all": 1_000_000, "web": 500_000})
+
+
+def scores(criterion: Criterion | None = None) -> Scores:
+    """Return planted scores of two arms, two crosscoders and two seeds."""
+    rng = np.random.default_rng(7)
+    kinds = {"chat-only": 1.0, "weaker": 0.5, "decoupled": 1.0, "shared": 1.0, "base-only": 1.0}
+    concepts, crosscoders = [], []
+    for arm in ("main", "null"):
+        for seed in (0, 1):
+            for name in ("l1", "batchtopk"):
+                of = {"arm": arm, "seed": seed, "crosscoder": name}
+                for kind, factor in kinds.items():
+                    for frequency in (0.01, 0.05):
+                        row = {"kind": kind, "factor": factor, "frequency": frequency, "parts": 1, "found": True}
+                        row |= {
+                            f"{what}_{rule}": bool(rng.random() < 0.5) for what in ("chat", "right") for rule in RULES
+                        }
+                        concepts.append(of | row)
+                quality = ["found", "reversed", "fve_base", "fve_chat", "auroc_norm_difference", "auroc_rank_sum"]
+                quality += [f"{q}_{rule}" for q in ("recall", "precision", "false_positives") for rule in RULES]
+                quality += ["false_base_norm_difference", "false_base_nu_point"]
+                sizes = {"dict_size": 512, "l0": 12.5, "live": 500}
+                crosscoders.append(of | sizes | {column: rng.random() for column in quality})
+    return Scores(pd.DataFrame(concepts), pd.DataFrame(), pd.DataFrame(crosscoders), criterion or Criterion())
 
 
 def concepts() -> pd.DataFrame:

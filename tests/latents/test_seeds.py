@@ -14,7 +14,9 @@ from tunediff.latents.seeds import SCHEMA, build_matches, directions, match, mat
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.artifacts import check
 from tunediff.report.style import Style, save
-from tunediff.report.tables import across_seeds, draw_seeds, table1
+from tunediff.report.tables import seeds as seeds_table
+from tunediff.report.tables.seeds import across_seeds
+from tunediff.report.tables.table1 import table1
 
 STYLE = Style(dpi=60)
 
@@ -173,12 +175,12 @@ def test_spread_over_seeds(tmp_path: Path) -> None:
     first = rows.loc[("l1", "kl_change_latent_scaling_best_first"), "value_seed2"]
     assert first == pytest.approx(-best.loc["first", "reduction"])
 
-    drawing = draw_seeds(spread, STYLE)
+    drawing = seeds_table.printed(spread, STYLE)
     printed = [text.get_text() for text in drawing.figure.axes[0].texts]
     row = rows.loc[("l1", "chat_only")]
     assert f"{row['mean']:,.1f} [{row['low']:.0f}, {row['high']:.0f}]" in printed
     assert "l1, 3 seeds" in printed and "–" in printed
-    files = save(*drawing, tmp_path / "seeds", STYLE)
+    files = save(drawing, tmp_path / "seeds", STYLE)
     assert [path.suffix for path in files] == [".pdf", ".png", ".csv"]
 
 
@@ -189,5 +191,5 @@ def test_one_seed_is_said_in_one_row(kept: list[str], tmp_path: Path) -> None:
     assert len(table) == 1
     expected = "no crosscoder trained here" if kept == ["theirs"] else "one seed (0): no spread"
     assert table["quantity"].item().startswith(expected)
-    save(*draw_seeds(table, STYLE), tmp_path / "seeds", STYLE)
-    assert any(expected in text.get_text() for text in draw_seeds(table, STYLE).figure.axes[0].texts)
+    save(seeds_table.printed(table, STYLE), tmp_path / "seeds", STYLE)
+    assert any(expected in text.get_text() for text in seeds_table.printed(table, STYLE).figure.axes[0].texts)

@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,9 @@ from matplotlib.patches import Rectangle
 from figure_tables import (
     LABELS,
     OTHER,
+    all_results,
     concepts,
+    given,
     histories,
     judged,
     kl_summary,
@@ -27,6 +28,7 @@ from figure_tables import (
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.table import LatentTable
+from tunediff.report import style
 from tunediff.report.figures import (
     cosine,
     detection,
@@ -36,12 +38,12 @@ from tunediff.report.figures import (
     fig4b,
     frequency,
     nulls,
-    style,
     template,
     training,
     twins,
 )
-from tunediff.report.style import Drawing, Style
+from tunediff.report.registry import Drawing, drawings
+from tunediff.report.style import Drawn, Style
 
 STYLE = Style(dpi=60)
 MISSING = {
@@ -52,34 +54,32 @@ MISSING = {
     "frequency": "no latent fires (64 dead)",
 }
 FROM_LATENTS = {"fig2": fig2, "fig3": fig3, "template": template, "cosine": cosine, "frequency": frequency}
-MODELS = {"": ("base", "chat"), "same": ("demo-chat", "demo-chat"), "reseeded": ("demo-chat", "demo-retuned")}
+DRAWINGS = drawings()
 
 
-ALL: dict[str, Callable[[], Drawing]] = {
-    **{name: lambda module=module: module.draw(latent_tables(), STYLE) for name, module in FROM_LATENTS.items()},
-    "fig4": lambda: fig4.draw(*kl_summary(), STYLE),
-    "fig4b": lambda: fig4b.draw(*kl_summary(), STYLE),
-    "detection": lambda: detection.draw(concepts(), STYLE),
-    "nulls": lambda: nulls.draw(nulls_table(), Criterion(), MODELS, STYLE),
-    "twins": lambda: twins.draw(twin_tables(), STYLE),
-    "training": lambda: training.draw(histories(), STYLE),
-}
+def drawn(drawing: Drawing) -> Drawn:
+    """Draw from exactly what a drawing declares that it reads."""
+    every = all_results()
+    every |= {"activations_train": None, "activations_validation": None}
+    found = {name: every[name] for name in drawing.reads}
+    return drawing.draw(given(outliers=every["outliers"], **found), STYLE)
 
 
-def texts(drawing: Drawing) -> str:
+def texts(drawing: Drawn) -> str:
     """All text of a figure."""
     return "\n".join(text.get_text() for text in drawing.figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_files_are_complete_and_reproducible(name: str, tmp_path: Path) -> None:
-    drawing = ALL[name]()
-    first = style.save(*drawing, tmp_path / "a" / "figure.v1", STYLE)
+@pytest.mark.parametrize("path", DRAWINGS)
+def test_files_are_complete_and_reproducible(path: str, tmp_path: Path) -> None:
+    drawing = drawn(DRAWINGS[path])
+    first = style.save(drawing, tmp_path / "a" / "figure.v1", STYLE)
     assert_on_page(drawing.figure)
-    second = style.save(*ALL[name](), tmp_path / "b" / "figure.v1", STYLE)
-    assert [path.name for path in first] == ["figure.v1.pdf", "figure.v1.png", "figure.v1.csv"]
+    second = style.save(drawn(DRAWINGS[path]), tmp_path / "b" / "figure.v1", STYLE)
+    more = ["figure.v1_all.csv"] if path == "tables/planted" else []
+    assert [path.name for path in first] == ["figure.v1.pdf", "figure.v1.png", "figure.v1.csv", *more]
     assert first[0].read_bytes().startswith(b"%PDF") and first[1].read_bytes().startswith(b"\x89PNG")
-    assert len(pd.read_csv(first[2])) > 0
+    assert all(len(pd.read_csv(table)) > 0 for table in first[2:])
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert b"CreationDate" not in first[0].read_bytes() and b"Software" not in first[1].read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
@@ -98,15 +98,15 @@ def assert_on_page(figure: Figure) -> None:
 def test_missing_classes_are_stated_with_their_count(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        drawing = FROM_LATENTS[name].draw(without_chat_only(), STYLE)
-        style.save(*drawing, tmp_path / name, STYLE)
+        drawing = FROM_LATENTS[name].draw(given(latents=without_chat_only()), STYLE)
+        style.save(drawing, tmp_path / name, STYLE)
     assert "nan" not in texts(drawing)
     assert MISSING[name] in texts(drawing)
 
 
 def test_fig2_counts_points_and_shared_interval() -> None:
     tables = latent_tables()
-    numbers = fig2.draw(tables, STYLE, seed=1).numbers
+    numbers = fig2.draw(given(1, latents=tables), STYLE).numbers
     for label, latents in tables.items():
         table, own = latents.frame, numbers[numbers["crosscoder"] == label]
         finite = table[table["nu_error"].notna() & table["nu_reconstruction"].notna()]
@@ -130,7 +130,7 @@ def test_fig2_counts_points_and_shared_interval() -> None:
 
 def test_fig2_sample_depends_on_the_seed_only() -> None:
     def sample(seed: int) -> list[int]:
-        numbers = fig2.draw(latent_tables(), STYLE, seed=seed).numbers
+        numbers = fig2.draw(given(seed, latents=latent_tables()), STYLE).numbers
         return list(numbers.loc[(numbers["item"] == "point") & (numbers["class_name"] == "shared"), "latent"])
 
     assert sample(0) == sample(0) != sample(1)
@@ -142,14 +142,14 @@ def test_fig2_says_how_many_points_lie_outside_the_axes() -> None:
     table["nu_error"] = table["nu_error"].clip(0, 1)
     table["nu_reconstruction"] = table["nu_reconstruction"].clip(0, 1)
     table.loc[rows, "nu_reconstruction"] = [5.0, -3.0, 0.1]
-    shown = " ".join(texts(fig2.draw({"l1-seed0": judged(table, Criterion())}, STYLE)).split())
+    shown = " ".join(texts(fig2.draw(given(latents={"l1-seed0": judged(table, Criterion())}), STYLE)).split())
     assert "Outside the axes: 2 chat-only, 0 shared." in shown
     assert "Reversed (a ν under −0.1): 1 of the chat-only." in shown
 
 
 def test_fig3_histogram_and_threshold_curve() -> None:
     tables = latent_tables()
-    numbers = fig3.draw(tables, STYLE).numbers
+    numbers = fig3.draw(given(latents=tables), STYLE).numbers
     for label, latents in tables.items():
         table, own = latents.frame, numbers[numbers["crosscoder"] == label]
         bars = own[own["item"] == "norm_difference"].groupby("class_name")["count"].agg(["sum", "size"])
@@ -178,7 +178,7 @@ def test_threshold_curve_leaves_out_what_is_beyond_the_bounds() -> None:
 
 def test_fig4_numbers_and_printed_values() -> None:
     summary, sets = kl_summary()
-    drawing = fig4.draw(summary, sets, STYLE)
+    drawing = fig4.draw(given(kl=summary, sets=sets), STYLE)
     numbers = drawing.numbers
     assert set(numbers["intervention"]).isdisjoint({"prefix", "area_over_random", "best_minus_worst"})
     assert numbers["intervention"].str.endswith("_additive").sum() == 16
@@ -200,7 +200,7 @@ def test_fig4_numbers_and_printed_values() -> None:
 
 def test_fig4_marks_the_random_latents_of_equal_energy_on_best_bars_only() -> None:
     summary, sets = kl_summary()
-    figure = fig4.draw(summary, sets, STYLE).figure
+    figure = fig4.draw(given(kl=summary, sets=sets), STYLE).figure
     for axes, positions in zip(figure.axes, ("all", "first"), strict=True):
         rows = summary[(summary["intervention"] == "matched_random_mean") & (summary["positions"] == positions)]
         lines = [line.get_ydata() for line in axes.lines if line.get_linestyle() == "--"]
@@ -213,7 +213,7 @@ def test_fig4_marks_the_random_latents_of_equal_energy_on_best_bars_only() -> No
 
 def test_fig4_bars_have_the_heights_of_the_table() -> None:
     summary, sets = kl_summary()
-    figure = fig4.draw(summary, sets, STYLE).figure
+    figure = fig4.draw(given(kl=summary, sets=sets), STYLE).figure
     heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
     for panel, positions in zip(heights, ("all", "first"), strict=True):
         rows = summary[(summary["positions"] == positions) & summary["intervention"].isin(fig4.BARS)]
@@ -227,14 +227,14 @@ def test_fig4_reads_parquet_with_other_sets_and_a_worse_intervention(tmp_path: P
     summary.loc[summary["crosscoder"] == "", "crosscoder"] = None
     sets[LABELS[1]] = {**sets[LABELS[1]], "name": "the 3 live latents of highest norm difference (0 of them chat-only)"}
     summary.to_parquet(tmp_path / "summary.parquet")
-    printed = texts(fig4.draw(pd.read_parquet(tmp_path / "summary.parquet"), sets, STYLE))
+    printed = texts(fig4.draw(given(kl=pd.read_parquet(tmp_path / "summary.parquet"), sets=sets), STYLE))
     assert "+25%" in printed and "None" in printed
     assert "the 3 live latents of highest norm difference (0 of them chat-only)" in " ".join(printed.split())
 
 
 def test_fig4b_draws_every_curve_and_every_difference() -> None:
     summary, sets = kl_summary()
-    drawing = fig4b.draw(summary, sets, STYLE)
+    drawing = fig4b.draw(given(kl=summary, sets=sets), STYLE)
     printed = texts(drawing)
     assert set(drawing.numbers["positions"]) == {"all", "first"}
     for number, label in enumerate(LABELS):
@@ -270,13 +270,13 @@ def test_fig4b_draws_every_curve_and_every_difference() -> None:
 def test_fig4b_says_where_there_is_nothing_to_draw() -> None:
     summary, sets = kl_summary()
     kept = ~summary["intervention"].isin(["prefix", "area_over_random", "matched_best_minus_worst"])
-    printed = texts(fig4b.draw(summary[kept], sets, STYLE))
+    printed = texts(fig4b.draw(given(kl=summary[kept], sets=sets), STYLE))
     assert "no curve: the edits\nhave no energy" in printed and " none" in printed
 
 
 def test_template_shares() -> None:
     tables = latent_tables()
-    numbers = template.draw(tables, STYLE).numbers
+    numbers = template.draw(given(latents=tables), STYLE).numbers
     table = tables[LABELS[0]].frame
     chat_only = table[table["class_name"] == "chat-only"]
     own = numbers[numbers["crosscoder"] == LABELS[0]]
@@ -291,7 +291,7 @@ def test_template_shares() -> None:
 def test_cosine_histogram_and_correlation() -> None:
     tables = latent_tables()
     tables[LABELS[0]].frame.loc[0, "cosine"] = 1.0000001
-    drawing = cosine.draw(tables, STYLE)
+    drawing = cosine.draw(given(latents=tables), STYLE)
     numbers, table = drawing.numbers, tables[LABELS[0]].frame
     own = numbers[numbers["crosscoder"] == LABELS[0]]
     bars = own[own["item"] == "cosine"].groupby("class_name")["count"].agg(["sum", "size"])
@@ -314,19 +314,19 @@ def test_pearson_is_undefined_without_variance() -> None:
 def test_twins_are_told_from_random_pairs() -> None:
     tables = twin_tables()
     tables[LABELS[0]].loc[0, "divergence"] = np.nan
-    drawing = twins.draw(tables, STYLE)
+    drawing = twins.draw(given(twins=tables), STYLE)
     bars = drawing.numbers[drawing.numbers["item"] == "divergence"].groupby(["crosscoder", "pool"])["count"].sum()
     assert bars[LABELS[0], "twins"] == 36 and bars[LABELS[0], "random"] == 400 and bars[LABELS[1], "twins"] == 0
     missing = drawing.numbers[drawing.numbers["item"] == "without_divergence"].set_index(["crosscoder", "pool"])
     assert missing.loc[(LABELS[0], "twins"), "count"] == 1
     assert "no twins: 0 of 100 pairs" in texts(drawing)
     empty = {LABELS[0]: tables[LABELS[0]].iloc[:0]}
-    assert "base-only latent (0)" in texts(twins.draw(empty, STYLE))
+    assert "base-only latent (0)" in texts(twins.draw(given(twins=empty), STYLE))
 
 
 def test_frequency_counts_every_firing_latent() -> None:
     tables = latent_tables()
-    numbers = frequency.draw(tables, STYLE).numbers
+    numbers = frequency.draw(given(latents=tables), STYLE).numbers
     for label, latents in tables.items():
         table, own = latents.frame, numbers[numbers["crosscoder"] == label]
         bars = own[own["item"] == "log10_frequency"]
@@ -338,12 +338,12 @@ def test_frequency_counts_every_firing_latent() -> None:
 def test_training_draws_every_seed_and_thins_long_histories() -> None:
     tables = histories()
     tables["long-seed0"] = pd.concat([tables["l1-seed0"]] * 30, ignore_index=True)
-    numbers = training.draw(tables, STYLE).numbers
+    numbers = training.draw(given(histories=tables), STYLE).numbers
     assert list(dict.fromkeys(numbers["crosscoder"])) == list(tables)
     sizes = numbers.groupby("crosscoder").size()
     assert sizes["l1-seed1"] == 150 and 1000 < sizes["long-seed0"] <= training.MAX_POINTS
     tables["new-seed0"] = tables["l1-seed0"].iloc[:0]
-    assert "new-seed0): no history (0 rows)" in texts(training.draw(tables, STYLE))
+    assert "new-seed0): no history (0 rows)" in texts(training.draw(given(histories=tables), STYLE))
 
 
 def test_one_seed_per_kind_unless_told() -> None:
@@ -363,7 +363,7 @@ def test_one_seed_per_kind_unless_told() -> None:
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_any_number_of_crosscoders_fits(count: int) -> None:
     tables = {f"kind{i}-seed0": latent_table(i, size=256) for i in range(count)}
-    figure = fig3.draw(tables, STYLE).figure
+    figure = fig3.draw(given(latents=tables), STYLE).figure
     assert len(figure.axes) == count + 1
     assert_on_page(figure)
 
@@ -371,12 +371,12 @@ def test_any_number_of_crosscoders_fits(count: int) -> None:
 def test_a_missing_column_is_named() -> None:
     tables = {"l1-seed0": LatentTable(latent_table().frame.drop(columns="nu_error"), ["web", "chat"])}
     with pytest.raises(TunediffError, match="latents of l1-seed0: no column 'nu_error'"):
-        fig2.draw(tables, STYLE)
+        fig2.draw(given(latents=tables), STYLE)
 
 
 def test_detection_shows_the_chat_specific_latent_of_every_chat_concept_and_its_control() -> None:
     table = concepts()
-    drawing = detection.draw(table, STYLE)
+    drawing = detection.draw(given(concepts=table), STYLE)
     wanted = table[table["chat_concept"] & (table["pool"] == "chat-specific")]
     assert drawing.numbers["auroc"].tolist() == wanted["auroc"].tolist()
     first = drawing.figure.axes[0]
@@ -402,13 +402,14 @@ def test_detection_shows_the_chat_specific_latent_of_every_chat_concept_and_its_
     np.testing.assert_allclose(bars, rows[["control_median", "control_high"]])
     assert drawing.figure.axes[-1].get_xlim()[1] > wanted["n_live"].max()
     assert "One mark per seed (2)" in texts(drawing)
-    nothing = detection.draw(table[~table["chat_concept"]], STYLE)
+    nothing = detection.draw(given(concepts=table[~table["chat_concept"]]), STYLE)
     assert "no chat concept is labelled" in texts(nothing)
 
 
 def test_nulls_show_every_call_and_name_the_models() -> None:
     table = nulls_table()
-    drawing = nulls.draw(table, Criterion(), MODELS, STYLE)
+    drawing = nulls.draw(given(pairs=all_results()["pairs"]), STYLE)
+    pd.testing.assert_frame_equal(drawing.numbers, table)
     shown = " ".join(texts(drawing).split())
     assert "so there must be none): same: demo-chat and demo-chat." in shown
     assert "upper bound of the false-positive rate): reseeded: demo-chat and demo-retuned." in shown
@@ -423,11 +424,8 @@ def test_nulls_show_every_call_and_name_the_models() -> None:
 
 @pytest.mark.parametrize("name", ["fig2", "fig3", "template", "cosine", "nulls"])
 def test_the_criterion_of_the_tables_is_printed(name: str) -> None:
-    draw = {
-        **{module: lambda tables, m=m: m.draw(tables, STYLE) for module, m in FROM_LATENTS.items()},
-        "nulls": lambda tables: nulls.draw(nulls_table(OTHER), style.one_criterion(tables), MODELS, STYLE),
-    }[name]
-    drawing = draw(latent_tables(OTHER))
+    found = {name: all_results(OTHER)[name] for name in ("latents", "pairs")}
+    drawing = {**FROM_LATENTS, "nulls": nulls}[name].draw(given(**found), STYLE)
     shown = " ".join(texts(drawing).split())
     assert "[−0.06, 1.7]" in shown and "[−0.1, 2]" not in shown
     assert not re.search(r"(<|below|under|≥) ?[−-]?0\.[512]\b", shown)
@@ -450,7 +448,7 @@ def test_tables_of_different_criteria_are_an_error_of_one_line() -> None:
         with pytest.raises(
             TunediffError, match=r"l1-seed0 and of batchtopk-seed0 state different criteria.*delete"
         ) as error:
-            module.draw(tables, STYLE)
+            module.draw(given(latents=tables), STYLE)
         assert "\n" not in str(error.value)
 
 

@@ -1,6 +1,5 @@
 """The tables against plain counting, and the criterion they print."""
 
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from figure_tables import (
     LABELS,
     OTHER,
     evaluation,
+    given,
     judged,
     kl_summary,
     latent_table,
@@ -22,26 +22,23 @@ from figure_tables import (
 )
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.report.style import Drawing, Style, save
-from tunediff.report.tables import (
-    PUBLISHED,
-    across_seeds,
-    draw_published,
-    draw_ranking,
-    draw_seeds,
-    draw_table1,
-    metric,
-    outlier_tokens,
-    published,
-    ranking,
-    table1,
-)
+from tunediff.latents.metrics import Evaluation
+from tunediff.report.inputs import OutlierTokens
+from tunediff.report.style import Drawn, Style, save
+from tunediff.report.tables import published as published_table
+from tunediff.report.tables import ranking as ranking_table
+from tunediff.report.tables import seeds as seeds_table
+from tunediff.report.tables import table1 as first_table
+from tunediff.report.tables.published import PUBLISHED, published
+from tunediff.report.tables.ranking import ranking
+from tunediff.report.tables.seeds import across_seeds
+from tunediff.report.tables.table1 import table1
 
 STYLE = Style(dpi=60)
 EVALUATIONS = {LABELS[0]: evaluation(0.88, 52.3, 0.04), LABELS[1]: evaluation(0.9, 20.1, 0.12)}
 
 
-def cells(drawing: Drawing) -> dict[str, list[str]]:
+def cells(drawing: Drawn) -> dict[str, list[str]]:
     """Lines of a typeset table: name → cells, read from where they are printed."""
     lines: dict[float, list[str]] = {}
     for text in sorted(drawing.figure.axes[0].texts, key=lambda text: text.get_position()[0]):
@@ -49,7 +46,7 @@ def cells(drawing: Drawing) -> dict[str, list[str]]:
     return {line[0].strip(): line[1:] for line in lines.values()}
 
 
-def all_text(drawing: Drawing) -> str:
+def all_text(drawing: Drawn) -> str:
     return " ".join(" ".join(text.get_text() for text in drawing.figure.axes[0].texts).split())
 
 
@@ -79,13 +76,6 @@ def test_table1_counts_classes() -> None:
     assert rows.loc[LABELS[0], "reversed"] > 0
     assert list(rows["fve_base"]) == [0.88, 0.9] and list(rows["l0"]) == [52.3, 20.1]
     assert list(rows["dead_fraction"]) == [0.04, 0.12] and list(rows["n_tokens"]) == [1_000_000] * 2
-
-
-def test_metric_that_was_not_measured_is_nan() -> None:
-    assert metric(EVALUATIONS[LABELS[0]], "fve", "chat", "template") == pytest.approx(0.87)
-    assert np.isnan(metric(EVALUATIONS[LABELS[0]], "cross_entropy_recovered", "base"))
-    unknown = {"metrics": [{"metric": "fve", "model": "base", "subset": "all", "value": None}]}
-    assert np.isnan(metric(unknown, "fve", "base"))
 
 
 def test_missing_evaluation_is_named() -> None:
@@ -126,25 +116,29 @@ def test_typeset_tables_print_the_numbers_and_are_reproducible(tmp_path: Path) -
     summary, _ = kl_summary()
     for name in ("a", "b"):
         table = table1(latent_tables(), EVALUATIONS)
-        save(*draw_table1(table, STYLE), tmp_path / name / "table1", STYLE)
-        save(*draw_published(published(latent_tables(), EVALUATIONS, None, summary), STYLE), tmp_path / name / "paper")
+        save(first_table.printed(table, STYLE), tmp_path / name / "table1", STYLE)
+        save(
+            published_table.printed(published(latent_tables(), EVALUATIONS, None, summary), STYLE),
+            tmp_path / name / "paper",
+            STYLE,
+        )
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [f"{stem}.{suffix}" for stem in ("paper", "table1") for suffix in ("csv", "pdf", "png")]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
-    printed = [text.get_text() for text in draw_table1(table, STYLE).figure.axes[0].texts]
+    printed = [text.get_text() for text in first_table.printed(table, STYLE).figure.axes[0].texts]
     assert "1,013" in printed and "88.0 %" in printed and "52.3" in printed
 
 
 def test_tables_of_crosscoders_without_chat_only_latents() -> None:
     frame = published(without_chat_only(), EVALUATIONS)
     assert frame.set_index(["quantity", "kind"]).loc[("chat-only latents", "L1"), "ours"] == 0
-    figure = draw_published(frame, STYLE).figure
+    figure = published_table.printed(frame, STYLE).figure
     assert "–" in [text.get_text() for text in figure.axes[0].texts]
 
 
 def test_table1_prints_fve_of_the_difference_first_controls_and_what_is_not_measured() -> None:
     table = table1(latent_tables(), EVALUATIONS)
-    lines = cells(draw_table1(table, STYLE))
+    lines = cells(first_table.printed(table, STYLE))
     fve = [name for name in lines if name.startswith(("FVE", "standardised", "variance"))]
     assert fve[:3] == ["FVE, difference", "FVE, base model", "FVE, chat model"]
     assert lines["standardised FVE, base model"] == ["50.0 %", "50.0 %"]
@@ -155,50 +149,37 @@ def test_table1_prints_fve_of_the_difference_first_controls_and_what_is_not_meas
     assert lines["reversed"] == [str(n) for n in table["reversed"]]
     assert lines["outlier tokens, left out"] == ["–", "–"]
     old = {
-        label: {**own, "metrics": [m for m in own["metrics"] if m["metric"] == "fve"]}
+        label: Evaluation([m for m in own.metrics if m["metric"] == "fve"], own.n_tokens)
         for label, own in EVALUATIONS.items()
     }
-    lines = cells(draw_table1(table1(latent_tables(), old), STYLE))
+    lines = cells(first_table.printed(table1(latent_tables(), old), STYLE))
     assert lines["standardised FVE, base model"] == lines["L0"] == ["–", "–"]
 
 
 def test_nulls_stand_beside_the_counts_or_are_said_not_to_have_run() -> None:
-    drawing = draw_table1(table1(latent_tables(), EVALUATIONS), STYLE)
+    drawing = first_table.printed(table1(latent_tables(), EVALUATIONS), STYLE)
     assert "Nulls: not run (snakemake nulls)." in all_text(drawing)
     nulls = nulls_table()
     nulls.loc[(nulls["pair"] == "same") & (nulls["crosscoder"] == LABELS[0]), "chat_specific"] = 3
     tables = latent_tables() | {"theirs": latent_table(5)}
     table = table1(tables, EVALUATIONS | {"theirs": evaluation()}, nulls)
-    lines = cells(draw_table1(table, STYLE))
+    lines = cells(first_table.printed(table, STYLE))
     row = table.set_index("crosscoder").loc[LABELS[0]]
     assert lines["same (must be 0)"][0] == f"{row['chat_only']}, 3, {row['chat_specific_interval']}"
     assert lines["same (must be 0)"][-1] == "–, –, –"  # a published dictionary is in no null
     assert lines["reseeded (upper bound)"][1] == "15, 5, 5"
-    assert "not run" not in all_text(draw_table1(table, STYLE))
+    assert "not run" not in all_text(first_table.printed(table, STYLE))
 
 
-def test_outlier_tokens_of_all_parts(tmp_path: Path) -> None:
-    parts = []
-    for i, factor in enumerate((1, 3)):
-        facts = {
-            "factor": 5.0, "norm": {"base": 10.0 * factor, "chat": 12.0}, "median": {"base": 2.0 * factor, "chat": 2.4},
-            "tokens": {"web": 2 + i, "chat": 0}, "of": {"web": 40, "chat": 60},
-        }  # fmt: skip
-        parts.append(tmp_path / f"part-{i}.json")
-        parts[-1].write_text(json.dumps({"kind": "activations", "facts": {"outliers": facts}}))
-    found = outlier_tokens(parts)
-    assert found is not None
-    assert found.tokens == {"web": 5, "chat": 0} and found.of == {"web": 80, "chat": 120}
-    assert found.norm == {"base": 30.0, "chat": 12.0} and found.median == {"base": 4.0, "chat": pytest.approx(2.4)}
-    lines = cells(draw_table1(table1(latent_tables(), EVALUATIONS, None, found), STYLE))
+def test_outlier_tokens_are_a_share_of_all_tokens() -> None:
+    found = OutlierTokens(5.0, {"base": 30.0}, {"base": 4.0}, {"web": 5, "chat": 0}, {"web": 80, "chat": 120})
+    lines = cells(first_table.printed(table1(latent_tables(), EVALUATIONS, None, found), STYLE))
     assert lines["outlier tokens, left out"] == ["2.5 %", "2.5 %"]
-    parts[0].write_text(json.dumps({"kind": "activations", "facts": {"outliers": None}}))
-    assert outlier_tokens(parts[:1]) is None
 
 
 def test_ranking_is_the_first_twenty_by_both_nu(tmp_path: Path) -> None:
     tables = latent_tables()
-    drawing = draw_ranking(tables, STYLE)
+    drawing = ranking_table.draw(given(latents=tables), STYLE)
     for label, latents in tables.items():
         frame = latents.frame[~latents.frame["dead"]]
         both = frame[["nu_reconstruction", "nu_error"]]
@@ -215,12 +196,12 @@ def test_ranking_is_the_first_twenty_by_both_nu(tmp_path: Path) -> None:
     assert f"{first['nu_error']:.2f}".replace("-", "−") in printed[3]
     specific = int(tables[LABELS[1]].frame["chat_specific"].sum())
     assert f"BatchTopK (batchtopk-seed0): {specific} of 1,802 live latents are chat-specific" in lines
-    save(*drawing, tmp_path / "ranking", STYLE)
+    save(drawing, tmp_path / "ranking", STYLE)
     assert len(pd.read_csv(tmp_path / "ranking.csv")) == 40
 
 
 def test_ranking_without_a_chat_specific_latent_or_without_any_rank() -> None:
-    drawing = draw_ranking(without_chat_only(), STYLE)
+    drawing = ranking_table.draw(given(latents=without_chat_only()), STYLE)
     lines = cells(drawing)
     live = int((~without_chat_only()[LABELS[0]].frame["dead"]).sum())
     assert f"L1 (l1-seed0): none of {live} live latents is chat-specific" in lines
@@ -231,21 +212,21 @@ def test_ranking_without_a_chat_specific_latent_or_without_any_rank() -> None:
     unranked = {LABELS[0]: judged(frame, Criterion())}
     live_norms = frame.loc[~frame["dead"], "norm_difference"].sort_values(ascending=False)
     assert ranking(unranked)["norm_difference"].tolist() == live_norms[:20].tolist()
-    assert "none has both ν within the bounds" in all_text(draw_ranking(unranked, STYLE))
+    assert "none has both ν within the bounds" in all_text(ranking_table.draw(given(latents=unranked), STYLE))
 
 
 @pytest.mark.parametrize("name", ["table1", "ranking", "seeds"])
 def test_tables_print_the_criterion_of_the_latent_tables(name: str) -> None:
     latents = latent_tables(OTHER)
     if name == "table1":
-        drawing = draw_table1(table1(latents, EVALUATIONS), STYLE)
+        drawing = first_table.printed(table1(latents, EVALUATIONS), STYLE)
     elif name == "ranking":
-        drawing = draw_ranking(latents, STYLE)
+        drawing = ranking_table.draw(given(latents=latents), STYLE)
     else:
         latents["l1-seed1"] = latent_table(3, criterion=OTHER)
         metrics = EVALUATIONS | {"l1-seed1": evaluation()}
         matches = pd.DataFrame(columns=["crosscoder", "seed", "latent", "class_name", "chat_specific", "stable"])
-        drawing = draw_seeds(across_seeds(latents, metrics, kl_summary()[0], matches), STYLE)
+        drawing = seeds_table.printed(across_seeds(latents, metrics, kl_summary()[0], matches), STYLE)
     shown = all_text(drawing)
     assert OTHER.math in shown and not re.search(r"< 0\.[52]\b|−0\.1, 2\]", shown)
     assert set(drawing.numbers["criterion"]) == {OTHER.text}

@@ -9,7 +9,8 @@ from scipy.stats import norm
 from figure_tables import LABELS, OTHER, evaluation, latent_tables, nulls_table
 from tunediff.errors import TunediffError
 from tunediff.latents.table import LatentTable
-from tunediff.validation.nulls import model_name, null_kind, null_rates, read_nulls, seal_nulls
+from tunediff.pipeline.artifacts import seal
+from tunediff.validation.nulls import model_name, null_kind, null_rates, read_nulls
 
 EVALUATIONS = {label: evaluation() for label in LABELS}
 SAME = {
@@ -67,7 +68,7 @@ def test_counts_are_read_back_only_under_their_own_key(tmp_path: Path) -> None:
     numbers = tmp_path / "nulls/summary.csv"
     numbers.parent.mkdir()
     nulls_table().to_csv(numbers, index=False)
-    seal_nulls(numbers, "k1")
+    seal(numbers, "nulls", "k1", {})
     found = read_nulls(tmp_path, "k1")
     assert found is not None and found["pair"].tolist() == ["", "", "same", "same", "reseeded", "reseeded"]
     assert found["null_kind"].tolist() == ["", "", "exact", "exact", "contaminated", "contaminated"]

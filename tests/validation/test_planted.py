@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from analysis_fixtures import random_crosscoder
+from figure_tables import given
 from tunediff.config.check import check
 from tunediff.config.planted import PlantedArm
 from tunediff.config.settings import HarvestSettings, LatentSettings, TrainingSettings
@@ -25,6 +26,8 @@ from tunediff.latents.criterion import Criterion
 from tunediff.latents.measure import build_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, nu, scaling_directions
 from tunediff.latents.table import LatentTable
+from tunediff.report.registry import drawings
+from tunediff.report.style import Style, save
 from tunediff.validation.planted import (
     BASE,
     CHAT,
@@ -386,18 +389,17 @@ def test_one_pair_from_stores_to_figure(tmp_path):
     assert reversed_shares.tolist() == pytest.approx([frame["reversed"].mean() for frame in live])
     found = table[(table["quantity"] == "found") & (table["kind"] == "chat-only") & table["frequency"].isna()]
     assert found.set_index("crosscoder")["mean"]["batchtopk"] == 1
-    from tunediff.report.figures.planted import draw, draw_table
-    from tunediff.report.style import Style, save
-
     style, other = Style(dpi=60), scores._replace(criterion=Criterion(0.37, 0.13, -0.06, 1.7))
-    for name, drawing in (("figure", draw(scores, style)), ("table", draw_table(scores, style))):
-        assert all(path.stat().st_size > 0 for path in save(*drawing, tmp_path / name, style))
-    for drawing in (draw(other, style), draw_table(other, style)):
+    for room in ("figures", "tables"):
+        drawing = drawings()[f"{room}/planted"].draw(given(scores=scores), style)
+        assert all(path.stat().st_size > 0 for path in save(drawing, tmp_path / room, style))
+        drawing = drawings()[f"{room}/planted"].draw(given(scores=other), style)
         shown = [text.get_text() for text in drawing.figure.findobj(lambda artist: hasattr(artist, "get_text"))]
         printed = " ".join(" ".join(shown).split())
         assert other.criterion.math in printed
         assert not any(old in printed for old in ("0.5 and", "< 0.2", "−0.1"))
-    numbers = pd.read_csv(tmp_path / "figure.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables_all.csv"), table, check_dtype=False)
+    numbers = pd.read_csv(tmp_path / "figures.csv")
     row = numbers[(numbers["panel"] == "quality") & (numbers["crosscoder"] == "batchtopk")]
     assert row[(row["quantity"] == "precision") & (row["rule"] == "nu_point")]["mean"].item() == 1
 

@@ -99,9 +99,13 @@ def declared(file: Path, module: str) -> Drawing:
     Raises
     ------
     TunediffError
-        It declares none, or by more than literals, `Drawing` and `__name__`.
+        It is not Python, declares none, or does so by more than literals, `Drawing` and `__name__`.
     """
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise TunediffError(f"{file}: line {error.lineno}: {error.msg}; correct it") from error
+    for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DRAWING":
             code = compile(ast.Expression(node.value), str(file), "eval")
             try:

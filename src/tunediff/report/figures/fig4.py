@@ -74,7 +74,7 @@ def draw(results: Results, style: Style) -> Drawn:
         for axes, (name, title) in zip(figure.subplots(2, 1), PANELS.items(), strict=True):
             _panel(axes, numbers[numbers["positions"] == name], positions, labels, groups, title, style)
         look.legend(figure, _legend(numbers), None, columns=3)
-        look.note(figure, _note(numbers, results.sets, shown), style, width)
+        look.note(figure, _caption(numbers, results.sets, shown), style, width)
     return Drawn(figure, numbers)
 
 
@@ -178,7 +178,7 @@ def _legend(numbers: pd.DataFrame) -> list[Any]:
     return handles
 
 
-def _note(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
     tokens = numbers.groupby("positions")["n_tokens"].max()
     text = f"{int(numbers['n_conversations'].max()):,} different conversations; response tokens: "
     text += f"{int(tokens.get('all', 0)):,} in (a), {int(tokens.get('first', 0)):,} in (b). "

@@ -71,7 +71,7 @@ def draw(results: Results, style: Style) -> Drawn:
             _curves(curves, own[own["positions"] == "all"], style)
             _differences(differences, own, style)
         look.legend(figure, _legend(), None, columns=4)
-        look.note(figure, _note(numbers, results.sets, shown), style)
+        look.note(figure, _caption(numbers, results.sets, shown), style)
     return Drawn(figure, numbers)
 
 
@@ -166,7 +166,7 @@ def _legend() -> list[Any]:
     ]
 
 
-def _note(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
+def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
     tokens = numbers.groupby("positions")["n_tokens"].max()
     text = "Left: all live latents are added in the order of each ranking; all response tokens "
     text += f"({int(tokens.get('all', 0)):,}); root scale of E, areas over the plain one. Right: paired differences, "

@@ -1,8 +1,6 @@
 """The summary says what the tables say."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,15 +10,14 @@ from figure_tables import (
     OTHER,
     concepts,
     evaluation,
+    given,
     kl_summary,
     latent_tables,
     nulls_table,
     without_chat_only,
 )
-from tunediff.pipeline.artifacts import seal
-from tunediff.report.summary import Run, summary, write_summary
-from tunediff.report.tables import OutlierTokens
-from tunediff.validation.nulls import read_nulls, seal_nulls
+from tunediff.report.inputs import OutlierTokens, Results
+from tunediff.report.summary import summary
 
 FIRST = LABELS[0]
 OUTLIERS = OutlierTokens(
@@ -37,7 +34,7 @@ FACTS = {
 
 
 @pytest.fixture
-def run() -> Run:
+def run() -> Results:
     kl, sets = kl_summary()
     of = (kl["crosscoder"] == FIRST) & (kl["positions"] == "all")
     matched = [
@@ -49,7 +46,16 @@ def run() -> Run:
     sets[FIRST]["notes"] = ["no energy-matched halves by latent_scaling: 0 pairs"]
     evaluations = {label: evaluation(l0=52.3) for label in LABELS}
     kl = pd.concat([kl, *matched], ignore_index=True)
-    return Run(kl, sets, latent_tables(), evaluations, FACTS, concepts(), None, {"train": OUTLIERS}, Path("r/figures"))
+    return given(
+        kl=kl, sets=sets, latents=latent_tables(), evaluation=evaluations, crosscoders=FACTS, concepts=concepts(),
+        nulls=None, outliers={"train": OUTLIERS},
+    )  # fmt: skip
+
+
+def replace(run: Results, **found: Any) -> Results:
+    """Return the same results but for some."""
+    own = {name: value for name, value in vars(run).items() if name not in ("paths", "config", "nulls_key")}
+    return given(**own | found)
 
 
 def line_with(text: str, wanted: str) -> str:
@@ -58,15 +64,15 @@ def line_with(text: str, wanted: str) -> str:
     return found[0]
 
 
-def test_what_was_found_comes_first_then_fve_of_the_difference(run: Run) -> None:
+def test_what_was_found_comes_first_then_fve_of_the_difference(run: Results) -> None:
     lines = summary(run).splitlines()
-    for label, table in run.tables.items():
+    for label, table in run.latents.items():
         specific, live = table.frame["chat_specific"], ~table.frame["dead"]
         assert f"{label}: {specific.sum():,} of {live.sum():,} live latents are chat-specific" in lines[0]
         confirmed = table.frame["chat_specific_validation"].sum()
         own = next(line for line in lines if line.startswith(f"  {label}: "))
         assert f"{confirmed} confirmed on validation tokens" in own and "controls: " in own
-    assert lines[0].startswith("Found: ") and f"  Chat-specific: {run.tables[FIRST].criterion.text}" in lines[1]
+    assert lines[0].startswith("Found: ") and f"  Chat-specific: {run.latents[FIRST].criterion.text}" in lines[1]
     at = next(i for i, line in enumerate(lines) if line.startswith("FVE of the difference"))
     assert at < 6 and "l1-seed0 0.580 (standardised 0.310)" in lines[at]
     assert "base 0.880 (standardised 0.500), chat 0.870 (standardised 0.480)" in lines[at + 1]
@@ -75,7 +81,7 @@ def test_what_was_found_comes_first_then_fve_of_the_difference(run: Run) -> None
     assert lines[-1].startswith("Figures: r/figures/fig4.pdf")
 
 
-def test_warnings_of_one_dimension_and_of_training(run: Run) -> None:
+def test_warnings_of_one_dimension_and_of_training(run: Results) -> None:
     text = summary(run)
     warning = line_with(text, f"WARNING {FIRST}: FVE rests on one dimension")
     assert "base: dimension 347 holds 88 %, standardised FVE 0.500" in warning
@@ -83,13 +89,13 @@ def test_warnings_of_one_dimension_and_of_training(run: Run) -> None:
     assert f"WARNING {FIRST}: 64 % of the latents are dead" in text.splitlines()
     spread = {label: evaluation() for label in LABELS}
     for own in spread.values():
-        for row in own["metrics"]:
+        for row in own.metrics:
             row["value"] = 0.5 if row["metric"] == "largest_dimension_share" else row["value"]
-    plain = replace(run, evaluations=spread, crosscoders={label: {} for label in LABELS})
+    plain = replace(run, evaluation=spread, crosscoders={label: {} for label in LABELS})
     assert "WARNING" not in summary(plain) and "asked" not in summary(plain)
 
 
-def test_outlier_tokens_per_source(run: Run) -> None:
+def test_outlier_tokens_per_source(run: Results) -> None:
     text = summary(replace(run, outliers={"train": OUTLIERS, "validation": None}))
     line = line_with(text, "Outlier tokens, train")
     assert "left out: chat 0 of 500 (0 %), web 310 of 1,000 (31 %)" in line
@@ -97,7 +103,7 @@ def test_outlier_tokens_per_source(run: Run) -> None:
     assert "not looked for" in line_with(text, "Outlier tokens, validation")
 
 
-def test_counts_stand_beside_those_of_the_nulls(run: Run) -> None:
+def test_counts_stand_beside_those_of_the_nulls(run: Results) -> None:
     assert "  Nulls: not run (snakemake nulls)." in summary(run).splitlines()
     nulls = nulls_table()
     nulls.loc[(nulls["pair"] == "reseeded") & (nulls["crosscoder"] == FIRST), "chat_specific"] = 4
@@ -106,9 +112,9 @@ def test_counts_stand_beside_those_of_the_nulls(run: Run) -> None:
     assert "not run" not in text
 
 
-def test_classes_and_reversed_latents(run: Run) -> None:
+def test_classes_and_reversed_latents(run: Results) -> None:
     text = summary(run)
-    frame = run.tables[FIRST].frame
+    frame = run.latents[FIRST].frame
     chat_only = frame[frame["class_name"] == "chat-only"]
     line = line_with(text, f"  {FIRST}: {len(chat_only)} chat-only")
     assert f"{(chat_only['nu_reconstruction'] >= 0.5).sum()} decoupled, ν^r ≥ 0.5" in line
@@ -117,27 +123,27 @@ def test_classes_and_reversed_latents(run: Run) -> None:
     assert turned > 0 and f"of all, {turned} reversed (a ν under −0.1)" in line
 
 
-def test_thresholds_of_the_tables_are_the_only_ones_printed(run: Run) -> None:
-    text = summary(replace(run, tables=latent_tables(OTHER)))
+def test_thresholds_of_the_tables_are_the_only_ones_printed(run: Results) -> None:
+    text = summary(replace(run, latents=latent_tables(OTHER)))
     assert OTHER.text in text and "decoupled, ν^r ≥ 0.37" in text and "shrunk, ν^ε ≥ 0.13" in text
     assert "a ν under −0.06" in text
     assert not any(old in text for old in ("< 0.5", "< 0.2", "≥ 0.5", "≥ 0.2", "−0.1, 2]", "under −0.1)"))
 
 
-def test_five_ranked_latents_are_shown_and_twenty_where_none_is_chat_specific(run: Run) -> None:
+def test_five_ranked_latents_are_shown_and_twenty_where_none_is_chat_specific(run: Results) -> None:
     ranked = [line for line in summary(run).splitlines() if line.startswith("    ") and ". latent " in line]
     assert len(ranked) == 2 * 5
-    first = run.tables[FIRST].first(1).iloc[0]
+    first = run.latents[FIRST].first(1).iloc[0]
     fires = f"chat {100 * first['frequency_chat']:.2g} %"
     assert f"1. latent {first['latent']}, chat-only" in ranked[0] and fires in ranked[0]
-    text = summary(replace(run, tables=without_chat_only()))
+    text = summary(replace(run, latents=without_chat_only()))
     ranked = [line for line in text.splitlines() if line.startswith("    ") and ". latent " in line]
     assert len(ranked) == 20 and "chat-specific" not in "".join(ranked)
     live = int((~without_chat_only()[FIRST].frame["dead"]).sum())
     assert text.startswith(f"Found: {FIRST}: none of {live} live latents is chat-specific; ")
 
 
-def test_best_against_worst_with_energies_and_at_equal_energy(run: Run) -> None:
+def test_best_against_worst_with_energies_and_at_equal_energy(run: Results) -> None:
     text = summary(run)
     kl = run.kl[(run.kl["positions"] == "all") & (run.kl["crosscoder"] == FIRST)]
     row = {name: kl[(kl["intervention"] == name) & (kl["ranking"] == "norm_difference")].iloc[0] for name in (
@@ -158,7 +164,7 @@ def test_best_against_worst_with_energies_and_at_equal_energy(run: Run) -> None:
     assert "(17 of them chat-only)" in text and "effective chat-only" not in text
 
 
-def test_labelled_concepts(run: Run) -> None:
+def test_labelled_concepts(run: Results) -> None:
     table = concepts()
     chosen = (table["crosscoder"] == FIRST) & (table["concept"] == "joke_onset") & (table["pool"] == "chat-specific")
     table.loc[chosen, ["auroc", "auroc_among"]] = 0.95
@@ -167,34 +173,3 @@ def test_labelled_concepts(run: Run) -> None:
     assert f"{FIRST} 1 of 2 (joke" in line or f"{FIRST} 2 of 2 (joke" in line
     assert "planted" not in summary(run)
     assert line_with(summary(replace(run, concepts=table.iloc[:0])), "Labelled concepts").endswith("none was scored.")
-
-
-def test_the_file_is_written_from_the_artifacts(run: Run, tmp_path: Path) -> None:
-    def written(name: str, value: dict) -> Path:
-        (tmp_path / name).write_text(json.dumps(value))
-        return tmp_path / name
-
-    tables = {}
-    for label, table in run.tables.items():
-        tables[label] = tmp_path / f"{label}.parquet"
-        table.write(tables[label])
-    run.kl.to_parquet(tmp_path / "kl.parquet")
-    concepts().to_parquet(tmp_path / "concepts.parquet")
-    (tmp_path / "nulls").mkdir()
-    nulls_table().to_csv(tmp_path / "nulls/summary.csv", index=False)
-    seal_nulls(tmp_path / "nulls/summary.csv", "k")
-    (tmp_path / "part-000.zarr").mkdir()
-    seal(tmp_path / "part-000.zarr", "activations", "k", {"outliers": OUTLIERS._asdict()})
-    write_summary(
-        tmp_path / "kl.parquet",
-        written("sets.json", dict(run.sets)),
-        tables,
-        {label: written(f"metrics-{label}.json", dict(own)) for label, own in run.evaluations.items()},
-        {label: written(f"crosscoder-{label}.json", {"facts": own}) for label, own in run.crosscoders.items()},
-        tmp_path / "concepts.parquet",
-        read_nulls(tmp_path, "k"),
-        {"train": [tmp_path / "part-000.json"]},
-        run.figures,
-        tmp_path / "summary.txt",
-    )
-    assert (tmp_path / "summary.txt").read_text() == summary(replace(run, nulls=nulls_table())) + "\n"

@@ -1,0 +1,108 @@
+"""Drawings read what they declare, through the class that owns each format."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from figure_tables import CONFIG, NULLS, all_results, evaluation, nulls_table
+from tunediff.errors import TunediffError
+from tunediff.latents.table import LatentTable
+from tunediff.pipeline.artifacts import seal
+from tunediff.report.inputs import Results, outlier_tokens
+from tunediff.report.registry import READS
+from tunediff.report.style import Drawn, Style, save
+
+
+def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    every, files = all_results(), {}
+    for name in ("twins", "histories"):
+        files[name] = [tmp_path / f"{name}/{label}.history.parquet" for label in every[name]]
+    for name in ("kl", "concepts", "seeds"):
+        files[name] = [tmp_path / f"{name}.parquet"]
+    for path in (path for paths in files.values() for path in paths):
+        path.parent.mkdir(exist_ok=True)
+    for name, paths in files.items():
+        frames = every[name].values() if isinstance(every[name], dict) else [every[name]]
+        for path, frame in zip(paths, frames, strict=True):
+            frame.to_parquet(path)
+    (tmp_path / "sets.json").write_text(json.dumps(every["sets"]))
+    (tmp_path / "l1-seed0.json").write_text(json.dumps({"facts": {"settings": {"k": 20}}}))
+    files |= {"sets": [tmp_path / "sets.json"], "crosscoders": [tmp_path / "l1-seed0.json"]}
+    # as a job has them: one file is a string, several are a list
+    listed = {
+        name: str(paths[0]) if len(paths) == 1 else [str(path) for path in paths] for name, paths in files.items()
+    }
+    results = Results.of(SimpleNamespace(input=listed, config={**CONFIG, "seed": 3}, params={}))
+    for name in ("twins", "histories"):
+        found = getattr(results, name)
+        assert list(found) == list(every[name])
+        for label, frame in every[name].items():
+            pd.testing.assert_frame_equal(found[label], frame)
+    for name in ("kl", "concepts", "seeds"):
+        pd.testing.assert_frame_equal(getattr(results, name), every[name], check_dtype=False)
+    assert results.sets == every["sets"] and results.crosscoders == {"l1-seed0": {"settings": {"k": 20}}}
+    assert results.seed == 3
+
+
+def test_every_pair_of_the_nulls_has_its_own_tables(tmp_path: Path) -> None:
+    files = []
+    for i, pair in enumerate(("", *NULLS)):
+        root = tmp_path / "nulls" / pair if pair else tmp_path
+        (root / "latents").mkdir(parents=True)
+        (root / "evaluation").mkdir()
+        for label, table in all_results()["latents"].items():
+            files += [root / f"latents/{label}.parquet", root / f"evaluation/{label}.json"]
+            LatentTable(table.frame, table.sources).write(files[-2])
+            own = evaluation(l0=10.0 + i)
+            files[-1].write_text(json.dumps({"metrics": own.metrics, "n_tokens": own.n_tokens}))
+    found = Results({"pairs": files[::-1]}, {**CONFIG, "results": str(tmp_path)}).pairs
+    assert list(found) == ["", "same", "reseeded"]
+    for i, (tables, metrics) in enumerate(found.values()):
+        assert set(tables) == set(metrics) == {"l1-seed0", "batchtopk-seed0"}
+        assert {own.value("l0") for own in metrics.values()} == {10.0 + i}
+
+
+def test_nulls_are_read_under_their_key_or_have_not_run(tmp_path: Path) -> None:
+    drawn = Drawn(Style().figure(1), nulls_table())
+    save(drawn, tmp_path / "nulls/summary", Style(dpi=20))
+    seal(tmp_path / "nulls/summary.csv", "nulls", "k", {})
+    config = {**CONFIG, "results": str(tmp_path)}
+    found = Results({}, config, "k").nulls
+    assert found is not None and found["chat_only"].tolist() == drawn.numbers["chat_only"].tolist()
+    assert Results({}, config, "").nulls is None
+    with pytest.raises(TunediffError, match="'nulls' is not declared"):
+        _ = Results({}, config).nulls
+
+
+@pytest.mark.parametrize("name", sorted(READS.keys() - {"activations_train", "activations_validation"}))
+def test_what_is_not_declared_is_an_error(name: str) -> None:
+    with pytest.raises(TunediffError, match=f"'{name}' is not declared; add it to `reads`"):
+        getattr(Results({}, CONFIG), name)
+
+
+def test_a_missing_file_is_an_error_of_one_line(tmp_path: Path) -> None:
+    results = Results({"kl": [tmp_path / "summary.parquet"], "sets": [tmp_path / "sets.json"]}, CONFIG)
+    for name in ("kl", "sets"):
+        with pytest.raises(TunediffError, match="missing; run snakemake again"):
+            getattr(results, name)
+
+
+def test_outlier_tokens_of_all_parts(tmp_path: Path) -> None:
+    parts = []
+    for i, factor in enumerate((1, 3)):
+        facts = {
+            "factor": 5.0, "norm": {"base": 10.0 * factor, "chat": 12.0}, "median": {"base": 2.0 * factor, "chat": 2.4},
+            "tokens": {"web": 2 + i, "chat": 0}, "of": {"web": 40, "chat": 60},
+        }  # fmt: skip
+        parts.append(tmp_path / f"part-{i}.json")
+        parts[-1].write_text(json.dumps({"kind": "activations", "facts": {"outliers": facts}}))
+    found = Results({"activations_train": parts}, CONFIG).outliers
+    assert list(found) == ["train"] and found["train"] is not None
+    assert found["train"].tokens == {"web": 5, "chat": 0} and found["train"].of == {"web": 80, "chat": 120}
+    assert found["train"].norm == {"base": 30.0, "chat": 12.0} and found["train"].share == pytest.approx(5 / 200)
+    assert found["train"].median == {"base": 4.0, "chat": pytest.approx(2.4)}
+    parts[0].write_text(json.dumps({"kind": "activations", "facts": {"outliers": None}}))
+    assert outlier_tokens(parts[:1]) is None
