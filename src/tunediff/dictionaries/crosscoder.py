@@ -7,7 +7,7 @@ How a dictionary was trained leaves no trace here but its threshold: L1 has 0, B
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -153,6 +153,26 @@ class Crosscoder(nn.Module):
     def forward(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token model d_model"]:
         """Return the reconstruction of `x`."""
         return self.decode(self.encode(x))
+
+    @property
+    def reconstructs(self) -> Literal["models", "difference"]:
+        """What is reconstructed: the activations of both models, or only h^chat − h^base."""
+        return "models"
+
+    @property
+    def has_norm_taxonomy(self) -> bool:
+        """Whether latents have a decoder direction per model, so a Δnorm and a class by it."""
+        return True
+
+    @property
+    def difference_directions(self) -> Float[Tensor, "latent d_model"]:
+        """Change of h^chat − h^base per unit of a latent: d_j^chat − d_j^base."""
+        return (self.decoder_weight[:, 1] - self.decoder_weight[:, 0]).contiguous()
+
+    @property
+    def difference_bias(self) -> Float[Tensor, "d_model"]:
+        """h^chat − h^base where no latent fires: b^chat − b^base."""
+        return self.decoder_bias[1] - self.decoder_bias[0]
 
     @property
     def decoder_norms(self) -> Float[Tensor, "latent model"]:

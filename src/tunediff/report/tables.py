@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tunediff.errors import TunediffError
+from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.table import LatentTable, control_passes
 from tunediff.report import style as look
 from tunediff.report.figures.fig2 import shared_interval
@@ -183,8 +184,7 @@ PUBLISHED = {
     ("KL change, Δnorm worst, first 9", "BatchTopK"): -0.06,
 }
 SHARES = ("FVE", "dead fraction", "chat-only inside", "chat-only firing", "chat-only with", "KL change")
-INTERVENTIONS = {"None": "none", "Template": "template", "All": "all"}
-INTERVENTIONS |= {"Δnorm best": "norm_difference_best", "Δnorm worst": "norm_difference_worst"}
+BY_LABEL = {each.label: each.name for each in INTERVENTIONS.values()}
 POSITIONS = {"all": "all", "first 9": "first"}
 
 
@@ -242,7 +242,7 @@ def _kl(quantity: str, label: str, summary: pd.DataFrame) -> float:
     what, intervention, positions = quantity.split(", ")
     rows = summary[
         (summary["crosscoder"].fillna("") == label)
-        & (summary["intervention"] == INTERVENTIONS[intervention])
+        & (summary["intervention"] == BY_LABEL[intervention])
         & (summary["positions"] == POSITIONS[positions])
     ]
     if rows.empty:
@@ -456,17 +456,18 @@ def draw_published(table: pd.DataFrame, style: Style) -> Drawing:
     return Drawing(typeset(heads, cells, {first_kl}, "Published numbers beside ours", note, style), table)
 
 
+# column of a seed's numbers -> (intervention, positions, printed name)
+SEED_KL = {
+    f"kl_change_{name}{suffix}": (name, positions, f"KL change, {look.mathematical(INTERVENTIONS[name].label)}{said}")
+    for name in ("all", "latent_scaling_best", "norm_difference_best")
+    for positions, suffix, said in (("all", "", ""), ("first", "_first", ", first 9"))
+}
 # (printed name, column of a seed's numbers, form)
 SEED_LINES = (
     *CLASS_LINES[:-1],
     *SPECIFIC_LINES,
     *QUALITY_LINES[:-1],
-    ("KL change, All", "kl_change_all", "share"),
-    ("KL change, All, first 9", "kl_change_all_first", "share"),
-    ("KL change, Latent Scaling best", "kl_change_latent_scaling_best", "share"),
-    ("KL change, Latent Scaling best, first 9", "kl_change_latent_scaling_best_first", "share"),
-    (f"KL change, {look.NORM_DIFFERENCE} best", "kl_change_norm_difference_best", "share"),
-    (f"KL change, {look.NORM_DIFFERENCE} best, first 9", "kl_change_norm_difference_best_first", "share"),
+    *((printed, column, "share") for column, (_, _, printed) in SEED_KL.items()),
     ("stable: all live latents", "stable", "share"),
     ("   chat-only", "stable_chat_only", "share"),
     ("   chat-specific", "stable_chat_specific", "share"),
@@ -498,9 +499,8 @@ def across_seeds(
     numbers["name"] = numbers["crosscoder"].map(look.kind_of)
     numbers["seed"] = numbers["crosscoder"].map(look.seed_of)
     for _, column, _ in SEED_LINES:
-        if column.startswith("kl_change_"):
-            positions = "first" if column.endswith("_first") else "all"
-            intervention = column.removeprefix("kl_change_").removesuffix("_first")
+        if column in SEED_KL:
+            intervention, positions, _ = SEED_KL[column]
             numbers[column] = [-_reduction(summary, label, intervention, positions) for label in numbers["crosscoder"]]
         elif column.startswith("stable"):
             pool = column.removeprefix("stable").removeprefix("_").replace("_", "-")
