@@ -7,7 +7,7 @@ How a dictionary was trained leaves no trace here but its threshold: L1 has 0, B
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -99,6 +99,22 @@ class Crosscoder(nn.Module):
         """Number of latents."""
         return self.encoder_weight.shape[0]
 
+    @property
+    def reconstructs(self) -> str:
+        """What `decode` gives: both "models", or the "difference" chat − base alone."""
+        return "models" if self.encoder_weight.shape[1] == 2 else "difference"
+
+    @property
+    def has_norm_taxonomy(self) -> bool:
+        """Whether Δnorm, and the classes by it, exist: they compare the two decoders of a latent."""
+        return self.reconstructs == "models"
+
+    @property
+    def difference_directions(self) -> Float[Tensor, "latent d_model"]:
+        """d_j^chat − d_j^base; d_j of a dictionary of the difference."""
+        weight = self.decoder_weight
+        return (weight[:, 1] - weight[:, 0] if self.reconstructs == "models" else weight[:, 0]).contiguous()
+
     def _rows(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or x.shape[1:] != self.encoder_weight.shape[1:]:
             raise TunediffError(
@@ -155,26 +171,6 @@ class Crosscoder(nn.Module):
         return self.decode(self.encode(x))
 
     @property
-    def reconstructs(self) -> Literal["models", "difference"]:
-        """What is reconstructed: the activations of both models, or only h^chat − h^base."""
-        return "models"
-
-    @property
-    def has_norm_taxonomy(self) -> bool:
-        """Whether latents have a decoder direction per model, so a Δnorm and a class by it."""
-        return True
-
-    @property
-    def difference_directions(self) -> Float[Tensor, "latent d_model"]:
-        """Change of h^chat − h^base per unit of a latent: d_j^chat − d_j^base."""
-        return (self.decoder_weight[:, 1] - self.decoder_weight[:, 0]).contiguous()
-
-    @property
-    def difference_bias(self) -> Float[Tensor, "d_model"]:
-        """h^chat − h^base where no latent fires: b^chat − b^base."""
-        return self.decoder_bias[1] - self.decoder_bias[0]
-
-    @property
     def decoder_norms(self) -> Float[Tensor, "latent model"]:
         """‖d_j^m‖, in raw activation units."""
         return torch.linalg.vector_norm(self.decoder_weight, dim=-1)
@@ -185,6 +181,12 @@ class Crosscoder(nn.Module):
         base, chat = self.decoder_norms.unbind(1)
         largest = torch.maximum(base, chat)
         return 0.5 * (1 + torch.where(largest > 0, (chat - base) / largest, 0.0))
+
+    @property
+    def difference_bias(self) -> Float[Tensor, "d_model"]:
+        """b^chat − b^base; b of a dictionary of the difference."""
+        bias = self.decoder_bias
+        return bias[1] - bias[0] if self.reconstructs == "models" else bias[0]
 
     @classmethod
     @torch.no_grad()

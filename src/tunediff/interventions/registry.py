@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from tunediff.errors import TunediffError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +29,7 @@ AREA = "area_over_random"  # causal value: area between a ranking's curve over e
 class Capabilities(NamedTuple):
     """What a dictionary can be asked for; the defaults are a crosscoder's."""
 
-    reconstructs: Literal["models", "difference"] = "models"
+    reconstructs: str = "models"  # or "difference": h^chat − h^base alone
     has_norm_taxonomy: bool = True  # two decoders, so Δnorm and classes by it
 
 
@@ -54,6 +56,18 @@ def difference_only(dictionary: Capabilities) -> bool:
     return dictionary.reconstructs == "difference"
 
 
+T = TypeVar("T", "Ranking", "Intervention")
+
+
+def _by_name(*entries: T) -> dict[str, T]:
+    found: dict[str, T] = {}
+    for entry in entries:
+        if entry.name in found:
+            raise TunediffError(f"interventions/registry.py: two entries are named '{entry.name}'; rename one")
+        found[entry.name] = entry
+    return found
+
+
 @dataclass(frozen=True)
 class Ranking:
     """An order of all live latents."""
@@ -64,7 +78,7 @@ class Ranking:
     by: str  # what of a latent decides, in words
     column: str = ""  # of the latent table; without one it is the energy of the latent's own edit
     falling: bool = True  # whether the highest value is first
-    partial: bool = False  # whether live latents may lack the value: they come last
+    partial: bool = False  # whether live latents may lack the value: they, and reversed ones, come last
     baseline: bool = False  # the order to beat: its halves have no energies in common, and are only added as they are
     supports: Callable[[Capabilities], bool] = any_dictionary
 
@@ -74,21 +88,37 @@ class Ranking:
         return f"{'highest' if self.falling else 'lowest'} {self.by}"
 
 
-RANKINGS = {
-    ranking.name: ranking
-    for ranking in (  # the first that a dictionary supports orders its effective set, and ties in the others
-        Ranking("norm_difference", "Δnorm", "Δnorm", "norm difference", "norm_difference", supports=norm_taxonomy),
-        Ranking(
-            *("latent_scaling", "Latent Scaling", "LS", "rank_sum", "rank_sum"),
-            falling=False, partial=True, supports=two_decoders,
-        ),
-        Ranking(
-            *("nu_activation", "ν^act", "ν^act", "ν^act", "nu_activation"),
-            falling=False, partial=True, supports=difference_only,
-        ),
-        Ranking("energy", "edit energy", "energy", "edit energy", baseline=True),
-    )
-}  # fmt: skip
+RANKINGS = _by_name(  # the first that a dictionary supports orders its effective set, and ties in the others
+    Ranking(
+        name="norm_difference",
+        label="Δnorm",
+        short="Δnorm",
+        by="norm difference",
+        column="norm_difference",
+        supports=norm_taxonomy,
+    ),
+    Ranking(
+        name="latent_scaling",
+        label="Latent Scaling",
+        short="LS",
+        by="rank_sum",
+        column="rank_sum",
+        falling=False,
+        partial=True,
+        supports=two_decoders,
+    ),
+    Ranking(
+        name="nu_activation",
+        label="ν^act",
+        short="ν^act",
+        by="ν^act",
+        column="nu_activation",
+        falling=False,
+        partial=True,
+        supports=difference_only,
+    ),
+    Ranking(name="energy", label="edit energy", short="energy", by="edit energy", baseline=True),
+)
 
 
 @dataclass(frozen=True)
@@ -208,32 +238,40 @@ def _halves(ranking: Ranking) -> list[Intervention]:
     return [best, best_chat, worst, worst_chat, best_matched, worst_matched]
 
 
-INTERVENTIONS = {
-    intervention.name: intervention
-    for intervention in (
-        Intervention("none", "None", lambda case: _restore(case, case.nowhere), "models", bar="None"),
-        Intervention(
-            "template", "Template", lambda case: _restore(case, case.batch.template), "models", bar="Tem-\nplate"
-        ),
-        Intervention("chat", "Chat", lambda case: _restore(case, case.everywhere), "models"),
-        Intervention("all", "All", _all, bar="All"),
-        Intervention("error", "Error", _error, bar="Error"),
-        Intervention(
-            *("all_with_bias", "All + bias", _all_with_bias), bar="All\n+ bias",
-            runs=lambda causal, rankings: int(causal.include_bias),
-        ),
-        *(intervention for ranking in RANKINGS.values() for intervention in _halves(ranking)),
-        Intervention("reversed", "reversed latents", _add, "latents", lambda choice, of: choice.reversed(of)),
-        Intervention(
-            *("matched_random", "random latents of equal E", _add, "latents", lambda choice, of: choice.random(of)),
-            runs=lambda causal, rankings: rankings * causal.random_sets,
-        ),
-        Intervention(
-            *(PREFIX, "first latents of an order", _add, "latents", lambda choice, of: choice.prefixes(of)),
-            runs=lambda causal, rankings: len(causal.curve_energies) * (rankings + causal.random_orders),
-        ),
-    )
-}  # fmt: skip
+INTERVENTIONS = _by_name(
+    Intervention("none", "None", lambda case: _restore(case, case.nowhere), needs="models", bar="None"),
+    Intervention(
+        "template", "Template", lambda case: _restore(case, case.batch.template), needs="models", bar="Tem-\nplate"
+    ),
+    Intervention("chat", "Chat", lambda case: _restore(case, case.everywhere), needs="models"),
+    Intervention("all", "All", _all, bar="All"),
+    Intervention("error", "Error", _error, bar="Error"),
+    Intervention(
+        "all_with_bias",
+        "All + bias",
+        _all_with_bias,
+        bar="All\n+ bias",
+        runs=lambda causal, rankings: int(causal.include_bias),
+    ),
+    *(each for ranking in RANKINGS.values() for each in _halves(ranking)),
+    Intervention("reversed", "Reversed latents", _add, needs="latents", choose=lambda choice, of: choice.reversed(of)),
+    Intervention(
+        "matched_random",
+        "Random latents of equal E",
+        _add,
+        needs="latents",
+        choose=lambda choice, of: choice.random(of),
+        runs=lambda causal, rankings: rankings * causal.random_sets,
+    ),
+    Intervention(
+        PREFIX,
+        "First latents of an order",
+        _add,
+        needs="latents",
+        choose=lambda choice, of: choice.prefixes(of),
+        runs=lambda causal, rankings: len(causal.curve_energies) * (rankings + causal.random_orders),
+    ),
+)
 
 
 def rankings(dictionary: Capabilities) -> dict[str, Ranking]:

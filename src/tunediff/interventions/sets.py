@@ -151,7 +151,7 @@ def effective_size(name: str, tables: Mapping[str, LatentTable], settings: Causa
     Raises
     ------
     TunediffError
-        There is no such crosscoder.
+        There is no such crosscoder, or its latents have no classes by Δnorm.
     """
     if settings.set_size is not None:
         return settings.set_size, f"causal.set_size = {settings.set_size}"
@@ -159,6 +159,11 @@ def effective_size(name: str, tables: Mapping[str, LatentTable], settings: Causa
     candidates = [settings.reference, settings.reference + (seed.group() if seed else "")]
     for candidate in candidates:
         if candidate in tables:
+            if tables[candidate].frame["norm_difference"].isna().all():
+                raise TunediffError(
+                    f"causal.reference: '{candidate}' has no Δnorm, so no chat-only latents to count; name a "
+                    "crosscoder of both models, or set causal.set_size"
+                )
             n = int((tables[candidate].frame["class_name"] == "chat-only").sum())
             return max(2, n), f"number of chat-only latents of {candidate} ({n}), at least 2"
     raise TunediffError(
@@ -172,11 +177,13 @@ def rank_latents(
 ) -> dict[str, NDArray[np.int64]]:
     """Return all live latents in the order of each ranking that the dictionary supports.
 
-    `single` are the energies of single latents. Ties, and latents that lack the value, are in the order of the first.
+    `single` are the energies of single latents. Ties, and latents without a place, are in the order of the first.
     """
     tied, orders = np.flatnonzero(~frame["dead"].to_numpy()), {}
     for ranking in rankings(dictionary).values():
         values = (frame[ranking.column].to_numpy() if ranking.column else single)[tied]
+        if ranking.partial:
+            values[frame["reversed"].to_numpy()[tied]] = np.nan
         orders[ranking.name] = tied[np.argsort(-values if ranking.falling else values, kind="stable")]  # NaN last
         tied = next(iter(orders.values()))
     return orders
