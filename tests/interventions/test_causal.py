@@ -245,7 +245,8 @@ def test_a_new_intervention_is_one_entry(lower, crosscoders, tables, frame, tmp_
         assert len(rows) == 8 and (rows["n_latents"] == 1).all()
         assert rows["energy_all"].sum() == pytest.approx(energies[name].single[:-1].max(), rel=1e-4)
     summary = build_summary(built, tmp_path / "summary.parquet", 50, 0, key="s")
-    means = summary[summary["positions"] == "all"].set_index(["crosscoder", "intervention"])["mean"]
+    plain = summary[(summary["positions"] == "all") & (summary["ranking"] == "")]
+    means = plain.set_index(["crosscoder", "intervention"])["mean"]
     for name in crosscoders:
         difference = means[name, made_up.name] - means[name, "error"]
         assert means[name, "loudest_minus_error"] == pytest.approx(difference) and difference != 0

@@ -26,6 +26,8 @@ def test_entries_refer_to_entries() -> None:
         assert (each.partner is None) == (each.difference is None)
         assert (each.needs == "latents") == (each.choose is not None) ^ bool(each.shares)
         assert each.ranking in ("", *RANKINGS)
+        if each.control is not None:
+            assert list(INTERVENTIONS).index(name) < list(INTERVENTIONS).index(each.control)
         if each.shares:
             assert INTERVENTIONS[each.shares].choose is not None
         if each.partner is not None and each.ranking:

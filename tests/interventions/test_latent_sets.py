@@ -261,8 +261,8 @@ def test_a_table_without_norms_is_ranked_by_what_it_has(energy):
     assert {s.ranking for s in chosen.members} == {"nu_activation", "energy", "random"}
     assert of(chosen, "nu_activation_best")[0].latents.tolist() == order[:3]
     assert of(chosen, "energy_best")[0].latents.tolist() == sorted(order[:6], key=lambda j: -energy.single[j])[:3]
-    assert len(of(chosen, "matched_random")) == 8 and not of(chosen, "reversed")
+    assert of(chosen, "matched_random") and not of(chosen, "reversed")
     longest = max((s.latents.tolist() for s in of(chosen, "prefix", "nu_activation")), key=len)
-    assert longest == order[: len(longest)] or longest[: len(order)] == order
+    assert len(longest) > 3 and longest[: len(order)] == order[: len(longest)]
     assert chosen.name == "the 6 live latents of lowest ν^act"
     assert chosen.rule.endswith("first/last 3 by ν^act (0 without it, ranked last) or by edit energy")

@@ -158,7 +158,7 @@ class Intervention:
     ranking: str = ""  # the only one it runs for
     partner: str | None = None  # what it is paired with in `difference`
     difference: Difference | None = None
-    control: str | None = None  # the intervention on random latents that have its energy; `BEST_RANDOM` compares
+    control: str | None = None  # a later one, on random latents that have its energy; `BEST_RANDOM` compares them
     bar: str = ""  # text under its bar of figure 4; without one it has no bar
     supports: Callable[[Capabilities], bool] = any_dictionary
     runs: Callable[[CausalSettings, int], int] = lambda causal, rankings: 1  # per crosscoder at most, 0: switched off

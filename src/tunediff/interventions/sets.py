@@ -246,12 +246,14 @@ class Choice:
     def matched(self, of: Intervention, *, best: bool) -> None:
         """Add those of a half that are paired with latents of like energy of the other half, if any are."""
         halves = self._halves(of.ranking)
-        known = of.ranking in self._pairs
-        pairs = self._pairs.setdefault(of.ranking, match_energies(*halves, self.energy.single))
+        first = of.ranking not in self._pairs
+        if first:
+            self._pairs[of.ranking] = match_energies(*halves, self.energy.single)
+        pairs = self._pairs[of.ranking]
         rule = f"{int(pairs.sum())} pairs by {of.ranking} whose energies differ by a factor of at most {MATCHED_FACTOR}"
         if pairs.any():
             self.add(of, halves[not best][pairs.any(int(best))], f"{'best' if best else 'worst'} of {rule}")
-        elif not known:
+        elif first:
             self.notes.append(f"no energy-matched halves: {rule}")
 
     def reversed(self, of: Intervention) -> None:
