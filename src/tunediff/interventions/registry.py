@@ -36,26 +36,6 @@ class Capabilities(NamedTuple):
 CROSSCODER = Capabilities()
 
 
-def any_dictionary(_: Capabilities) -> bool:
-    """Return True."""
-    return True
-
-
-def two_decoders(dictionary: Capabilities) -> bool:
-    """Return whether both models are reconstructed, so that there is d^chat, and ν of reconstructions and errors."""
-    return dictionary.reconstructs == "models"
-
-
-def norm_taxonomy(dictionary: Capabilities) -> bool:
-    """Return whether latents have a Δnorm."""
-    return dictionary.has_norm_taxonomy
-
-
-def difference_only(dictionary: Capabilities) -> bool:
-    """Return whether only h^chat − h^base is reconstructed."""
-    return dictionary.reconstructs == "difference"
-
-
 T = TypeVar("T", "Ranking", "Intervention")
 
 
@@ -80,7 +60,7 @@ class Ranking:
     falling: bool = True  # whether the highest value is first
     partial: bool = False  # whether live latents may lack the value: they, and reversed ones, come last
     baseline: bool = False  # the order to beat: its halves have no energies in common, and are only added as they are
-    supports: Callable[[Capabilities], bool] = any_dictionary
+    supports: Callable[[Capabilities], bool] = lambda of: True
 
     @property
     def extreme(self) -> str:
@@ -95,7 +75,7 @@ RANKINGS = _by_name(  # the first that a dictionary supports orders its effectiv
         short="Δnorm",
         by="norm difference",
         column="norm_difference",
-        supports=norm_taxonomy,
+        supports=lambda of: of.has_norm_taxonomy,
     ),
     Ranking(
         name="latent_scaling",
@@ -105,7 +85,7 @@ RANKINGS = _by_name(  # the first that a dictionary supports orders its effectiv
         column="rank_sum",
         falling=False,
         partial=True,
-        supports=two_decoders,
+        supports=lambda of: of.reconstructs == "models",  # it needs ν of both reconstructions and errors
     ),
     Ranking(
         name="nu_activation",
@@ -115,7 +95,7 @@ RANKINGS = _by_name(  # the first that a dictionary supports orders its effectiv
         column="nu_activation",
         falling=False,
         partial=True,
-        supports=difference_only,
+        supports=lambda of: of.reconstructs == "difference",
     ),
     Ranking(name="energy", label="edit energy", short="energy", by="edit energy", baseline=True),
 )
@@ -160,7 +140,7 @@ class Intervention:
     difference: Difference | None = None
     control: str | None = None  # a later one, on random latents that have its energy; `BEST_RANDOM` compares them
     bar: str = ""  # text under its bar of figure 4; without one it has no bar
-    supports: Callable[[Capabilities], bool] = any_dictionary
+    supports: Callable[[Capabilities], bool] = lambda of: True
     runs: Callable[[CausalSettings, int], int] = lambda causal, rankings: 1  # per crosscoder at most, 0: switched off
 
 
@@ -193,7 +173,7 @@ def _add_chat(case: CrosscoderCase) -> Edit:
 def _halves(ranking: Ranking) -> list[Intervention]:
     """Return what is run for the best and the worst half of the effective set by a ranking."""
     own: dict[str, Any] = {"needs": "latents", "ranking": ranking.name, "supports": ranking.supports}
-    chat = own | {"supports": lambda dictionary: ranking.supports(dictionary) and two_decoders(dictionary)}
+    chat = own | {"supports": lambda of: ranking.supports(of) and of.reconstructs == "models"}
     best = Intervention(
         f"{ranking.name}_best",
         f"{ranking.label} best",
