@@ -30,8 +30,6 @@ from tunediff.config.estimate import (
     warnings,
 )
 from tunediff.config.settings import CausalSettings
-from tunediff.interventions.kl import ADDITIVE
-from tunediff.interventions.sets import RANKINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "resources/demo-pair"
@@ -189,8 +187,7 @@ def test_interventions_are_those_of_the_experiment() -> None:
             "curve_energies": defaults.curve_energies,
         }
     }
-    orders = len(RANKINGS) + 1  # and by energy
-    own = 2 + 2 * orders + len(ADDITIVE) + 2 * len(RANKINGS) + 1 + orders * 5 + (orders + 3) * 6
+    own = 2 + 3 * 2 + 4 + 4 + 1 + 3 * 5 + (3 + 3) * 6
     assert interventions(config, 2) == 3 + 2 * own
     config["causal"]["include_bias"] = True
     assert interventions(config, 1) == 3 + own + 1

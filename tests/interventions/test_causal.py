@@ -10,17 +10,26 @@ from scipy import stats
 
 from analysis_fixtures import random_crosscoder, tiny_model, token_store
 from causal_fixtures import F, latent_table
+from figure_tables import given
+from tunediff.config.settings import CausalSettings
 from tunediff.data.masks import Mask, first_response_positions, response_positions
+from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
-from tunediff.interventions.kl import ADDITIVE, KEY, Lower, build_kl, edit_energies, kl_divergence, kl_table
-from tunediff.interventions.sets import CausalSettings, effective_size, latent_sets
+from tunediff.interventions.kl import Lower, build_kl, edit_energies, kl_divergence, kl_table
+from tunediff.interventions.registry import CROSSCODER, INTERVENTIONS, KEY, Capabilities, Difference, Edit, Intervention
+from tunediff.interventions.sets import effective_size, latent_sets
 from tunediff.interventions.summary import build_summary
 from tunediff.models.residual import replace_tokens
 from tunediff.pipeline.artifacts import check
+from tunediff.report.figures import fig4, fig4b
+from tunediff.report.style import Style
 
 LAYER = 1
 SETTINGS = CausalSettings(random_sets=2, random_orders=2, curve_energies=(0.1, 0.4), batch_size=3, include_bias=True)
 REPLACEMENTS = {5: 6, 7: 8}
+ADDITIVE = (  # run as f_j d_j^chat too
+    *("norm_difference_best", "norm_difference_worst", "latent_scaling_best", "latent_scaling_worst"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +72,14 @@ def tables(crosscoders):
 def sets(lower, crosscoders, tables):
     energies = edit_energies(lower, crosscoders)
     return {
-        name: latent_sets(tables[name], energies[name], *effective_size(name, tables, SETTINGS), SETTINGS)
+        name: latent_sets(tables[name], energies[name], *effective_size(name, tables, SETTINGS), SETTINGS, CROSSCODER)
         for name in tables
     }
 
 
 @pytest.fixture(scope="module")
 def frame(lower, crosscoders, sets):
-    return kl_table(lower, crosscoders, sets, include_bias=True)
+    return kl_table(lower, crosscoders, sets, SETTINGS)
 
 
 def reference(lower, residuals, crosscoders, sets):
@@ -151,7 +160,7 @@ def test_energies_that_sets_are_drawn_by_are_those_measured(sets, frame):
 
 def test_batches_of_any_size_give_the_same_sums(lower, crosscoders, sets, frame):
     one = Lower(lower.base, lower.chat, lower.conversations, 1, "cpu", REPLACEMENTS)
-    other = kl_table(one, crosscoders, sets, include_bias=True)
+    other = kl_table(one, crosscoders, sets, SETTINGS)
     for column in ("kl_sum_all", "kl_sum_first", "energy_all", "energy_first"):
         np.testing.assert_allclose(other[column], frame[column], rtol=1e-4, atol=1e-5)
 
@@ -178,7 +187,7 @@ def test_values_that_are_not_finite_name_their_conversation(lower, crosscoders, 
         with monkeypatch.context() as patch:
             patch.setattr(model, "residual", broken)
             with pytest.raises(TunediffError, match=f"{word} model's residual of conversation {longest} is not finite"):
-                kl_table(lower, crosscoders, sets)
+                kl_table(lower, crosscoders, sets, SETTINGS)
     continued = lower.chat.logits_from
 
     def overflowing(residual, ids, mask, positions):
@@ -189,7 +198,7 @@ def test_values_that_are_not_finite_name_their_conversation(lower, crosscoders, 
 
     monkeypatch.setattr(lower.chat, "logits_from", overflowing)
     with pytest.raises(TunediffError, match=rf"KL divergence \(none\) of conversation {longest} is not finite"):
-        kl_table(lower, crosscoders, sets)
+        kl_table(lower, crosscoders, sets, SETTINGS)
 
 
 def test_built_table_sets_and_summary(lower, crosscoders, tables, sets, frame, tmp_path):
@@ -210,3 +219,88 @@ def test_built_table_sets_and_summary(lower, crosscoders, tables, sets, frame, t
     check(tmp_path / "summary.parquet", "kl-summary", "s")
     areas = summary[summary["intervention"] == "area_over_random"]
     assert len(areas) == 2 * 3 * 2 and areas["reduction"].notna().all()  # crosscoders, rankings, positions
+
+
+def test_a_new_intervention_is_one_entry(lower, crosscoders, tables, frame, tmp_path, monkeypatch):
+    """The latent of highest energy, taken away from the chat model's activations."""
+    made_up = Intervention(
+        "loudest_removed",
+        "Loudest latent removed",
+        lambda case: Edit(case.chat, case.at, case.after - case.decode(case.editor.difference)),
+        needs="latents",
+        choose=lambda choice, of: choice.add(of, choice.orders["energy"][:1], "highest energy"),
+        partner="error",
+        difference=Difference("loudest_minus_error", "loudest −\nerror", "loudest latent against all"),
+        bar="Loudest\nremoved",
+    )
+    monkeypatch.setitem(INTERVENTIONS, made_up.name, made_up)
+    conversations = lower.conversations
+    built = build_kl(
+        (lower.base, lower.chat), crosscoders, tables, conversations, SETTINGS, tmp_path / "kl.parquet", key="k",
+        replacements=REPLACEMENTS,
+    )  # fmt: skip
+    own = built["intervention"] == made_up.name
+    pd.testing.assert_frame_equal(built[~own].reset_index(drop=True), frame)
+    energies = edit_energies(lower, crosscoders)
+    for name in crosscoders:
+        rows = built[own & (built["crosscoder"] == name)]
+        assert len(rows) == 8 and (rows["n_latents"] == 1).all()
+        assert rows["energy_all"].sum() == pytest.approx(energies[name].single[:-1].max(), rel=1e-4)
+    summary = build_summary(built, tmp_path / "summary.parquet", 50, 0, key="s")
+    plain = summary[(summary["positions"] == "all") & (summary["ranking"] == "")]
+    means = plain.set_index(["crosscoder", "intervention"])["mean"]
+    for name in crosscoders:
+        difference = means[name, made_up.name] - means[name, "error"]
+        assert means[name, "loudest_minus_error"] == pytest.approx(difference) and difference != 0
+    sets = json.loads((tmp_path / "kl.sets.json").read_text())
+    read = given(kl=summary, sets=sets)
+    bars, compared = fig4.draw(read, Style(dpi=60)), fig4b.draw(read, Style(dpi=60))
+    assert bars.numbers.loc[bars.numbers["intervention"] == made_up.name, "drawn"].tolist() == [True] * 4
+    for axes in bars.figure.axes:
+        assert [text.get_text() for text in axes.get_xticklabels()].count("Loudest\nremoved") == 2
+    assert (compared.numbers["intervention"] == "loudest_minus_error").sum() == 4
+    assert "loudest −\nerror" in [text.get_text() for text in compared.figure.axes[1].get_yticklabels()]
+
+
+class OfDifference(Crosscoder):
+    """A dictionary that says it is of the difference alone, with directions and a bias of its own."""
+
+    reconstructs, has_norm_taxonomy = "difference", False
+
+    @property
+    def difference_directions(self):
+        return 2 * self.decoder_weight[:, 0]
+
+    @property
+    def difference_bias(self):
+        return 3 * self.decoder_bias[0]
+
+
+def test_a_dictionary_of_the_difference_runs_what_it_supports(lower, residuals, crosscoders):
+    whole = crosscoders["l1-seed0"]
+    own = OfDifference(**{name: tensor for name, tensor in whole.state_dict().items()})
+    table = latent_table(0, ())
+    table.frame[["norm_difference", "rank_sum"]] = np.nan
+    table.frame["nu_activation"] = np.random.default_rng(0).permutation(F).astype(np.float32)
+    of = Capabilities("difference", has_norm_taxonomy=False)
+    energy = edit_energies(lower, {"d": own})["d"]
+    sets = {"d": latent_sets(table, energy, 8, "a test", SETTINGS, of)}
+    built = kl_table(lower, {"d": own}, sets, SETTINGS)
+    rankings = ("nu_activation", "energy")
+    names = {"all", "all_with_bias", "error", "matched_random", "prefix"}
+    names |= {f"{ranking}_{half}" for ranking in rankings for half in ("best", "worst")}
+    names |= {chosen.intervention for chosen in sets["d"].members if chosen.intervention.endswith("_matched")}
+    assert set(built.loc[built["crosscoder"] == "d", "intervention"]) == names
+    best = next(chosen for chosen in sets["d"].members if chosen.intervention == "nu_activation_best")
+    expected = dict.fromkeys(("all", "error", "all_with_bias", "nu_activation_best"), 0.0)
+    for _, mask, base, chat in residuals:
+        at = torch.from_numpy(response_positions(mask) & (mask & Mask.BOS == 0))
+        f = own.encode(torch.stack([base, chat], dim=1)).to_dense(F)[at]
+        changes = {"all": f @ own.difference_directions}
+        changes |= {"error": changes["all"], "all_with_bias": changes["all"] + own.difference_bias}
+        changes["nu_activation_best"] = f[:, best.latents] @ own.difference_directions[best.latents]
+        for name, change in changes.items():
+            expected[name] += float(change.square().sum())
+    measured = built.groupby("intervention")["energy_all"].sum()
+    for name, value in expected.items():
+        assert measured[name] == pytest.approx(value, rel=1e-4), name

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from causal_fixtures import REVERSED, F, latent_table
+from tunediff.config.settings import CausalSettings
 from tunediff.dictionaries.sparse import above_threshold
 from tunediff.errors import TunediffError
+from tunediff.interventions.registry import CROSSCODER, Capabilities
 from tunediff.interventions.sets import (
-    CausalSettings,
     EditEnergy,
     effective_size,
     latent_sets,
@@ -50,7 +51,7 @@ def of(chosen, intervention, ranking=None):
 
 
 def make(energy, n=9, table=None, settings=SETTINGS):
-    return latent_sets(table or latent_table(), energy, n, "a test", settings)
+    return latent_sets(table or latent_table(), energy, n, "a test", settings, CROSSCODER)
 
 
 def test_energies_against_a_dense_computation(dense, energy):
@@ -164,7 +165,7 @@ def test_matched_halves_are_subsets_of_the_halves(energy):
 def test_halves_without_energies_in_common_are_left_out_and_it_is_said(dense):
     f, difference = (tensor.clone() for tensor in dense)
     table = latent_table()
-    order = rank_latents(table.frame, np.ones(F))["norm_difference"]
+    order = rank_latents(table.frame, np.ones(F), CROSSCODER)["norm_difference"]
     difference[order[:6]] *= 1e3
     chosen = make(EditEnergy(above_threshold(f.float()), difference.float()), table=table)
     assert not of(chosen, "norm_difference_best_matched") and not of(chosen, "norm_difference_worst_matched")
@@ -192,7 +193,7 @@ def test_random_controls_have_the_energy_of_the_best_half(energy):
 def test_a_best_half_of_more_energy_than_the_whole_outside(dense):
     f, difference = (tensor.clone() for tensor in dense)
     table = latent_table()
-    order = rank_latents(table.frame, np.ones(F))["norm_difference"]
+    order = rank_latents(table.frame, np.ones(F), CROSSCODER)["norm_difference"]
     difference[order[:6]] *= 1e3
     chosen = make(EditEnergy(above_threshold(f.float()), difference.float()), table=table)
     outside = set(range(F - 1)) - set(chosen.effective) - {*REVERSED, SILENT}
@@ -211,7 +212,7 @@ def test_no_energy_anywhere_leaves_out_controls_and_curves(dense):
 
 def test_curves_against_brute_force(dense, energy):
     frame = latent_table().frame
-    orders = rank_latents(frame, energy.single)
+    orders = rank_latents(frame, energy.single, CROSSCODER)
     live = frame[~frame["dead"]].sort_values("norm_difference", ascending=False)
     assert orders["norm_difference"].tolist() == live["latent"].tolist()
     ranked = live.sort_values("rank_sum", na_position="last", kind="stable")
@@ -242,3 +243,26 @@ def test_size_of_the_effective_set():
     assert effective_size("topk-seed0", tables, CausalSettings(set_size=5))[0] == 5
     with pytest.raises(TunediffError, match="no crosscoder 'l2-seed0' among l1-seed0, topk-seed0"):
         effective_size("topk-seed0", tables, CausalSettings(reference="l2"))
+    tables["topk-seed0"].frame["norm_difference"] = np.nan
+    with pytest.raises(TunediffError, match="'topk-seed0' has no Δnorm"):
+        effective_size("l1-seed0", tables, CausalSettings(reference="topk-seed0"))
+
+
+def test_a_table_without_norms_is_ranked_by_what_it_has(energy):
+    table, g = latent_table(), np.random.default_rng(8)
+    table.frame[["norm_difference", "rank_sum"]] = np.nan
+    table.frame["nu_activation"] = g.normal(0.5, 0.5, F).astype(np.float32)
+    table.frame.loc[list(REVERSED), "nu_activation"] = -5.0  # lower than all others
+    table.frame.loc[3, "nu_activation"] = np.nan
+    chosen = latent_sets(table, energy, 6, "a test", SETTINGS, Capabilities("difference", has_norm_taxonomy=False))
+    placed = table.frame[~table.frame["dead"] & ~table.frame["reversed"]].dropna(subset=["nu_activation"])
+    order = placed.sort_values("nu_activation")["latent"].tolist()
+    assert chosen.effective.tolist() == order[:6]
+    assert {s.ranking for s in chosen.members} == {"nu_activation", "energy", "random"}
+    assert of(chosen, "nu_activation_best")[0].latents.tolist() == order[:3]
+    assert of(chosen, "energy_best")[0].latents.tolist() == sorted(order[:6], key=lambda j: -energy.single[j])[:3]
+    assert of(chosen, "matched_random") and not of(chosen, "reversed")
+    longest = max((s.latents.tolist() for s in of(chosen, "prefix", "nu_activation")), key=len)
+    assert len(longest) > 3 and longest[: len(order)] == order[: len(longest)]
+    assert chosen.name == "the 6 live latents of lowest ν^act"
+    assert chosen.rule.endswith("first/last 3 by ν^act (0 without it, ranked last) or by edit energy")

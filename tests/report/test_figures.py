@@ -26,6 +26,7 @@ from figure_tables import (
     without_chat_only,
 )
 from tunediff.errors import TunediffError
+from tunediff.interventions.registry import differences
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.table import LatentTable
 from tunediff.report import style
@@ -185,7 +186,7 @@ def test_fig4_numbers_and_printed_values() -> None:
     assert not numbers.loc[numbers["intervention"].str.endswith(("_additive", "random")), "drawn"].any()
     printed = texts(drawing)
     halves = 0
-    for _, row in numbers[numbers["intervention"].isin(fig4.BARS) & (numbers["intervention"] != "none")].iterrows():
+    for _, row in numbers[numbers["intervention"].isin(fig4.bars()) & (numbers["intervention"] != "none")].iterrows():
         lines = f"{row['mean']:.3f}\n−{100 * row['reduction']:.0f}%"
         if row["intervention"].endswith(("best", "worst")):
             lines += f"\nE {100 * row['energy_share']:.0f}%"
@@ -216,7 +217,7 @@ def test_fig4_bars_have_the_heights_of_the_table() -> None:
     figure = fig4.draw(given(kl=summary, sets=sets), STYLE).figure
     heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
     for panel, positions in zip(heights, ("all", "first"), strict=True):
-        rows = summary[(summary["positions"] == positions) & summary["intervention"].isin(fig4.BARS)]
+        rows = summary[(summary["positions"] == positions) & summary["intervention"].isin(fig4.bars())]
         assert len(panel) == 14 and sorted(panel) == pytest.approx(sorted(rows["mean"]))
 
 
@@ -238,13 +239,13 @@ def test_fig4b_draws_every_curve_and_every_difference() -> None:
     printed = texts(drawing)
     assert set(drawing.numbers["positions"]) == {"all", "first"}
     for number, label in enumerate(LABELS):
-        curves, differences = drawing.figure.axes[2 * number : 2 * number + 2]
+        curves, beside = drawing.figure.axes[2 * number : 2 * number + 2]
         own = summary[summary["crosscoder"] == label]
         rows = own[own["positions"] == "all"].sort_values("energy_share")
         drawn = {
             line.get_color(): 0.01 * np.array(line.get_ydata()) for line in curves.lines if len(line.get_xdata()) == 6
         }
-        for ranking, mark in fig4b.RANKINGS.items():
+        for ranking, mark in fig4b.marks(drawing.numbers).items():
             points = rows[(rows["intervention"] == "prefix") & (rows["ranking"] == ranking)]["reduction"]
             whole = rows.loc[rows["intervention"] == "all", "reduction"]
             assert drawn[mark.colour] == pytest.approx([0, *points, *whole])
@@ -254,16 +255,16 @@ def test_fig4b_draws_every_curve_and_every_difference() -> None:
         points = rows[(rows["intervention"] == "prefix") & (rows["ranking"] == "random") & (rows["point"] == 2)]
         at = np.flatnonzero(np.isclose(random.get_xdata(), 0.1))
         assert random.get_ydata()[at] == pytest.approx(100 * points["reduction"].mean())
-        compared = own[own["intervention"].isin(fig4b.DIFFERENCES)]
-        marks = [line for line in differences.lines if len(line.get_xdata()) == 1]
+        compared = own[own["intervention"].isin(differences())]
+        marks = [line for line in beside.lines if len(line.get_xdata()) == 1]
         assert sorted(line.get_xdata()[0] for line in marks) == pytest.approx(sorted(100 * compared["reduction"]))
         hollow = [line.get_xdata()[0] for line in marks if line.get_markerfacecolor() == "white"]
         first = compared.loc[compared["positions"] == "first", "reduction"]
         assert sorted(hollow) == pytest.approx(sorted(100 * first))
-        bars = [tuple(line.get_xdata()) for line in differences.lines if len(set(line.get_xdata())) == 2]
+        bars = [tuple(line.get_xdata()) for line in beside.lines if len(set(line.get_xdata())) == 2]
         expected = 100 * compared[["reduction_low", "reduction_high"]]
         np.testing.assert_allclose(sorted(bars), sorted(map(tuple, expected.to_numpy())))
-        assert any(set(line.get_xdata()) == {0} for line in differences.lines)
+        assert any(set(line.get_xdata()) == {0} for line in beside.lines)
     assert "512 different conversations" in " ".join(printed.split())
 
 

@@ -12,10 +12,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
+from tunediff.interventions import registry
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOSC = 2 / 3  # of the uncompressed bytes
@@ -302,10 +304,9 @@ def usable_cores() -> int:
 
 
 def interventions(config: Mapping[str, Any], dictionaries: int) -> int:
-    """Return how often the KL experiment runs the chat model's upper half, at most (see `latent_sets`)."""
-    causal = config["causal"]
-    sets = 17 + causal["include_bias"] + 3 * causal["random_sets"]
-    return 3 + dictionaries * (sets + len(causal["curve_energies"]) * (3 + causal["random_orders"]))
+    """Return how often the KL experiment runs the chat model's upper half, at most."""
+    causal: Any = SimpleNamespace(**config["causal"])
+    return registry.count(causal, None) + dictionaries * registry.count(causal, registry.CROSSCODER)
 
 
 def stages(run: Setting, jobs: int) -> dict[str, Work]:

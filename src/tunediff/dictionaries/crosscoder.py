@@ -99,6 +99,22 @@ class Crosscoder(nn.Module):
         """Number of latents."""
         return self.encoder_weight.shape[0]
 
+    @property
+    def reconstructs(self) -> str:
+        """What `decode` gives: both "models", or the "difference" chat − base alone."""
+        return "models" if self.encoder_weight.shape[1] == 2 else "difference"
+
+    @property
+    def has_norm_taxonomy(self) -> bool:
+        """Whether Δnorm, and the classes by it, exist: they compare the two decoders of a latent."""
+        return self.reconstructs == "models"
+
+    @property
+    def difference_directions(self) -> Float[Tensor, "latent d_model"]:
+        """d_j^chat − d_j^base; d_j of a dictionary of the difference."""
+        weight = self.decoder_weight
+        return (weight[:, 1] - weight[:, 0] if self.reconstructs == "models" else weight[:, 0]).contiguous()
+
     def _rows(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or x.shape[1:] != self.encoder_weight.shape[1:]:
             raise TunediffError(
@@ -165,6 +181,12 @@ class Crosscoder(nn.Module):
         base, chat = self.decoder_norms.unbind(1)
         largest = torch.maximum(base, chat)
         return 0.5 * (1 + torch.where(largest > 0, (chat - base) / largest, 0.0))
+
+    @property
+    def difference_bias(self) -> Float[Tensor, "d_model"]:
+        """b^chat − b^base; b of a dictionary of the difference."""
+        bias = self.decoder_bias
+        return bias[1] - bias[0] if self.reconstructs == "models" else bias[0]
 
     @classmethod
     @torch.no_grad()

@@ -11,8 +11,9 @@ ignored), massive activations and padding carry no edit: there an intervention k
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +30,12 @@ from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, sparse_decode
 from tunediff.errors import TunediffError
-from tunediff.interventions.sets import RANKINGS, EditEnergy, LatentSets, effective_size, latent_sets
+from tunediff.interventions.registry import KEY, Capabilities, Edit, Intervention, interventions
+from tunediff.interventions.sets import EditEnergy, LatentSets, effective_size, latent_sets
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, seal, write_text
 
-SHARED_INTERVENTIONS = ("none", "template", "chat")  # no crosscoder is involved
-ADDITIVE = tuple(f"{ranking}_{half}" for ranking in RANKINGS for half in ("best", "worst"))  # run as f_j d_j^chat too
-KEY = ["crosscoder", "intervention", "ranking", "draw", "point"]  # what identifies an intervention in the tables
 _KL_DTYPES = {"n_all": "int32", "n_first": "int32", "conversation": "int32"}
 _KL_DTYPES |= {"draw": "int32", "point": "int32", "n_latents": "int32"}
 
@@ -116,9 +115,9 @@ def _pair(base: Tensor, chat: Tensor, at: Tensor) -> Float[Tensor, "token model 
     return torch.stack([base[at].float(), chat[at].float()], dim=1)
 
 
-def _difference(crosscoder: Crosscoder) -> Float[Tensor, "latent d_model"]:
-    decoder = crosscoder.decoder_weight.detach()
-    return (decoder[:, 1] - decoder[:, 0]).contiguous()
+def capabilities(crosscoder: Crosscoder) -> Capabilities:
+    """Return what a crosscoder can be asked for."""
+    return Capabilities(crosscoder.reconstructs, crosscoder.has_norm_taxonomy)
 
 
 @torch.no_grad()
@@ -137,82 +136,124 @@ def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[s
         start = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
         token = torch.cat([part.token + shift for part, shift in zip(parts, start, strict=False)])
         latent, value = torch.cat([part.latent for part in parts]), torch.cat([part.value for part in parts])
-        energies[name] = EditEnergy(SparseCode(token, latent, value, start[-1]), _difference(crosscoders[name]))
+        energies[name] = EditEnergy(
+            SparseCode(token, latent, value, start[-1]), crosscoders[name].difference_directions
+        )
     return energies
 
 
-class Edit(NamedTuple):
-    """What one intervention makes of the activations it starts from."""
+def edited_residual(edit: Edit) -> Float[Tensor, "conversation position d_model"]:
+    """Return a copy of `start` with the edit: shared activations are never written to."""
+    edited = edit.start.clone()
+    edited[edit.at] = edit.values.to(edited.dtype)
+    return edited
 
-    intervention: str
+
+def edit_energy(edit: Edit) -> Float[Tensor, "conversation position"]:
+    """Return the squared norm of what was added, per position, float64."""
+    energy = torch.zeros(edit.at.shape, dtype=torch.float64, device=edit.at.device)
+    energy[edit.at] = (edit.values.double() - edit.start[edit.at].double()).square().sum(-1)
+    return energy
+
+
+@dataclass
+class Case:
+    """A batch as an intervention sees it: the residuals of both models (conversation, position, d_model)."""
+
+    batch: ConversationBatch
+    base: Tensor
+    chat: Tensor
+
+    @cached_property
+    def everywhere(self) -> Bool[Tensor, "conversation position"]:
+        """All positions but padding."""
+        return self.batch.attention_mask.bool()
+
+    @property
+    def nowhere(self) -> Bool[Tensor, "conversation position"]:
+        """No position."""
+        return torch.zeros_like(self.everywhere)
+
+
+class Run(NamedTuple):
+    """An intervention and, where it needs latents, one set of them."""
+
+    intervention: Intervention
     n_latents: int
-    start: Float[Tensor, "conversation position d_model"]
-    at: Bool[Tensor, "conversation position"]  # the positions that are edited
-    values: Float[Tensor, "token d_model"]  # what they become, float32
+    member: Bool[Tensor, "latent"] | None = None
     ranking: str = ""
     draw: int = 0
     point: int = 0
 
-    def residual(self) -> Float[Tensor, "conversation position d_model"]:
-        """Return a copy of `start` with the edit: shared activations are never written to."""
-        edited = self.start.clone()
-        edited[self.at] = self.values.to(edited.dtype)
-        return edited
-
-    def energy(self) -> Float[Tensor, "conversation position"]:
-        """Return the squared norm of what was added, per position, float64."""
-        energy = torch.zeros(self.at.shape, dtype=torch.float64, device=self.at.device)
-        energy[self.at] = (self.values.double() - self.start[self.at].double()).square().sum(-1)
-        return energy
-
 
 class Editor:
-    """The edits of one crosscoder; decoder differences and set memberships are made once."""
+    """What the edits of one crosscoder share on all batches: directions of its latents, and what is run."""
 
-    def __init__(self, crosscoder: Crosscoder, sets: LatentSets, include_bias: bool) -> None:
-        self.crosscoder, self.sets = crosscoder, sets
-        decoder = crosscoder.decoder_weight.detach()
-        self.chat, self.difference = decoder[:, 1].contiguous(), _difference(crosscoder)
-        bias = crosscoder.decoder_bias.detach()
-        self.bias_difference = bias[1] - bias[0] if include_bias else None
-        self.members = torch.zeros(len(sets.members), len(decoder), dtype=torch.bool, device=decoder.device)
-        for member, chosen in zip(self.members, sets.members, strict=True):
-            member[torch.from_numpy(chosen.latents).to(decoder.device)] = True
+    def __init__(self, crosscoder: Crosscoder, sets: LatentSets, settings: CausalSettings) -> None:
+        self.crosscoder, self.difference = crosscoder, crosscoder.difference_directions
+        members = torch.zeros(len(sets.members), crosscoder.dict_size, dtype=torch.bool, device=self.difference.device)
+        for member, chosen in zip(members, sets.members, strict=True):
+            member[torch.from_numpy(chosen.latents).to(member.device)] = True
+        self.runs: list[Run] = []
+        for each in interventions(settings, capabilities(crosscoder)):
+            if each.needs == "crosscoder":
+                self.runs.append(Run(each, crosscoder.dict_size))
+                continue
+            for member, chosen in zip(members, sets.members, strict=True):
+                if chosen.intervention == (each.shares or each.name):
+                    where = chosen.ranking, chosen.draw, chosen.point
+                    self.runs.append(Run(each, len(chosen.latents), member, *where))
 
-    def edits(self, batch: ConversationBatch, base: Tensor, chat: Tensor) -> Iterator[Edit]:
-        """Yield each intervention of the crosscoder on a batch."""
-        at = batch.counted.clone()
-        pair = _pair(base, chat, at)
-        covered = self.crosscoder.covers(pair)
-        at[batch.counted] = covered
+    @cached_property
+    def chat(self) -> Float[Tensor, "latent d_model"]:
+        """d_j^chat, of a crosscoder that reconstructs both models."""
+        return self.crosscoder.decoder_weight[:, 1].contiguous()
+
+
+class CrosscoderCase(Case):
+    """A case of one crosscoder; `part` is the code of the latents that are edited with.
+
+    `at` are the positions to edit; `before` and `after` (token, d_model) are the residuals of base and chat there.
+    """
+
+    def __init__(self, case: Case, editor: Editor) -> None:
+        super().__init__(case.batch, case.base, case.chat)
+        self.editor = editor
+        self.at = case.batch.counted.clone()
+        pair = _pair(case.base, case.chat, self.at)
+        covered = editor.crosscoder.covers(pair)
+        self.at[case.batch.counted] = covered
         pair = pair[covered]
-        before, after = pair[:, 0], pair[:, 1]
-        code = self.crosscoder.encode(pair)
-        whole, size = sparse_decode(code, self.difference), len(self.difference)
-        yield Edit("all", size, base, at, before + whole)
-        yield Edit("error", size, chat, at, after - whole)
-        if self.bias_difference is not None:
-            yield Edit("all_with_bias", size, base, at, before + whole + self.bias_difference)
-        for chosen, member in zip(self.sets.members, self.members, strict=True):
-            kept = member[code.latent]
-            part = code._replace(token=code.token[kept], latent=code.latent[kept], value=code.value[kept])
-            size, where = len(chosen.latents), (chosen.ranking, chosen.draw, chosen.point)
-            yield Edit(chosen.intervention, size, base, at, before + sparse_decode(part, self.difference), *where)
-            if chosen.intervention in ADDITIVE:
-                values = before + sparse_decode(part, self.chat)
-                yield Edit(f"{chosen.intervention}_additive", size, base, at, values, *where)
+        self.before, self.after = pair[:, 0], pair[:, 1]
+        self.code = self.part = editor.crosscoder.encode(pair)
+
+    @cached_property
+    def whole(self) -> Float[Tensor, "token d_model"]:
+        """Change of the residual by all latents."""
+        return sparse_decode(self.code, self.editor.difference)
+
+    def choose(self, member: Bool[Tensor, "latent"] | None) -> None:
+        """Edit with these latents, or with all."""
+        self.part = self.code
+        if member is not None:
+            kept = member[self.code.latent]
+            kept_code = (self.code.token[kept], self.code.latent[kept], self.code.value[kept])
+            self.part = SparseCode(*kept_code, self.code.n_tokens)
+
+    def decode(self, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "token d_model"]:
+        """Return Σ_j f_j direction_j over the latents that are edited with."""
+        return sparse_decode(self.part, directions)
 
 
-def _interventions(
-    batch: ConversationBatch, base: Tensor, chat: Tensor, editors: Mapping[str, Editor]
-) -> Iterator[tuple[str, Edit]]:
-    """Yield (crosscoder, edit) for a batch."""
-    real = batch.attention_mask.bool()
-    for name, at in (("none", torch.zeros_like(real)), ("template", batch.template), ("chat", real)):
-        yield "", Edit(name, 0, base, at, chat[at].float())
-    for crosscoder, editor in editors.items():
-        for edit in editor.edits(batch, base, chat):
-            yield crosscoder, edit
+def _edits(case: Case, shared: Sequence[Run], editors: Mapping[str, Editor]) -> Iterator[tuple[str, Run, Edit]]:
+    """Yield (crosscoder, run, edit) for a batch."""
+    for run in shared:
+        yield "", run, run.intervention.edit(case)
+    for name, editor in editors.items():
+        own = CrosscoderCase(case, editor)
+        for run in editor.runs:
+            own.choose(run.member)
+            yield name, run, run.intervention.edit(own)
 
 
 def kl_divergence(
@@ -230,7 +271,7 @@ def kl_divergence(
 
 @torch.no_grad()
 def kl_table(
-    lower: Lower, crosscoders: Mapping[str, Crosscoder], sets: Mapping[str, LatentSets], include_bias: bool = False
+    lower: Lower, crosscoders: Mapping[str, Crosscoder], sets: Mapping[str, LatentSets], settings: CausalSettings
 ) -> pd.DataFrame:
     """Return KL sums and edit energies per conversation and intervention, over all and the first response tokens.
 
@@ -239,7 +280,8 @@ def kl_table(
     TunediffError
         There is no conversation, or a residual or a logit is not finite.
     """
-    editors = {name: Editor(crosscoder, sets[name], include_bias) for name, crosscoder in crosscoders.items()}
+    shared = [Run(each, 0) for each in interventions(settings, None)]
+    editors = {name: Editor(crosscoder, sets[name], settings) for name, crosscoder in crosscoders.items()}
     parts = []
     with tqdm(total=lower.conversations.n_documents, desc="kl", unit="conv", mininterval=5, file=sys.stderr) as bar:
         for batch, base, chat in lower:
@@ -255,21 +297,21 @@ def kl_table(
                 return whole.to(lower.device)[at]
 
             reference = logits(chat).float().log_softmax(-1) if len(positions) else None
-            for crosscoder, edit in _interventions(batch, base, chat, editors):
+            for crosscoder, run, edit in _edits(Case(batch, base, chat), shared, editors):
                 kl = torch.zeros(scored.shape, dtype=torch.float64, device=lower.device)
                 if reference is not None:
-                    values = kl_divergence(reference, logits(edit.residual()))
-                    _finite(values, batch, row, f"the KL divergence ({edit.intervention})")
+                    values = kl_divergence(reference, logits(edited_residual(edit)))
+                    _finite(values, batch, row, f"the KL divergence ({run.intervention.name})")
                     kl[scored] = values
-                energy = edit.energy()[:, positions]
+                energy = edit_energy(edit)[:, positions]
                 columns: dict[str, Any] = {
                     "conversation": batch.conversation,
                     "crosscoder": crosscoder,
-                    "intervention": edit.intervention,
-                    "ranking": edit.ranking,
-                    "draw": edit.draw,
-                    "point": edit.point,
-                    "n_latents": edit.n_latents,
+                    "intervention": run.intervention.name,
+                    "ranking": run.ranking,
+                    "draw": run.draw,
+                    "point": run.point,
+                    "n_latents": run.n_latents,
                 }
                 for name, weight in weights.items():
                     columns[f"kl_sum_{name}"] = (kl * weight).sum(1).cpu().numpy()
@@ -303,11 +345,11 @@ def build_kl(
     started = time.time()
     lower = Lower(*models, conversations, settings.batch_size, device, replacements or {})
     energies = edit_energies(lower, crosscoders)
-    sets = {
-        name: latent_sets(tables[name], energies.pop(name), *effective_size(name, tables, settings), settings)
-        for name in crosscoders
-    }
-    frame = kl_table(lower, crosscoders, sets, settings.include_bias)
+    sets = {}
+    for name, crosscoder in crosscoders.items():
+        n, reason = effective_size(name, tables, settings)
+        sets[name] = latent_sets(tables[name], energies.pop(name), n, reason, settings, capabilities(crosscoder))
+    frame = kl_table(lower, crosscoders, sets, settings)
     write_text(out.with_suffix(".sets.json"), json.dumps({name: own.describe() for name, own in sets.items()}) + "\n")
     with building(out) as partial:
         frame.to_parquet(partial, index=False)

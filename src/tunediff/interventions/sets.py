@@ -6,7 +6,7 @@ and the prefixes of whole rankings at stated shares of E(all).
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +20,9 @@ from torch import Tensor
 from tunediff.config.settings import CausalSettings
 from tunediff.dictionaries.sparse import SparseCode, latent_order
 from tunediff.errors import TunediffError
+from tunediff.interventions.registry import INTERVENTIONS, RANDOM, Capabilities, Intervention, interventions, rankings
 from tunediff.latents.table import LatentTable
 
-RANKINGS = ("norm_difference", "latent_scaling")
-BASELINE, RANDOM = "energy", "random"  # the order to beat, and the one to start from
 MATCHED_FACTOR = 1.5  # between the energies of two latents that are paired
 TOLERANCE = 0.02  # relative, of the energy of a set of random latents
 
@@ -91,7 +90,7 @@ class LatentSet(NamedTuple):
     latents: NDArray[np.int64]
     energy: float  # joint, over response positions
     rule: str  # how they were chosen, for a reader
-    ranking: str = ""  # norm_difference, latent_scaling, energy or random
+    ranking: str = ""  # one of the registry's, or random
     draw: int = 0  # number of the random draw or order
     point: int = 0  # number of the curve's point, from 1
 
@@ -99,7 +98,7 @@ class LatentSet(NamedTuple):
 class LatentSets(NamedTuple):
     """All sets of one crosscoder."""
 
-    effective: NDArray[np.int64]  # the latents that halves are drawn from, by falling Δnorm
+    effective: NDArray[np.int64]  # the latents that halves are drawn from, in the order of the first ranking
     name: str  # what they are: "the 146 live latents of highest norm difference (0 of them chat-only)"
     members: list[LatentSet]
     energy: float  # E(all): every latent of the crosscoder
@@ -113,7 +112,7 @@ class LatentSets(NamedTuple):
                 **{name: value for name, value in chosen._asdict().items() if name != "latents"},
                 "n_latents": len(chosen.latents),
                 "energy_share": chosen.energy / self.energy if self.energy else None,
-                **({} if chosen.intervention == "prefix" else {"latents": chosen.latents.tolist()}),
+                **({} if chosen.point else {"latents": chosen.latents.tolist()}),
             }
             for chosen in self.members
         ]
@@ -137,7 +136,7 @@ def effective_size(name: str, tables: Mapping[str, LatentTable], settings: Causa
     Raises
     ------
     TunediffError
-        There is no such crosscoder.
+        There is no such crosscoder, or its latents have no classes by Δnorm.
     """
     if settings.set_size is not None:
         return settings.set_size, f"causal.set_size = {settings.set_size}"
@@ -145,6 +144,11 @@ def effective_size(name: str, tables: Mapping[str, LatentTable], settings: Causa
     candidates = [settings.reference, settings.reference + (seed.group() if seed else "")]
     for candidate in candidates:
         if candidate in tables:
+            if tables[candidate].frame["norm_difference"].isna().all():
+                raise TunediffError(
+                    f"causal.reference: '{candidate}' has no Δnorm, so no chat-only latents to count; name a "
+                    "crosscoder of both models, or set causal.set_size"
+                )
             n = int((tables[candidate].frame["class_name"] == "chat-only").sum())
             return max(2, n), f"number of chat-only latents of {candidate} ({n}), at least 2"
     raise TunediffError(
@@ -153,20 +157,21 @@ def effective_size(name: str, tables: Mapping[str, LatentTable], settings: Causa
     )
 
 
-def rank_latents(frame: pd.DataFrame, single: NDArray[np.float64]) -> dict[str, NDArray[np.int64]]:
-    """Return all live latents in the order of each ranking.
+def rank_latents(
+    frame: pd.DataFrame, single: NDArray[np.float64], dictionary: Capabilities
+) -> dict[str, NDArray[np.int64]]:
+    """Return all live latents in the order of each ranking that the dictionary supports.
 
-    By falling Δnorm; by rising rank_sum, those without one after them; by falling single energy. Ties, and latents
-    without rank_sum, are in the order of Δnorm.
+    `single` are the energies of single latents. Ties, and latents without a place, are in the order of the first.
     """
-    live = np.flatnonzero(~frame["dead"].to_numpy())
-    by_norm = live[np.argsort(-frame["norm_difference"].to_numpy()[live], kind="stable")]
-    rank_sum = np.nan_to_num(frame["rank_sum"].to_numpy()[by_norm], nan=np.inf)
-    return {
-        "norm_difference": by_norm,
-        "latent_scaling": by_norm[np.argsort(rank_sum, kind="stable")],
-        BASELINE: by_norm[np.argsort(-single[by_norm], kind="stable")],
-    }
+    tied, orders = np.flatnonzero(~frame["dead"].to_numpy()), {}
+    for ranking in rankings(dictionary).values():
+        values = (frame[ranking.column].to_numpy() if ranking.column else single)[tied]
+        if ranking.partial:
+            values[frame["reversed"].to_numpy()[tied]] = np.nan
+        orders[ranking.name] = tied[np.argsort(-values if ranking.falling else values, kind="stable")]  # NaN last
+        tied = next(iter(orders.values()))
+    return orders
 
 
 def match_energies(best: NDArray[np.int64], worst: NDArray[np.int64], single: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -185,105 +190,135 @@ def match_energies(best: NDArray[np.int64], worst: NDArray[np.int64], single: ND
     return pairs
 
 
-class _Chooser:
-    """Collects the sets of one crosscoder, and notes on those that could not be made as asked."""
+class Choice:
+    """What the sets of one dictionary are chosen from; collects them, and notes on those not to be had as asked.
 
-    def __init__(self, energy: EditEnergy, settings: CausalSettings) -> None:
-        self.energy, self.settings = energy, settings
+    The effective set is the n live latents that are first in the first ranking and not reversed. `outside` are the
+    other live latents that are not reversed, `lost` the reversed among the first n.
+    """
+
+    def __init__(
+        self, frame: pd.DataFrame, energy: EditEnergy, n: int, settings: CausalSettings, dictionary: Capabilities
+    ) -> None:
+        self.frame, self.energy, self.n, self.settings = frame, energy, n, settings
+        self.orders = rank_latents(frame, energy.single, dictionary)
+        self.first = next(iter(rankings(dictionary).values()))
+        self.live = self.orders[self.first.name]
+        is_reversed = frame["reversed"].to_numpy()
+        usable = self.live[~is_reversed[self.live]]
+        self.effective, self.outside = usable[:n], usable[n:]
+        self.lost = self.live[:n][is_reversed[self.live[:n]]]
+        self.total = energy.joint(range(len(frame)))
         self.members: list[LatentSet] = []
         self.notes: list[str] = []
+        self._pairs: dict[str, NDArray[np.bool_]] = {}
 
-    def add(self, intervention: str, latents: NDArray[np.int64], rule: str, ranking: str = "") -> LatentSet:
+    def add(self, intervention: Intervention, latents: NDArray[np.int64], rule: str) -> None:
         """Add a set and measure its energy."""
-        self.members.append(LatentSet(intervention, latents, self.energy.joint(latents), rule, ranking))
-        return self.members[-1]
+        joint = self.energy.joint(latents)
+        self.members.append(LatentSet(intervention.name, latents, joint, rule, intervention.ranking))
 
-    def halves(self, ranking: str, ordered: NDArray[np.int64]) -> LatentSet:
-        """Add the best and the worst half of a set in the order of a ranking; return the best."""
+    def _halves(self, ranking: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ordered = self.orders[ranking][np.isin(self.orders[ranking], self.effective)]
         half = len(ordered) // 2
-        best = self.add(f"{ranking}_best", ordered[:half], f"first {half} of the set by {ranking}", ranking)
-        worst = ordered[len(ordered) - half :]
-        self.add(f"{ranking}_worst", worst, f"last {half} of the set by {ranking}", ranking)
-        if ranking != BASELINE:  # halves by energy have no energies in common
-            pairs = match_energies(best.latents, worst, self.energy.single)
-            rule = (
-                f"{int(pairs.sum())} pairs by {ranking} whose energies differ by a factor of at most {MATCHED_FACTOR}"
-            )
-            if pairs.any():
-                self.add(f"{ranking}_best_matched", best.latents[pairs.any(1)], f"best of {rule}", ranking)
-                self.add(f"{ranking}_worst_matched", worst[pairs.any(0)], f"worst of {rule}", ranking)
-            else:
-                self.notes.append(f"no energy-matched halves: {rule}")
-        return best
+        return ordered[:half], ordered[len(ordered) - half :]
 
-    def controls(self, best: LatentSet, outside: NDArray[np.int64], stream: int) -> None:
-        """Add draws of random latents from `outside` that have the joint energy of a best half."""
-        rule = f"random live latents outside the set, with the energy of the best half by {best.ranking}"
-        if not best.energy > 0 or not len(outside):
-            why = "no latent outside fires on response tokens" if best.energy > 0 else "that half has no energy"
-            self.notes.append(f"no {rule}: {why}")
-            return
-        least, most = (1 - TOLERANCE) * best.energy, (1 + TOLERANCE) * best.energy
-        for draw in range(self.settings.random_sets):
-            order = np.random.default_rng([self.settings.seed, stream, draw]).permutation(outside)
-            latents, energies = self.energy.grow(order, most, least)
-            reached = energies[-1] / best.energy if len(energies) else 0.0
-            if reached < 1 - TOLERANCE:
-                self.notes.append(f"draw {draw} of {rule}: it reaches {100 * reached:.0f} % of it")
-            if len(latents):
-                chosen = LatentSet("matched_random", latents, float(energies[-1]), rule, best.ranking, draw)
-                self.members.append(chosen)
+    def half(self, of: Intervention, *, best: bool) -> None:
+        """Add the best or the worst half of the effective set in the order of the intervention's ranking."""
+        latents = self._halves(of.ranking)[not best]
+        self.add(of, latents, f"{'first' if best else 'last'} {len(latents)} of the set by {of.ranking}")
+
+    def matched(self, of: Intervention, *, best: bool) -> None:
+        """Add those of a half that are paired with latents of like energy of the other half, if any are."""
+        halves = self._halves(of.ranking)
+        first = of.ranking not in self._pairs
+        if first:
+            self._pairs[of.ranking] = match_energies(*halves, self.energy.single)
+        pairs = self._pairs[of.ranking]
+        rule = f"{int(pairs.sum())} pairs by {of.ranking} whose energies differ by a factor of at most {MATCHED_FACTOR}"
+        if pairs.any():
+            self.add(of, halves[not best][pairs.any(int(best))], f"{'best' if best else 'worst'} of {rule}")
+        elif first:
+            self.notes.append(f"no energy-matched halves: {rule}")
+
+    def reversed(self, of: Intervention) -> None:
+        """Add the reversed latents that the effective set lost, if any."""
+        if len(self.lost):
+            self.add(of, self.lost, f"reversed latents among the {self.n} live latents of {self.first.extreme}")
+
+    def random(self, of: Intervention) -> None:
+        """Add draws of random latents from outside that have the joint energy of each half controlled by them."""
+        outside = self.outside[self.energy.single[self.outside] > 0]
+        controlled = [each for each in self.members if INTERVENTIONS[each.intervention].control == of.name]
+        for stream, half in enumerate(controlled, 1):
+            rule = f"random live latents outside the set, with the energy of the best half by {half.ranking}"
+            if not half.energy > 0 or not len(outside):
+                why = "no latent outside fires on response tokens" if half.energy > 0 else "that half has no energy"
+                self.notes.append(f"no {rule}: {why}")
+                continue
+            least, most = (1 - TOLERANCE) * half.energy, (1 + TOLERANCE) * half.energy
+            for draw in range(self.settings.random_sets):
+                order = np.random.default_rng([self.settings.seed, stream, draw]).permutation(outside)
+                latents, energies = self.energy.grow(order, most, least)
+                reached = energies[-1] / half.energy if len(energies) else 0.0
+                if reached < 1 - TOLERANCE:
+                    self.notes.append(f"draw {draw} of {rule}: it reaches {100 * reached:.0f} % of it")
+                if len(latents):
+                    self.members.append(LatentSet(of.name, latents, float(energies[-1]), rule, half.ranking, draw))
+
+    def prefixes(self, of: Intervention) -> None:
+        """Add the points of the curves of all rankings, and of random orders."""
+        curves = [(ranking, 0, order) for ranking, order in self.orders.items()]
+        for draw in range(self.settings.random_orders):
+            curves.append((RANDOM, draw, np.random.default_rng([self.settings.seed, 0, draw]).permutation(self.live)))
+        for ranking, draw, order in curves:
+            self.members += self._curve(of.name, ranking, draw, order)
+
+    def _curve(self, name: str, ranking: str, draw: int, order: NDArray[np.int64]) -> list[LatentSet]:
+        """Return the prefixes of `order` whose joint energies are nearest to the settings' shares of E(all), each once.
+
+        Of equally near ones the shortest is taken. The empty prefix is left out, and what has all latents that fire.
+        """
+        energies = np.concatenate([[0.0], self.energy.grow(order).energy])
+        firing = np.flatnonzero(self.energy.single[order] > 0)
+        points: dict[int, LatentSet] = {}
+        for point, share in enumerate(self.settings.curve_energies, 1):
+            size = int(np.argmin(np.abs(energies - share * self.total)))
+            if 0 < size <= (firing[-1] if len(firing) else 0) and size not in points:
+                rule = f"first {size} of {len(order)} live latents by {ranking}: nearest to {100 * share:g} % of E(all)"
+                points[size] = LatentSet(name, order[:size], float(energies[size]), rule, ranking, draw, point)
+        return list(points.values())
 
 
-def latent_sets(table: LatentTable, energy: EditEnergy, n: int, reason: str, settings: CausalSettings) -> LatentSets:
-    """Choose the effective set, its halves, their energy-matched counterparts and the curves of whole rankings.
+def latent_sets(
+    table: LatentTable,
+    energy: EditEnergy,
+    n: int,
+    reason: str,
+    settings: CausalSettings,
+    dictionary: Capabilities,
+) -> LatentSets:
+    """Choose the effective set of at most n latents and the sets of every intervention that the dictionary supports.
 
-    The effective set is the n live latents of highest Δnorm that are not reversed. Best and worst are the first and
-    last ⌊n/2⌋ of it in the order of a ranking. Random latents, from outside the set, have the joint energy of a best
-    half; where all of them together have less, they are all taken.
+    Best and worst are the first and last ⌊n/2⌋ of the effective set in the order of a ranking. Random latents, from
+    outside the set, have the joint energy of a best half; where all of them together have less, they are all taken.
     """
-    frame, chooser = table.frame, _Chooser(energy, settings)
-    orders = rank_latents(frame, energy.single)
-    live, is_reversed = orders["norm_difference"], frame["reversed"].to_numpy()
-    usable = live[~is_reversed[live]]
-    effective, outside = usable[:n], usable[n:]
-    best = [chooser.halves(ranking, order[np.isin(order, effective)]) for ranking, order in orders.items()]
-    lost = live[:n][is_reversed[live[:n]]]
-    if len(lost):
-        chooser.add("reversed", lost, f"reversed latents among the {n} live latents of highest norm difference")
-    for stream, half in enumerate(best, 1):
-        chooser.controls(half, outside[energy.single[outside] > 0], stream)
-    total = energy.joint(range(len(frame)))
-    curves = [(ranking, 0, order) for ranking, order in orders.items()]
-    for draw in range(settings.random_orders):
-        curves.append((RANDOM, draw, np.random.default_rng([settings.seed, 0, draw]).permutation(live)))
-    for ranking, draw, order in curves:
-        chooser.members += curve(energy, order, total, settings.curve_energies, ranking, draw)
-
-    chat_only = int((frame["class_name"].to_numpy()[effective] == "chat-only").sum())
-    kept = " that are not reversed" if len(lost) else ""
-    name = f"the {len(effective):,} live latents of highest norm difference{kept} ({chat_only:,} of them chat-only)"
-    without = int(np.isnan(frame["rank_sum"].to_numpy()[effective]).sum())
+    frame, choice = table.frame, Choice(table.frame, energy, n, settings, dictionary)
+    for each in interventions(settings, dictionary):
+        if each.choose is not None:
+            each.choose(choice, each)
+    effective = choice.effective
+    kept = " that are not reversed" if len(choice.lost) else ""
+    name = f"the {len(effective):,} live latents of {choice.first.extreme}{kept}"
+    if dictionary.has_norm_taxonomy:
+        name += f" ({int((frame['class_name'].to_numpy()[effective] == 'chat-only').sum()):,} of them chat-only)"
+    ways = []
+    for ranking in rankings(dictionary).values():
+        ways.append(f"by {ranking.by}")
+        if ranking.partial:
+            ways[-1] += f" ({int(frame[ranking.column].iloc[effective].isna().sum())} without it, ranked last)"
     rule = (
-        f"{name}; {len(lost)} reversed among the first {n}; size: {reason}; best/worst: first/last "
-        f"{len(effective) // 2} by norm difference, by rank_sum ({without} without it, ranked last) or by edit energy"
+        f"{name}; {len(choice.lost)} reversed among the first {n}; size: {reason}; best/worst: first/last "
+        f"{len(effective) // 2} {', '.join(ways[:-1])} or {ways[-1]}"
     )
-    return LatentSets(effective, name, chooser.members, total, chooser.notes, rule)
-
-
-def curve(
-    energy: EditEnergy, order: NDArray[np.int64], total: float, shares: Sequence[float], ranking: str, draw: int
-) -> list[LatentSet]:
-    """Return the prefixes of `order` whose joint energies are nearest to the given shares of `total`, each once.
-
-    Of equally near ones the shortest is taken. The empty prefix is left out, and what has all latents that fire.
-    """
-    energies = np.concatenate([[0.0], energy.grow(order).energy])
-    firing = np.flatnonzero(energy.single[order] > 0)
-    points: dict[int, LatentSet] = {}
-    for point, share in enumerate(shares, 1):
-        size = int(np.argmin(np.abs(energies - share * total)))
-        if 0 < size <= (firing[-1] if len(firing) else 0) and size not in points:
-            rule = f"first {size} of {len(order)} live latents by {ranking}: nearest to {100 * share:g} % of E(all)"
-            points[size] = LatentSet("prefix", order[:size], float(energies[size]), rule, ranking, draw, point)
-    return list(points.values())
+    return LatentSets(effective, name, choice.members, choice.total, choice.notes, rule)

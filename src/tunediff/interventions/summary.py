@@ -13,18 +13,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tunediff.errors import TunediffError
-from tunediff.interventions.kl import KEY
-from tunediff.interventions.sets import BASELINE, RANDOM, RANKINGS
+from tunediff.interventions.registry import (
+    AREA,
+    BEST_RANDOM,
+    INTERVENTIONS,
+    KEY,
+    PREFIX,
+    RANDOM,
+    RANDOM_MEAN,
+    RANKINGS,
+    pairs,
+)
 from tunediff.pipeline.artifacts import building, provenance, seal
 from tunediff.statistics import area_under, percentile_interval, resample_weights
 
 POSITIONS = ("all", "first")
-RANDOM_MEAN = "matched_random_mean"  # mean over the draws of random latents that have the energy of a best half
-# Rows that compare: `mean` is a difference of KL, `reduction` of reductions, `energy_share` of energy shares.
-BEST_WORST = "best_minus_worst"  # the halves of a ranking as they are
-MATCHED = "matched_best_minus_worst"  # their energy-matched subsets
-BEST_RANDOM = "best_minus_random"  # the best half against the mean of its energy-matched random draws
-AREA = "area_over_random"  # causal value: area between a ranking's curve over energy shares [0, 1] and the random ones'
 REMEDY = "delete it and run snakemake again"
 Samples = NDArray[np.float64]
 
@@ -86,23 +89,27 @@ def comparisons(data: Resampled, crosscoder: str) -> Iterator[tuple[str, str, Sa
     ends = np.concatenate([data.at("", "none"), data.at(crosscoder, "all")])
 
     def areas(ranking: str) -> Samples | None:
-        prefixes = data.at(crosscoder, "prefix", ranking)
+        prefixes = data.at(crosscoder, PREFIX, ranking)
         draws = data.interventions["draw"].to_numpy()[prefixes]
         curves = [np.concatenate([prefixes[draws == draw], ends]) for draw in np.unique(draws)]
         return np.mean([area_under(share[:, at], data.kl[:, at]) for at in curves], axis=0) if curves else None
 
     random_area = areas(RANDOM)
-    for ranking in (*RANKINGS, BASELINE):
-        best, worst = (data.at(crosscoder, f"{ranking}_{side}") for side in ("best", "worst"))
-        random = data.at(crosscoder, "matched_random", ranking)
-        matched = data.at(crosscoder, f"{ranking}_best_matched"), data.at(crosscoder, f"{ranking}_worst_matched")
-        if len(random):
-            yield RANDOM_MEAN, ranking, data.kl[:, random].mean(1), float(share[0, random].mean())
-        pairs = {BEST_WORST: (best, worst), MATCHED: matched, BEST_RANDOM: (best, random)}
-        for name, (left, right) in pairs.items():
+    for ranking in (*RANKINGS, ""):  # the last are interventions that belong to none
+        compared = []
+        for name, partner, difference in pairs(ranking):
+            of = "" if INTERVENTIONS[partner].needs == "models" else crosscoder
+            compared.append((difference.name, data.at(crosscoder, name), data.at(of, partner)))
+        for each in INTERVENTIONS.values():
+            if each.ranking == ranking and each.control is not None:
+                random = data.at(crosscoder, each.control, ranking)
+                compared.append((BEST_RANDOM.name, data.at(crosscoder, each.name), random))
+                if len(random):
+                    yield RANDOM_MEAN, ranking, data.kl[:, random].mean(1), float(share[0, random].mean())
+        for name, left, right in compared:
             if len(left) and len(right):
-                difference = data.kl[:, left].mean(1) - data.kl[:, right].mean(1)
-                yield name, ranking, difference, float(share[0, left].mean() - share[0, right].mean())
+                values = data.kl[:, left].mean(1) - data.kl[:, right].mean(1)
+                yield name, ranking, values, float(share[0, left].mean() - share[0, right].mean())
         area = areas(ranking)
         if area is not None and random_area is not None:
             yield AREA, ranking, area - random_area, float("nan")

@@ -34,6 +34,7 @@ LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 KIND_NAMES = {"l1": "L1", "batchtopk": "BatchTopK"}
 NU_ERROR = r"$\nu^{\epsilon}$"
 NU_RECONSTRUCTION = r"$\nu^{r}$"
+NU_ACTIVATION = r"$\nu^{\mathrm{act}}$"
 NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
 MATHTEXT = re.compile(r"\$[^$]*\$")
 START, PLACE = "\ue000", "\ue001"  # stand for mathtext while lines are broken: no text holds them
@@ -102,7 +103,7 @@ def signed(value: float) -> str:
 
 def mathematical(text: str) -> str:
     """Return a plain text with its ν and Δnorm in mathtext."""
-    named = text.replace("ν^r", NU_RECONSTRUCTION).replace("ν^ε", NU_ERROR)
+    named = text.replace("ν^r", NU_RECONSTRUCTION).replace("ν^ε", NU_ERROR).replace("ν^act", NU_ACTIVATION)
     return named.replace("Δnorm", NORM_DIFFERENCE)
 
 

@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tunediff.interventions.sets import BASELINE
-from tunediff.interventions.summary import AREA, BEST_RANDOM, BEST_WORST, MATCHED
+from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
 from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
 from tunediff.report import style as look
 from tunediff.report.inputs import Results
@@ -14,7 +13,6 @@ from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, NULLS_NOT_R
 
 SHOWN_RANKED = 5  # latents of the ranking shown per crosscoder; all of the table where none passes the criterion
 ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimension's
-RANKINGS = {"latent_scaling": "Latent Scaling", "norm_difference": "Δnorm"}
 
 
 def summary(run: Results) -> str:
@@ -166,29 +164,32 @@ def _kl(run: Results) -> Iterator[str]:
     for name in run.latents:
         whole = _change(every[name, "all", ""])
         yield f"  {name}: all latents' differences added {whole}. Sets within {run.sets[name]['name']}:"
-        for key, printed in RANKINGS.items():
-            raw = [every.get((name, f"{key}_{half}", key)) for half in ("best", "worst")]
-            matched = [every.get((name, f"{key}_{half}_matched", key)) for half in ("best", "worst")]
-            for what, (best, worst), pair in (
-                ("best and worst half", raw, every.get((name, BEST_WORST, key))),
-                ("energy-matched subsets", matched, every.get((name, MATCHED, key))),
-            ):
+        ranked = {ranking for crosscoder, _, ranking in every if crosscoder == name}
+        labels = {key: ranking.label for key, ranking in RANKINGS.items() if key in ranked}
+        for key, printed in {**labels, "": "beside the rankings"}.items():
+            if key and RANKINGS[key].baseline:
+                continue
+            for left, right, difference in pairs(key):
+                best, pair = every.get((name, left, key)), every.get((name, difference.name, key))
+                places = (name, right, key), (name, right, ""), ("", right, "")
+                worst = next((every[place] for place in places if place in every), None)
                 if best is None or worst is None or pair is None:
-                    yield f"    {printed}, {what}: none"
+                    yield f"    {printed}, {difference.text}: none"
                     continue
                 yield (
-                    f"    {printed}, {what}: {_change(best)} with {look.per_cent(best['energy_share'], 1)} of the edit "
-                    f"energy against {_change(worst)} with {look.per_cent(worst['energy_share'], 1)}; difference "
-                    f"{_change(pair, 'points')}"
+                    f"    {printed}, {difference.text}: {_change(best)} with {look.per_cent(best['energy_share'], 1)} "
+                    f"of the edit energy against {_change(worst)} with {look.per_cent(worst['energy_share'], 1)}; "
+                    f"difference {_change(pair, 'points')}"
                 )
-            random = every.get((name, BEST_RANDOM, key))
+            random = every.get((name, BEST_RANDOM.name, key))
             if random is not None:
-                yield f"    {printed}, best half less random latents of its energy: {_change(random, 'points')}"
-        areas = {
-            printed: every.get((name, AREA, key))
-            for key, printed in {**RANKINGS, BASELINE: "edit energy (the baseline)"}.items()
-        }
-        values = [f"{printed} {_change(row, 'points')}" for printed, row in areas.items() if row is not None]
+                yield f"    {printed}, {BEST_RANDOM.text}: {_change(random, 'points')}"
+        areas = [(RANKINGS[key], every.get((name, AREA, key))) for key in labels]
+        values = [
+            f"{ranking.label}{' (the baseline)' if ranking.baseline else ''} {_change(row, 'points')}"
+            for ranking, row in areas
+            if row is not None
+        ]
         if values:
             yield f"    KL against energy, area under the curve less that of random orders: {', '.join(values)}"
         for note in run.sets[name].get("notes", ()):

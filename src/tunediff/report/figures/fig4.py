@@ -10,6 +10,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tunediff.errors import TunediffError
+from tunediff.interventions.registry import (
+    AREA,
+    INTERVENTIONS,
+    PREFIX,
+    RANDOM_MEAN,
+    RANKINGS,
+    Intervention,
+    differences,
+)
 from tunediff.report import style as look
 from tunediff.report.inputs import Results
 from tunediff.report.registry import Drawing
@@ -34,18 +43,18 @@ DRAWING = Drawing(
 PALE_VERMILLION = "#F0B48A"
 GROUP_GAP = 0.7  # bar widths between groups
 LINE_HEIGHT = 0.1  # of a printed line, against the largest bar
-BARS = {  # intervention -> printed name, colour, hatch
-    "none": ("None", look.DARK_GREY, ""),
-    "template": ("Tem-\nplate", look.GREY, ""),
-    "all": ("All", look.ORANGE, ""),
-    "all_with_bias": ("All\n+ bias", look.YELLOW, ""),
-    "error": ("Error", look.PURPLE, ""),
-    "latent_scaling_best": ("LS\nbest", look.BLUE, ""),
-    "latent_scaling_worst": ("LS\nworst", look.SKY, "////"),
-    "norm_difference_best": (f"{look.NORM_DIFFERENCE}\nbest", look.VERMILLION, ""),
-    "norm_difference_worst": (f"{look.NORM_DIFFERENCE}\nworst", PALE_VERMILLION, "////"),
+LOOKS = {  # colour and hatch of the paper's bars, in its order; other bars come after them
+    "none": (look.DARK_GREY, ""),
+    "template": (look.GREY, ""),
+    "all": (look.ORANGE, ""),
+    "all_with_bias": (look.YELLOW, ""),
+    "error": (look.PURPLE, ""),
+    "latent_scaling_best": (look.BLUE, ""),
+    "latent_scaling_worst": (look.SKY, "////"),
+    "norm_difference_best": (look.VERMILLION, ""),
+    "norm_difference_worst": (PALE_VERMILLION, "////"),
 }
-RANDOM_MEAN = "matched_random_mean"
+OTHER = (look.GREEN, "")
 RANDOM = (0, (2, 1.2))  # line of random latents
 PANELS = {"all": "(a) All response tokens", "first": "(b) First 9 response tokens"}
 COLUMNS = (
@@ -64,9 +73,9 @@ def draw(results: Results, style: Style) -> Drawn:
     summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
     crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
     shown = list(look.selected(dict.fromkeys(crosscoders)))
-    curves = (summary["intervention"] == "prefix") | summary["intervention"].str.contains("_minus_|_over_")
+    curves = summary["intervention"].isin([PREFIX, AREA, *differences()])
     numbers = summary[summary["crosscoder"].isin(["", *shown]) & ~curves]
-    numbers = numbers.assign(drawn=numbers["intervention"].isin([*BARS, RANDOM_MEAN])).reset_index(drop=True)
+    numbers = numbers.assign(drawn=numbers["intervention"].isin([*bars(), RANDOM_MEAN])).reset_index(drop=True)
     positions, labels, groups = _layout(numbers, shown)
     with style.context():
         width = style.width * max(1.0, len(positions) / 14)
@@ -76,6 +85,11 @@ def draw(results: Results, style: Style) -> Drawn:
         look.legend(figure, _legend(numbers), None, columns=3)
         look.note(figure, _caption(numbers, results.sets, shown), style, width)
     return Drawn(figure, numbers)
+
+
+def bars() -> dict[str, Intervention]:
+    """Return the interventions that have a bar, in the order of the figure."""
+    return {name: INTERVENTIONS[name] for name in dict.fromkeys((*LOOKS, *INTERVENTIONS)) if INTERVENTIONS[name].bar}
 
 
 def _layout(
@@ -88,13 +102,13 @@ def _layout(
     groups: dict[str, tuple[float, float]] = {}
     x = 0.0
     for crosscoder in ("", *shown):
-        bars = [name for name in BARS if (crosscoder, name) in present]
-        for name in bars:
-            positions[crosscoder, name] = x
-            labels.append(BARS[name][0])
+        own = [each for name, each in bars().items() if (crosscoder, name) in present]
+        for each in own:
+            positions[crosscoder, each.name] = x
+            labels.append(look.mathematical(each.bar))
             x += 1
-        if bars:
-            groups[crosscoder] = (x - len(bars), x - 1)
+        if own:
+            groups[crosscoder] = (x - len(own), x - 1)
             x += GROUP_GAP
     if not positions:
         raise TunediffError("causal/summary.parquet: no intervention to draw; delete it and run snakemake again")
@@ -119,7 +133,7 @@ def _panel(
             axes.text(x, 0, "no\ndata", ha="center", va="bottom", fontsize=style.small_size)
             continue
         bar = by_bar[crosscoder, name]
-        _, colour, hatch = BARS[name]
+        colour, hatch = LOOKS.get(name, OTHER)
         axes.bar(x, bar["mean"], 0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         axes.plot([x, x], [bar["low"], bar["high"]], color=look.BLACK, linewidth=0.9, solid_capstyle="butt")
         lines = [_number(bar["mean"])]
@@ -128,7 +142,7 @@ def _panel(
         if np.isfinite(bar["energy_share"]) and name not in ("all", "error"):  # theirs is 100 % by definition
             lines.append(f"E {100 * bar['energy_share']:.0f}%")
         foot = max(bar["high"], bar["mean"])
-        if name.endswith("_best") and (crosscoder, bar["ranking"]) in random_means.index:
+        if INTERVENTIONS[name].control and (crosscoder, bar["ranking"]) in random_means.index:
             # the line runs over the bar it is compared with, and below the value if it would cut it
             random = random_means[crosscoder, bar["ranking"]]
             axes.plot([x - 0.4, x + 0.4], [random, random], color=look.BLACK, linewidth=1, linestyle=RANDOM, zorder=4)
@@ -163,15 +177,20 @@ def _change(reduction: float) -> str:
 
 
 def _legend(numbers: pd.DataFrame) -> list[Any]:
-    hatched: dict[str, Any] = {"edgecolor": "white", "hatch": "////", "linewidth": 0}
-    handles: list[Any] = [
-        Patch(facecolor=look.BLUE, label="LS: Latent Scaling, best half"),
-        Patch(facecolor=look.SKY, label="Latent Scaling, worst half", **hatched),
-        Patch(facecolor=look.VERMILLION, label=f"{look.NORM_DIFFERENCE}, best half"),
-        Patch(facecolor=PALE_VERMILLION, label=f"{look.NORM_DIFFERENCE}, worst half", **hatched),
-        Line2D([], [], color=look.BLACK, linewidth=0.9, marker="|", markersize=5, linestyle="", label="95 % interval"),
-    ]
-    draws = numbers.loc[numbers["intervention"] == "matched_random", "draw"].nunique()
+    present = set(numbers["intervention"])
+    handles: list[Any] = []
+    for name, each in bars().items():
+        if each.ranking and name in present:
+            short, label = RANKINGS[each.ranking].short, RANKINGS[each.ranking].label
+            text = f"{each.label} half" if short == label else f"{short}: {each.label} half"
+            colour, hatch = LOOKS.get(name, OTHER)
+            edge: dict[str, Any] = {"edgecolor": "white", "hatch": hatch, "linewidth": 0} if hatch else {}
+            handles.append(Patch(facecolor=colour, label=look.mathematical(text), **edge))
+    handles.append(
+        Line2D([], [], color=look.BLACK, linewidth=0.9, marker="|", markersize=5, linestyle="", label="95 % interval")
+    )
+    controls = {each.control for each in bars().values() if each.control}
+    draws = numbers.loc[numbers["intervention"].isin(controls), "draw"].nunique()
     if draws:
         name = f"random latents of equal E, mean of {draws}"
         handles.append(Line2D([], [], color=look.BLACK, linewidth=1, linestyle=RANDOM, label=name))

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
+from tunediff.interventions.registry import AREA, PREFIX, RANDOM, RANKINGS, differences
 from tunediff.report import style as look
 from tunediff.report.figures.fig4 import halves_text
 from tunediff.report.inputs import Results
@@ -30,18 +31,14 @@ DRAWING = Drawing(
     ),
 )
 
-RANKINGS = {
-    "norm_difference": Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
-    "latent_scaling": Mark("Latent Scaling", look.BLUE, "s"),
-    "energy": Mark("edit energy", look.GREEN, "^"),
+LOOKS = {  # colour and marker of a ranking
+    "norm_difference": (look.VERMILLION, "o"),
+    "latent_scaling": (look.BLUE, "s"),
+    "nu_activation": (look.PURPLE, "D"),
+    "energy": (look.GREEN, "^"),
 }
-RANDOM = Mark("random orders", look.DARK_GREY, "")
-AREA = "area_over_random"
-DIFFERENCES = {
-    "best_minus_worst": "best − worst\nhalf, as is",
-    "matched_best_minus_worst": "best − worst\nhalf, equal E",
-    "best_minus_random": "best half −\nrandom, equal E",
-}
+OTHER = (look.BLACK, "v")  # of another ranking, or of none
+RANDOM_COLOUR = look.DARK_GREY
 TICKS = (0.02, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the energy axis
 COLUMNS = (
     *("crosscoder", "intervention", "ranking", "draw", "positions", "reduction", "reduction_low", "reduction_high"),
@@ -59,43 +56,53 @@ def draw(results: Results, style: Style) -> Drawn:
     summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
     crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
     shown = list(look.selected(dict.fromkeys(crosscoders)))
-    wanted = summary["intervention"].isin(["none", "all", "prefix", AREA, *DIFFERENCES])
+    wanted = summary["intervention"].isin(["none", "all", PREFIX, AREA, *differences()])
     numbers = summary[wanted & summary["crosscoder"].isin(["", *shown])].reset_index(drop=True)
+    drawn = marks(numbers)
     with style.context():
         figure = style.figure(1.0 + 2.8 * len(shown))
         parts = look.stacked(figure, [1.0] * len(shown))
         for part, label in zip(parts, shown, strict=True):
             part.suptitle(look.display_name(label), x=0.02, ha="left", fontweight="bold")
-            curves, differences = part.subplots(1, 2, width_ratios=[1.15, 1])
+            curves, compared = part.subplots(1, 2, width_ratios=[1.15, 1])
             own = numbers[numbers["crosscoder"] == label]
-            _curves(curves, own[own["positions"] == "all"], style)
-            _differences(differences, own, style)
-        look.legend(figure, _legend(), None, columns=4)
+            _curves(curves, own[own["positions"] == "all"], drawn, style)
+            _differences(compared, own, drawn, style)
+        look.legend(figure, _legend(drawn), None, columns=4)
         look.note(figure, _caption(numbers, results.sets, shown), style)
     return Drawn(figure, numbers)
 
 
+def marks(numbers: pd.DataFrame) -> dict[str, Mark]:
+    """Return how the rankings that have rows are printed and drawn; "" is for differences that belong to none."""
+    found = set(numbers.loc[~numbers["intervention"].isin(["none", "all"]), "ranking"])
+    names = {name: f"by {look.mathematical(ranking.label)}" for name, ranking in RANKINGS.items()} | {
+        "": "by no ranking"
+    }
+    return {name: Mark(text, *LOOKS.get(name, OTHER)) for name, text in names.items() if name in found}
+
+
 def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
     """Return the points of a curve by rising energy share, from nothing added (0) to all latents (1)."""
-    points = rows[(rows["intervention"] == "prefix") & (rows["ranking"] == ranking) & (rows["draw"] == draw)]
+    points = rows[(rows["intervention"] == PREFIX) & (rows["ranking"] == ranking) & (rows["draw"] == draw)]
     columns = ["energy_share", "reduction", "reduction_low", "reduction_high"]
     nothing = pd.DataFrame([dict.fromkeys(columns, 0.0)])
     whole = rows[rows["intervention"] == "all"]
     return pd.concat([nothing, points[columns], whole[columns]], ignore_index=True).sort_values("energy_share")
 
 
-def _curves(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
+def _curves(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], style: Style) -> None:
     """Draw the curves of one crosscoder over a root scale, which shows small doses; areas are of the plain one."""
-    prefixes = rows[rows["intervention"] == "prefix"]
-    draws = sorted(prefixes.loc[prefixes["ranking"] == "random", "draw"].unique())
+    prefixes = rows[rows["intervention"] == PREFIX]
+    draws = sorted(prefixes.loc[prefixes["ranking"] == RANDOM, "draw"].unique())
     if draws:
         grid = np.linspace(0, 1, 401)
-        random = [curve(rows, "random", int(draw)) for draw in draws]
+        random = [curve(rows, RANDOM, int(draw)) for draw in draws]
         heights = 100 * np.array([np.interp(grid, points["energy_share"], points["reduction"]) for points in random])
-        axes.fill_between(grid, heights.min(0), heights.max(0), color=RANDOM.colour, alpha=0.25, linewidth=0)
-        axes.plot(grid, heights.mean(0), color=RANDOM.colour, linestyle="--")
+        axes.fill_between(grid, heights.min(0), heights.max(0), color=RANDOM_COLOUR, alpha=0.25, linewidth=0)
+        axes.plot(grid, heights.mean(0), color=RANDOM_COLOUR, linestyle="--")
     handles = []
-    for ranking, mark in RANKINGS.items():
+    for ranking, mark in marks.items():
         if not (prefixes["ranking"] == ranking).any():
             continue
         points = curve(rows, ranking)
@@ -128,18 +135,18 @@ def _area(row: Mapping[Any, Any]) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
-def _differences(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
+def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], style: Style) -> None:
     """Draw the paired differences of KL reduction, rankings of one comparison together."""
-    ticks = []
-    for group, name in enumerate(DIFFERENCES):
-        ticks.append(group * (len(RANKINGS) + 1.2) + 1)
+    ticks, half = [], (max(1, len(marks)) - 1) / 2
+    for group, name in enumerate(differences()):
+        ticks.append(group * (2 * half + 2.2) + half)
         if not (rows["intervention"] == name).any():
             axes.text(0, ticks[-1], " none", va="center", fontsize=style.small_size)
-        for i, (ranking, mark) in enumerate(RANKINGS.items()):
+        for i, (ranking, mark) in enumerate(marks.items()):
             for positions, shift, filled in (("all", -0.17, True), ("first", 0.17, False)):
                 at = (rows["intervention"] == name) & (rows["ranking"] == ranking) & (rows["positions"] == positions)
                 for row in rows[at].to_dict("records"):
-                    y = ticks[-1] - 1 + i + shift
+                    y = ticks[-1] - half + i + shift
                     low, high = 100 * row["reduction_low"], 100 * row["reduction_high"]
                     axes.plot([low, high], [y, y], color=mark.colour, linewidth=0.9, solid_capstyle="butt")
                     axes.plot(
@@ -147,20 +154,20 @@ def _differences(axes: Axes, rows: pd.DataFrame, style: Style) -> None:
                         markerfacecolor=mark.colour if filled else "white", linestyle="",
                     )  # fmt: skip
     axes.axvline(0, color=look.BLACK, linewidth=0.6)
-    axes.set_yticks(ticks, labels=list(DIFFERENCES.values()))
+    axes.set_yticks(ticks, labels=[each.label for each in differences().values()])
     axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(ticks[-1] + 2, -1), xlabel="difference in reduction (points)")
+    axes.set(ylim=(ticks[-1] + half + 1, -1), xlabel="difference in reduction (points)")
 
 
-def _legend() -> list[Any]:
-    marks = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.2, label=f"by {mark.name}")
-        for mark in RANKINGS.values()
+def _legend(marks: Mapping[str, Mark]) -> list[Any]:
+    points = [
+        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.2, label=mark.name)
+        for mark in marks.values()
     ]
     hollow: dict[str, Any] = {"color": look.BLACK, "marker": "o", "markersize": 3.2, "linestyle": ""}
     return [
-        *marks,
-        Line2D([], [], color=RANDOM.colour, linestyle="--", label=f"{RANDOM.name}: mean, range"),
+        *points,
+        Line2D([], [], color=RANDOM_COLOUR, linestyle="--", label="random orders: mean, range"),
         Line2D([], [], **hollow, label="all response tokens"),
         Line2D([], [], **hollow, markerfacecolor="white", label="first 9"),
     ]

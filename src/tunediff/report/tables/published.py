@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import TWIN_COSINE, LatentTable
 from tunediff.report import style as look
@@ -65,8 +66,7 @@ PUBLISHED = {
     ("KL change, Δnorm worst, first 9", "BatchTopK"): -0.06,
 }
 SHARES = ("FVE", "dead fraction", "chat-only inside", "chat-only firing", "chat-only with", "KL change")
-INTERVENTIONS = {"None": "none", "Template": "template", "All": "all"}
-INTERVENTIONS |= {"Δnorm best": "norm_difference_best", "Δnorm worst": "norm_difference_worst"}
+BY_LABEL = {each.label: each.name for each in INTERVENTIONS.values()}
 POSITIONS = {"all": "all", "first 9": "first"}
 
 
@@ -127,7 +127,7 @@ def _kl(quantity: str, label: str, summary: pd.DataFrame) -> float:
     what, intervention, positions = quantity.split(", ")
     rows = summary[
         (summary["crosscoder"].fillna("") == label)
-        & (summary["intervention"] == INTERVENTIONS[intervention])
+        & (summary["intervention"] == BY_LABEL[intervention])
         & (summary["positions"] == POSITIONS[positions])
     ]
     if rows.empty:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import STABLE_COSINE, LatentTable
 from tunediff.report import style as look
@@ -28,17 +29,18 @@ DRAWING = Drawing(
     reads=("latents", "evaluation", "kl", "seeds"),
     requires=lambda graph: bool(graph.trained),
 )
+# column of a seed's numbers -> (intervention, positions, printed name)
+SEED_KL = {
+    f"kl_change_{name}{suffix}": (name, positions, f"KL change, {look.mathematical(INTERVENTIONS[name].label)}{said}")
+    for name in ("all", "latent_scaling_best", "norm_difference_best")
+    for positions, suffix, said in (("all", "", ""), ("first", "_first", ", first 9"))
+}
 # (printed name, column of a seed's numbers, form)
 SEED_LINES = (
     *CLASS_LINES[:-1],
     *SPECIFIC_LINES,
     *QUALITY_LINES[:-1],
-    ("KL change, All", "kl_change_all", "share"),
-    ("KL change, All, first 9", "kl_change_all_first", "share"),
-    ("KL change, Latent Scaling best", "kl_change_latent_scaling_best", "share"),
-    ("KL change, Latent Scaling best, first 9", "kl_change_latent_scaling_best_first", "share"),
-    (f"KL change, {look.NORM_DIFFERENCE} best", "kl_change_norm_difference_best", "share"),
-    (f"KL change, {look.NORM_DIFFERENCE} best, first 9", "kl_change_norm_difference_best_first", "share"),
+    *((printed, column, "share") for column, (_, _, printed) in SEED_KL.items()),
     ("stable: all live latents", "stable", "share"),
     ("   chat-only", "stable_chat_only", "share"),
     ("   chat-specific", "stable_chat_specific", "share"),
@@ -75,9 +77,8 @@ def across_seeds(
     numbers["name"] = numbers["crosscoder"].map(look.kind_of)
     numbers["seed"] = numbers["crosscoder"].map(look.seed_of)
     for _, column, _ in SEED_LINES:
-        if column.startswith("kl_change_"):
-            positions = "first" if column.endswith("_first") else "all"
-            intervention = column.removeprefix("kl_change_").removesuffix("_first")
+        if column in SEED_KL:
+            intervention, positions, _ = SEED_KL[column]
             numbers[column] = [-_reduction(summary, label, intervention, positions) for label in numbers["crosscoder"]]
         elif column.startswith("stable"):
             pool = column.removeprefix("stable").removeprefix("_").replace("_", "-")
