@@ -80,7 +80,7 @@ def test_tables_are_what_was_written(results: Results) -> None:
     pd.testing.assert_frame_equal(results.latents("l1-seed0").frame, latent_table(1).frame)
     pd.testing.assert_frame_equal(results.kl(), kl_summary()[0])
     assert results.kl_table()["kl_sum_all"].tolist() == [0.5, 0.25]
-    fve = [row["value"] for row in results.evaluation("l1-seed0")["metrics"] if row["metric"] == "fve"]
+    fve = [row["value"] for row in results.evaluation("l1-seed0").metrics if row["metric"] == "fve"]
     assert fve[0] == 0.625
 
 

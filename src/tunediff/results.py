@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunediff.errors import TunediffError
+from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
 from tunediff.pipeline.artifacts import check, manifest_path
 
@@ -77,10 +78,11 @@ class Results:
         self._checked(f"latents/{name}.parquet", "latents")
         return LatentTable.read(self.path / f"latents/{name}.parquet")
 
-    def evaluation(self, name: str) -> dict[str, Any]:
-        """Return the held-out metrics of a dictionary; `metrics` lists metric, model, subset and value."""
+    def evaluation(self, name: str) -> Evaluation:
+        """Return the held-out metrics of a dictionary: `.value("fve", "difference")`, say."""
         self._known(name)
-        return self._json(f"evaluation/{name}.json")
+        self._json(f"evaluation/{name}.json")
+        return Evaluation.read(self.path / f"evaluation/{name}.json")
 
     def kl(self) -> pd.DataFrame:
         """Return the mean KL to the chat model of every intervention, in nats per token, with 95 % intervals."""
@@ -169,11 +171,9 @@ class Results:
         return f"{pair.base} → {pair.chat}, after block {pair.layer} of 0–{pair.n_layers - 1}, d_model {pair.d_model}"
 
     def _describe_metrics(self, name: str) -> str:
-        from tunediff.report.tables import metric
-
         metrics = self.evaluation(name)
-        fve = ", ".join(f"{model} {metric(metrics, 'fve', model):.3f}" for model in ("base", "chat", "difference"))
-        return f"L0 {metric(metrics, 'l0'):.1f}, FVE {fve}"
+        fve = ", ".join(f"{model} {metrics.value('fve', model):.3f}" for model in ("base", "chat", "difference"))
+        return f"L0 {metrics.value('l0'):.1f}, FVE {fve}"
 
     def _describe_latents(self, name: str) -> str:
         table = self.latents(name)
