@@ -1,7 +1,7 @@
-"""Dictionary methods, one class per file, found by the `kind` of their config section.
+"""Dictionary kinds, one class per file, found by the `kind` of their config section.
 
 A training object (here) and the inference object (`tunediff.dictionaries.crosscoder`) are different things: what a
-method needs only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
+kind needs only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from typing import Any
 
 from tunediff.dictionaries.base import Dictionary, DictionarySettings, StepResult
 from tunediff.dictionaries.batchtopk import BatchTopK
+from tunediff.dictionaries.diff_sae import DiffSAE
 from tunediff.dictionaries.l1 import L1
 from tunediff.errors import TunediffError
 
-DICTIONARIES: dict[str, type[Dictionary]] = {cls.kind: cls for cls in (L1, BatchTopK)}
+DICTIONARIES: dict[str, type[Dictionary]] = {cls.kind: cls for cls in (L1, BatchTopK, DiffSAE)}
 
 
 def dictionary_settings(section: Mapping[str, Any], name: str = "dictionary") -> DictionarySettings:
@@ -44,6 +45,7 @@ __all__ = [
     "BatchTopK",
     "Dictionary",
     "DictionarySettings",
+    "DiffSAE",
     "StepResult",
     "build",
     "dictionary_settings",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.dictionaries import Dictionary, DictionarySettings, build, dictionary_settings
-from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
 from tunediff.pipeline.finished import is_finished, publish
@@ -33,7 +33,7 @@ NORMALIZATIONS = ("none", "scale", "mean_scale")
 PRECISIONS = ("highest", "high", "bf16")
 LOGGERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-HISTORY = (
+HISTORY = (  # columns of every history, so that those of different kinds line up; a kind's other metrics follow
     *("step", "tokens", "loss", "reconstruction", "sparsity", "auxiliary", "fve_base", "fve_chat", "l0"),
     *("dead_fraction", "mu", "threshold", "learning_rate", "tokens_per_second"),
 )
@@ -103,17 +103,17 @@ class TrainingSettings:
 
 
 class Normalization(NamedTuple):
-    """x^m = scale_m · (h^m − mean_m)."""
+    """x^m = scale_m · (h^m − mean_m), of what a dictionary reads: base and chat, or their difference."""
 
-    mean: Float[Tensor, "model d_model"]  # float64; zeros unless mean_scale
-    scale: Float[Tensor, "model"]  # float64; ones where there is none
+    mean: Float[Tensor, "stream d_model"]  # float64; zeros unless mean_scale
+    scale: Float[Tensor, "stream"]  # float64; ones where there is none
 
-    def apply(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token model d_model"]:
-        """Return normalised activations."""
+    def apply(self, x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token stream d_model"]:
+        """Return normalised inputs."""
         return (x - self.mean.to(x)) * self.scale.to(x)[:, None]
 
 
-def measure_normalization(store: Store, settings: TrainingSettings) -> Normalization:
+def measure_normalization(store: Store, settings: TrainingSettings, reconstructs: str = "models") -> Normalization:
     """Compute mean and scale on the first `normalization_tokens` tokens of the training order, in float64.
 
     scale_m = √d / median_n ‖h^m − mean_m‖: the median norm becomes √d. The mean is over the tokens whose norm is at
@@ -123,7 +123,7 @@ def measure_normalization(store: Store, settings: TrainingSettings) -> Normaliza
     def batches() -> Iterator[Tensor]:
         count = 0
         for batch in store.batches(settings.batch_size, settings.seed, settings.pool_chunks, 0):
-            yield batch.activations.double()
+            yield dictionary_inputs(batch.activations.double(), reconstructs)
             count += len(batch.activations)
             if settings.normalization == "none" or count >= settings.normalization_tokens:
                 return
@@ -151,12 +151,12 @@ def measure_normalization(store: Store, settings: TrainingSettings) -> Normaliza
     return Normalization(mean, math.sqrt(first.shape[2]) / median)
 
 
-def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: int = PREFETCHED) -> Iterator[Tensor]:
+def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Any], depth: int = PREFETCHED) -> Iterator[Any]:
     """Yield prepare(batch) for each batch, computed by one thread ahead of the reader; its errors are raised here."""
-    ready: queue.Queue[tuple[Tensor | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(entry: tuple[Tensor | None, BaseException | None]) -> None:
+    def put(entry: tuple[Any, BaseException | None]) -> None:
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=0.1)
@@ -178,12 +178,12 @@ def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: in
     thread.start()
     try:
         while True:
-            tensor, error = ready.get()
+            prepared, error = ready.get()
             if error is not None:
                 raise error
-            if tensor is None:
+            if prepared is None:
                 return
-            yield tensor
+            yield prepared
     finally:
         stop.set()
         thread.join()
@@ -398,9 +398,12 @@ class _Run:
             "dead_fraction": dead,
             "warnings": [f"{dead:.0%} of the latents are dead at the end of training"] if dead > DEAD_WARNING else [],
         }
+        if len(dictionary.groups) > 1:
+            config["groups"] = [group._asdict() for group in dictionary.groups]
         crosscoder = Crosscoder.from_training(dictionary, normalization.mean, normalization.scale, config)
+        columns = list(dict.fromkeys([*HISTORY, *chain.from_iterable(self.history)]))
         with building(self.folder / "history.parquet") as partial:
-            pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": "int64", "tokens": "int64"}).to_parquet(
+            pd.DataFrame(self.history, columns=columns).astype({"step": "int64", "tokens": "int64"}).to_parquet(
                 partial, index=False
             )
         with building(self.folder / "crosscoder") as partial:
@@ -411,14 +414,15 @@ class _Run:
         self.dictionary = self.optimizer = None
 
     def _measure(self, store: Store) -> dict[str, float | None]:
-        """Return FVE and L0 of the final weights, at the inference threshold, on the batches that would come next."""
+        """Return what `Dictionary.evaluate` says of the final weights, on the batches that would come next."""
         assert self.dictionary is not None and self.normalization is not None
         training, rows = self.training, []
         batches = store.batches(training.batch_size, training.seed, training.pool_chunks, training.steps)
         for batch in islice(batches, VALIDATION_BATCHES):
-            x = self.normalization.apply(batch.activations.to(training.device))
+            x = dictionary_inputs(batch.activations.to(training.device), self.settings.reconstructs)
+            x = self.normalization.apply(x)
             rows.append({name: float(value) for name, value in self.dictionary.evaluate(x).items()})
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in ("fve_base", "fve_chat", "l0")}
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         wanted = self.dictionary.target_l0
         if wanted is not None and not abs(means["l0"] / wanted - 1) <= L0_TOLERANCE:
             stated = ", ".join(f"{name} {value:.4g}" for name, value in self.dictionary.facts().items())
@@ -493,19 +497,25 @@ def train(
 
 
 def _train_runs(runs: list[_Run], store: Store, settings: TrainingSettings) -> None:
-    saved = [run.normalization for run in runs if run.normalization is not None]
-    normalization = saved[0] if saved else measure_normalization(store, settings)
+    spaces = {run.settings.reconstructs: run.normalization for run in runs}  # by what is read of a pair
     for run in runs:
-        run.normalization = run.normalization or normalization
+        reads = run.settings.reconstructs
+        run.normalization = spaces[reads] = (
+            run.normalization or spaces[reads] or measure_normalization(store, settings, reads)
+        )
         if run.dictionary is None:
-            run.begin(normalization.mean.shape[1])
+            run.begin(run.normalization.mean.shape[1])
     start = min(run.step for run in runs)
-    mean, scale = normalization.mean.float(), normalization.scale.float()
     device = torch.device(settings.device)
 
-    def prepare(batch: Batch) -> Tensor:
-        x = (batch.activations.float() - mean) * scale[:, None]
-        return x.pin_memory() if device.type == "cuda" else x
+    def prepare(batch: Batch) -> dict[str, Tensor]:
+        raw = batch.activations.float()
+        inputs = {}
+        for reads, normalization in spaces.items():
+            assert normalization is not None
+            x = normalization.apply(dictionary_inputs(raw, reads))
+            inputs[reads] = x.pin_memory() if device.type == "cuda" else x
+        return inputs
 
     batches = store.batches(settings.batch_size, settings.seed, settings.pool_chunks, start)
     steps = range(start, settings.steps)
@@ -524,12 +534,12 @@ def _train_runs(runs: list[_Run], store: Store, settings: TrainingSettings) -> N
     )
     try:
         with bar:
-            for step, x in zip(steps, feed, strict=True):
-                x = x.to(device, non_blocking=True)
+            for step, inputs in zip(steps, feed, strict=True):
+                inputs = {reads: x.to(device, non_blocking=True) for reads, x in inputs.items()}
                 for run in runs:
                     if run.step == step:
-                        run.advance(x, bar)
-                bar.update(len(x))
+                        run.advance(inputs[run.settings.reconstructs], bar)
+                bar.update(size)
     finally:
         feed.close()  # type: ignore[attr-defined]
         for run in runs:
