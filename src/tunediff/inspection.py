@@ -258,6 +258,9 @@ def _inspect_crosscoder(result: Inspection, store: Path) -> None:
     if decoder is None or decoder.ndim != 3:
         return
     norms = np.linalg.norm(decoder.astype(np.float64), axis=2)
+    if decoder.shape[1] == 1:  # of a dictionary of the difference
+        result.summary |= {"decoder_norm": _quantiles(norms), "latents_of_zero_norm": int((norms == 0).sum())}
+        return
     largest = norms.max(1)
     live = largest > 0
     difference = 0.5 * (1 + (norms[live, 1] - norms[live, 0]) / largest[live])

@@ -7,17 +7,27 @@ import torch
 from scipy.optimize import minimize
 
 from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings
+from tunediff.dictionaries.batchtopk import BatchTopK
+from tunediff.dictionaries.l1 import L1
+from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import geometric_median
+from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
+from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
 from tunediff.errors import TunediffError
 
 D, F, N = 6, 40, 30
 
 
-def make(kind: str, steps: int = 100, warmup: int = 5, **section: Any) -> Dictionary:
-    defaults: dict[str, Any] = {"l1": {"mu": 0.1}, "batchtopk": {"k": 4}}[kind]
+def make(kind: str, steps: int = 100, warmup: int = 5, **section: Any) -> Any:
+    defaults: dict[str, Any] = {"mu": 0.1} if kind == "l1" else {"k": 4}
     settings = dictionary_settings({"kind": kind, "dict_size": F, "norm_init": 1.0, **defaults, **section})
-    dictionary = build(settings, D, 0, steps, warmup).double()
+    return randomised(build(settings, D, 0, steps, warmup))
+
+
+def randomised(dictionary: Dictionary) -> Any:
+    """The dictionary in float64, away from its start."""
+    dictionary.double()
     dictionary.gemm_dtype = torch.float64
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
@@ -26,8 +36,9 @@ def make(kind: str, steps: int = 100, warmup: int = 5, **section: Any) -> Dictio
     return dictionary
 
 
-def batch(seed: int = 0, n: int = N) -> torch.Tensor:
-    return torch.randn(n, 2, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.5
+def batch(seed: int = 0, n: int = N, kind: str = "batchtopk") -> torch.Tensor:
+    pair = torch.randn(n, 2, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 0.5
+    return pair[:, 1:] - pair[:, :1] if kind == "diff_sae" else pair
 
 
 def gradients(dictionary: Dictionary, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -83,9 +94,9 @@ def test_l1_paths_train_alike() -> None:
     assert curves[0][1] == curves[1][1]
 
 
-@pytest.mark.parametrize("form", ["squared", "norm"])
-def test_batchtopk_loss_gradients_and_threshold(form: str) -> None:
-    dictionary, x = make("batchtopk", reconstruction=form), batch()
+@pytest.mark.parametrize(("kind", "form"), [("batchtopk", "squared"), ("batchtopk", "norm"), ("diff_sae", "squared")])
+def test_batchtopk_loss_gradients_and_threshold(kind: str, form: str) -> None:
+    dictionary, x = make(kind, reconstruction=form), batch(kind=kind)
     f = dense_f(dictionary, x)
     score = f.detach() * dictionary.decoder_weight.detach().norm(dim=-1).sum(dim=1)
     cutoff = score.flatten().sort(descending=True).values[N * 4 - 1]
@@ -99,9 +110,9 @@ def test_batchtopk_loss_gradients_and_threshold(form: str) -> None:
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
 
 
-@pytest.mark.parametrize("aux_k", [3, 1000])
-def test_auxiliary_loss_is_the_definition(aux_k: int) -> None:
-    dictionary, x = make("batchtopk", aux_k=aux_k, aux_weight=0.25, dead_after_tokens=100), batch()
+@pytest.mark.parametrize(("kind", "aux_k"), [("batchtopk", 3), ("batchtopk", 1000), ("diff_sae", 3)])
+def test_auxiliary_loss_is_the_definition(kind: str, aux_k: int) -> None:
+    dictionary, x = make(kind, aux_k=aux_k, aux_weight=0.25, dead_after_tokens=100), batch(kind=kind)
     dead = torch.arange(F) % 4 == 0
     dictionary.tokens_since_fired[dead] = 100
     dictionary.steps_taken = 10
@@ -286,10 +297,149 @@ def test_bad_settings_name_the_key(section: dict[str, Any], message: str) -> Non
 
 
 def test_registry_names_are_the_kinds() -> None:
-    assert {kind: cls.settings_type.kind for kind, cls in DICTIONARIES.items()} == {
-        "l1": "l1",
-        "batchtopk": "batchtopk",
-    }
+    assert {"l1", "batchtopk", "diff_sae"} <= set(DICTIONARIES)
+    assert all(kind == cls.kind == cls.settings_type.kind for kind, cls in DICTIONARIES.items())
+
+
+def test_a_diff_sae_reads_and_writes_chat_minus_base() -> None:
+    pair = batch().float()
+    dictionary = build(dictionary_settings({"kind": "diff_sae", "dict_size": F, "k": 4}), D, 0)
+    assert dictionary.settings.reconstructs == "difference" and dictionary.streams == ("difference",)
+    assert dictionary.decoder_weight.shape == (F, 1, D) and dictionary.decoder_bias.shape == (1, D)
+    difference = dictionary_inputs(pair, "difference")
+    assert torch.equal(difference[:, 0], pair[:, 1] - pair[:, 0])
+    dictionary.prepare(difference)
+    expected = geometric_median(pair[:, 1] - pair[:, 0]).float()
+    assert torch.allclose(dictionary.decoder_bias[0], expected, atol=1e-5)
+    metrics = dictionary.step(difference).metrics
+    assert {name for name in metrics if name.startswith("fve")} == {"fve_difference"}
+
+
+def gap(x: torch.Tensor, error: torch.Tensor, code: Any) -> torch.Tensor:
+    """The difference term of method.md section 10, and something that only the code says."""
+    return (error[:, 1] - error[:, 0]).pow(2).sum(dim=1).mean() + code.value.sum() / len(x)
+
+
+class Parts:
+    """What later kinds will ask the base for: the latents' own and shared, each part only where it is named."""
+
+    parts: tuple[str, ...]
+
+    def latent_groups(self) -> tuple[LatentGroup, ...]:
+        groups = (LatentGroup("own", 0, 12, 1), LatentGroup("shared", 12, F, 3))
+        return groups if "groups" in self.parts else super().latent_groups()  # type: ignore[misc]
+
+    def latent_mask(self) -> torch.Tensor | None:
+        mask = torch.ones(F, 2, dtype=torch.bool)
+        mask[:6, 0], mask[6:12, 1] = False, False
+        return mask if "mask" in self.parts else None
+
+    def tied_latents(self) -> torch.Tensor | None:
+        return torch.arange(F) >= 30 if "ties" in self.parts else None
+
+
+def with_parts(cls: type[Dictionary], parts: tuple[str, ...], **section: Any) -> Any:
+    made = type("Made", (Parts, cls), {"parts": parts})
+    made.loss_terms = (LossTerm("gap", 0.7, gap),) if "term" in parts else ()
+    settings = dictionary_settings({"kind": cls.kind, "dict_size": F, "norm_init": 1.0, **section})
+    return randomised(made(settings, D, 0, 100, 5))
+
+
+def used_weights(dictionary: Dictionary, parts: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition, latent by latent."""
+    encoder, decoder = [], []
+    for j in range(F):
+        base, chat = ("mask" not in parts or j >= 6), ("mask" not in parts or not 6 <= j < 12)
+        d_base = dictionary.decoder_weight[j, 0]
+        d_chat = d_base if "ties" in parts and j >= 30 else dictionary.decoder_weight[j, 1]
+        encoder.append(torch.stack([dictionary.encoder_weight[j, 0] * base, dictionary.encoder_weight[j, 1] * chat]))
+        decoder.append(torch.stack([d_base * base, d_chat * chat]))
+    return torch.stack(encoder), torch.stack(decoder)
+
+
+PARTS = [("groups",), ("mask",), ("ties",), ("term",), ("groups", "mask", "ties", "term")]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_groups_mask_ties_and_terms_against_a_dense_reference(parts: tuple[str, ...]) -> None:
+    dictionary, x = with_parts(BatchTopK, parts, k=4, aux_k=2, aux_weight=0.25, dead_after_tokens=100), batch()
+    dead = torch.arange(F) % 9 == 0
+    dictionary.tokens_since_fired[dead] = 100
+    dictionary.steps_taken = 10
+    encoder, decoder = used_weights(dictionary, parts)
+    f = torch.relu(torch.einsum("nmd,lmd->nl", x, encoder) + dictionary.encoder_bias)
+    score = f.detach() * decoder.detach().norm(dim=-1).sum(dim=1)
+    kept, theta = torch.zeros_like(score), []
+    for group, k in ((slice(0, 12), 1), (slice(12, F), 3)) if "groups" in parts else ((slice(0, F), 4),):
+        theta.append(score[:, group].flatten().sort(descending=True).values[N * k - 1])
+        kept[:, group] = (score[:, group] >= theta[-1]).double()
+    error = x - torch.einsum("nl,lmd->nmd", f * kept, decoder) - dictionary.decoder_bias
+    chosen = torch.zeros_like(score).scatter_(1, torch.where(dead, score, -1.0).topk(2).indices, 1.0)
+    residual = error.detach()
+    auxiliary = (residual - torch.einsum("nl,lmd->nmd", f * chosen, decoder)).pow(2).sum()
+    auxiliary = auxiliary / (residual - residual.mean(dim=0)).pow(2).sum()
+    term = (error[:, 1] - error[:, 0]).pow(2).sum(dim=1).mean() + (f * kept).sum() / N
+    expected = error.pow(2).sum(dim=(1, 2)).mean() + 0.25 * auxiliary + (0.7 * term if "term" in parts else 0)
+    expected_gradients = gradients(dictionary, expected)
+
+    result = dictionary.step(x)
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    for name, gradient in gradients(dictionary, result.loss).items():
+        assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
+    assert float(result.metrics["l0"]) == 4
+    names = ["threshold_own", "threshold_shared"] if "groups" in parts else ["threshold"]
+    assert [float(result.metrics[name]) for name in names] == pytest.approx([float(t) for t in theta], rel=1e-12)
+    assert ("gap" in result.metrics) == ("term" in parts)
+    if "term" in parts:
+        assert float(result.metrics["gap"]) == pytest.approx(term.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_what_is_used_in_training_is_what_is_published(parts: tuple[str, ...]) -> None:
+    dictionary, x = with_parts(BatchTopK, parts, k=4), batch()
+    dictionary.step(batch(1))
+    encoder, decoder = used_weights(dictionary, parts)
+    f = torch.relu(torch.einsum("nmd,lmd->nl", x, encoder) + dictionary.encoder_bias)
+    theta = dictionary.theta()[[0] * 12 + [len(dictionary.groups) - 1] * (F - 12)]
+    kept = f * (f * decoder.norm(dim=-1).sum(dim=1) > theta)
+    error = x - torch.einsum("nl,lmd->nmd", kept, decoder) - dictionary.decoder_bias
+    metrics = dictionary.evaluate(x)
+    spread = (x - x.mean(dim=0)).pow(2).sum(dim=(0, 2))
+    assert float(metrics["fve_chat"]) == pytest.approx(1 - (error.pow(2).sum(dim=(0, 2)) / spread)[1].item(), rel=1e-9)
+    crosscoder = Crosscoder.from_training(dictionary)
+    assert torch.allclose(crosscoder.encode(x).to_dense(F).double(), kept, atol=1e-5)
+    assert torch.allclose(crosscoder(x).double(), x - error, atol=1e-4)
+
+
+def test_without_them_the_parameters_themselves_are_used() -> None:
+    dictionary = make("batchtopk")
+    assert dictionary.encoder() is dictionary.encoder_weight and dictionary.decoder() is dictionary.decoder_weight
+    assert dictionary.groups == (LatentGroup("all", 0, F, 4),)
+
+
+@pytest.mark.parametrize("sparse_below", [0.0, 2.0])
+def test_l1_with_mask_ties_and_terms(sparse_below: float) -> None:
+    parts = ("mask", "ties", "term")
+    dictionary, x = with_parts(L1, parts, mu=0.1), batch()
+    dictionary.sparse_below = sparse_below
+    encoder, decoder = used_weights(dictionary, parts)
+    f = torch.relu(torch.einsum("nmd,lmd->nl", x, encoder) + dictionary.encoder_bias)
+    error = x - torch.einsum("nl,lmd->nmd", f, decoder) - dictionary.decoder_bias
+    term = (error[:, 1] - error[:, 0]).pow(2).sum(dim=1).mean() + f.sum() / N
+    penalty = (f * decoder.norm(dim=-1).sum(dim=1)).sum(1).mean()
+    expected = 0.5 * error.pow(2).sum(dim=(1, 2)).mean() + 0.1 * penalty + 0.7 * term
+    expected_gradients = gradients(dictionary, expected)
+    result = dictionary.step(x)
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert float(result.metrics["l0"]) == pytest.approx(float((f > 0).sum() / N))
+    for name, gradient in gradients(dictionary, result.loss).items():
+        assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_groups_must_cover_the_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BatchTopK, "latent_groups", lambda _: (LatentGroup("a", 0, 5, 1), LatentGroup("b", 6, F, 3)))
+    with pytest.raises(TunediffError, match=rf"must follow one another from 0 to dict_size {F}"):
+        make("batchtopk")
 
 
 def test_bfloat16_gemm_changes_little() -> None:

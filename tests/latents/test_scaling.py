@@ -10,7 +10,6 @@ from tunediff.dictionaries.sparse import SparseCode
 from tunediff.latents import scaling
 from tunediff.latents.scaling import (
     BASE_DIRECTION,
-    TARGETS,
     ScalingSums,
     betas,
     bootstrap_nu,
@@ -26,6 +25,7 @@ from tunediff.latents.scaling import (
     scaling_directions,
     shuffled_index,
 )
+from tunediff.latents.table import TARGETS
 from tunediff.statistics import jackknife_standard_error, resample_weights
 
 BLOCKS = 5

@@ -51,6 +51,7 @@ class CrosscoderSettings(Variant):
 class DictionarySettings(CrosscoderSettings):
     """Settings that every trained crosscoder has; a kind adds its own."""
 
+    reconstructs: ClassVar[str] = "models"  # what is read and written: both models, or their "difference" chat − base
     products: ClassVar[float]  # of a training step, in encoder products of its batch: measured on one core
 
     dict_size: int = setting(
@@ -181,6 +182,15 @@ class BatchTopKSettings(DictionarySettings):
     def asked_l0(cls, own: Mapping[str, Any]) -> int | None:
         """Return k."""
         return int(own["k"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffSAESettings(BatchTopKSettings):
+    """BatchTopK dictionary of the difference chat − base alone."""
+
+    kind: ClassVar[str] = "diff_sae"
+    reconstructs: ClassVar[str] = "difference"
+    products: ClassVar[float] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

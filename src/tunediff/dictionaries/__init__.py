@@ -1,20 +1,30 @@
-"""Dictionary methods, one class per file, found by the `kind` of their config section.
+"""Dictionary kinds, one class per file, found by the `kind` of their config section.
 
 A training object (here) and the inference object (`tunediff.dictionaries.crosscoder`) are different things: what a
-method needs only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
+kind needs only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
 """
 
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib import import_module
 from typing import Any
 
-from tunediff.config.dictionaries import DictionarySettings
+from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings
 from tunediff.dictionaries.base import Dictionary, StepResult
-from tunediff.dictionaries.batchtopk import BatchTopK
-from tunediff.dictionaries.l1 import L1
 from tunediff.errors import TunediffError
 
-DICTIONARIES: dict[str, type[Dictionary]] = {cls.kind: cls for cls in (L1, BatchTopK)}
+
+def _classes() -> dict[str, type[Dictionary]]:
+    """Return the class of every kind that is trained, from the file of its name."""
+    found = {}
+    for kind, settings in CrosscoderSettings.kinds.items():
+        if settings.trained:
+            module = import_module(f"{__name__}.{kind}")
+            found[kind] = next(own for own in vars(module).values() if getattr(own, "settings_type", None) is settings)
+    return found
+
+
+DICTIONARIES = _classes()
 
 
 def dictionary_settings(section: Mapping[str, Any], name: str = "dictionary") -> DictionarySettings:
@@ -39,13 +49,4 @@ def build(settings: DictionarySettings, d_model: int, seed: int, steps: int = 0,
     return DICTIONARIES[settings.kind](settings, d_model, seed, steps, warmup_steps)
 
 
-__all__ = [
-    "DICTIONARIES",
-    "L1",
-    "BatchTopK",
-    "Dictionary",
-    "DictionarySettings",
-    "StepResult",
-    "build",
-    "dictionary_settings",
-]
+__all__ = ["DICTIONARIES", "Dictionary", "DictionarySettings", "StepResult", "build", "dictionary_settings"]

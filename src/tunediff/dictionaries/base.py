@@ -1,18 +1,22 @@
-"""What every dictionary method shares: parameters, one encoder GEMM, dead counters, evaluation.
+"""What every dictionary kind shares: weights as they are used, one encoder GEMM, dead counters, evaluation.
 
-A method implements `step` (loss and metrics of one training batch; advances its state) and `inference_threshold`.
-Exclusive latents (DFC) would be a (latent, model) mask multiplied into the weights where they are used here, and
-latent groups a list of ranges with a k each: both belong to this class and its settings, and touch nothing else.
+A kind implements `step` (loss and metrics of one training batch; advances its state) and `inference_threshold`. It may
+give its latents groups, a mask over models or ties, and terms to its loss: all of these are applied here.
+
+Dimension name ``stream``: what the dictionary reads and writes of a token, base and chat or their difference alone.
 """
 
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tunediff.config.dictionaries import DictionarySettings
+from tunediff.dictionaries.crosscoder import STREAMS
+from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_decode
+from tunediff.errors import TunediffError
 
 
 class StepResult(NamedTuple):
@@ -22,21 +26,32 @@ class StepResult(NamedTuple):
     metrics: dict[str, Tensor]  # 0-dimensional, without graph; empty unless measured
 
 
-class Dictionary(nn.Module):
-    """A crosscoder while it trains, on normalised activations.
+class LatentGroup(NamedTuple):
+    """A named range of latents."""
 
-    Parameters: encoder_weight, decoder_weight (F, 2, d) contiguous rows; encoder_bias (F); decoder_bias (2, d). One
-    random direction set of norm `norm_init`, the same for both models; encoder = decoder; biases 0.
-    Buffer: tokens_since_fired (F), advanced by `step` only.
+    name: str
+    start: int
+    stop: int  # after its last latent
+    k: int  # mean number of its latents per token, at most
+
+
+class Dictionary(nn.Module):
+    """A dictionary while it trains, on normalised activations of its streams (`crosscoder.streams`).
+
+    Parameters: encoder_weight, decoder_weight (F, stream, d) contiguous rows; encoder_bias (F); decoder_bias
+    (stream, d). One random direction set of norm `norm_init`, the same for all streams; encoder = decoder; biases 0.
+    Buffers: tokens_since_fired (F), advanced by `step` only; mask and tied where the kind has them.
     """
 
-    kind: ClassVar[str]
     settings_type: ClassVar[type[DictionarySettings]]
     clip_norm: float | None = None  # total gradient norm allowed; None does not clip
     dead_after_tokens: int  # a latent is dead after so many tokens without firing
     target_l0: float | None = None  # mean number of latents per token that was asked for, if any was
+    loss_terms: tuple[LossTerm, ...] = ()  # added to the kind's loss
 
     tokens_since_fired: Tensor
+    mask: Tensor | None
+    tied: Tensor | None
 
     def __init__(
         self, settings: Any, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0, norm_init: float = 1.0
@@ -44,18 +59,51 @@ class Dictionary(nn.Module):
         super().__init__()
         self.settings, self.seed, self.steps, self.warmup_steps = settings, seed, steps, warmup_steps
         self.dict_size, self.d_model = settings.dict_size, d_model
+        self.streams = STREAMS[settings.reconstructs]
         directions = torch.randn(self.dict_size, d_model, generator=torch.Generator().manual_seed(seed))
         directions *= norm_init / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
-        rows = directions[:, None].repeat(1, 2, 1)
+        rows = directions[:, None].repeat(1, len(self.streams), 1)
         self.encoder_weight = nn.Parameter(rows.clone())
         self.decoder_weight = nn.Parameter(rows)
         self.encoder_bias = nn.Parameter(torch.zeros(self.dict_size))
-        self.decoder_bias = nn.Parameter(torch.zeros(2, d_model))
+        self.decoder_bias = nn.Parameter(torch.zeros(len(self.streams), d_model))
         self.register_buffer("tokens_since_fired", torch.zeros(self.dict_size, dtype=torch.int64))
+        self.register_buffer("mask", self.latent_mask(), persistent=False)
+        self.register_buffer("tied", self.tied_latents(), persistent=False)
+        self.groups = self.latent_groups()
+        ends = [0, *(group.stop for group in self.groups)]
+        if [group.start for group in self.groups] != ends[:-1] or ends[-1] != self.dict_size:
+            raise TunediffError(
+                f"{self.settings.kind}: groups {self.groups} must follow one another from 0 to dict_size {self.dict_size}; "
+                "correct the config"
+            )
         self.learning_rate_factors: dict[str, float] = {}  # by parameter, 1 where not named
         self.steps_taken = 0
         self.gemm_dtype = torch.float32  # bfloat16: the encoder GEMM under autocast, everything else in float32
         self._block: Tensor | None = None
+
+    def latent_groups(self) -> tuple[LatentGroup, ...]:
+        """Return the groups, in order; one of all latents unless the kind has more."""
+        return (LatentGroup("all", 0, self.dict_size, self.dict_size),)
+
+    def latent_mask(self) -> Bool[Tensor, "latent stream"] | None:
+        """Return which latents may read and write which model; None: all."""
+        return None
+
+    def tied_latents(self) -> Bool[Tensor, "latent"] | None:
+        """Return which latents have the same decoder row for both models (that of base is trained); None: none."""
+        return None
+
+    def encoder(self) -> Float[Tensor, "latent stream d_model"]:
+        """Return the encoder rows as they are used: masked."""
+        return self.encoder_weight if self.mask is None else self.encoder_weight * self.mask[..., None]
+
+    def decoder(self) -> Float[Tensor, "latent stream d_model"]:
+        """Return the decoder rows as they are used: tied, then masked."""
+        weight = self.decoder_weight
+        if self.tied is not None:
+            weight = torch.where(self.tied[:, None, None], weight[:, :1], weight)
+        return weight if self.mask is None else weight * self.mask[..., None]
 
     def get_extra_state(self) -> dict[str, int]:
         """Return the host-side state of `state_dict`."""
@@ -65,10 +113,10 @@ class Dictionary(nn.Module):
         """Restore the host-side state."""
         self.steps_taken = state["steps_taken"]
 
-    def prepare(self, x: Float[Tensor, "token model d_model"]) -> None:
-        """See the first batch before the first step; a method may start its biases from it."""
+    def prepare(self, x: Float[Tensor, "token stream d_model"]) -> None:
+        """See the first batch before the first step; a kind may start its biases from it."""
 
-    def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
+    def step(self, x: Float[Tensor, "token stream d_model"], measure: bool = True) -> StepResult:
         """Return loss and (if asked to measure) metrics of a training batch; advance counters and schedules."""
         raise NotImplementedError
 
@@ -77,13 +125,13 @@ class Dictionary(nn.Module):
         raise NotImplementedError
 
     def facts(self) -> dict[str, float | int]:
-        """Return what config.json states about the trained method (k, μ, θ)."""
+        """Return what config.json states about the trained dictionary (k, μ, θ)."""
         return {}
 
     @torch.no_grad()
-    def preactivations(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token latent"]:
-        """Return Σ_m W_enc^m h^m + b_enc in one GEMM, in a block that the next call overwrites."""
-        rows, weight = x.reshape(len(x), -1), self.encoder_weight.view(self.dict_size, -1)
+    def preactivations(self, x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token latent"]:
+        """Return Σ_m W_enc^m x^m + b_enc in one GEMM, in a block that the next call overwrites."""
+        rows, weight = x.reshape(len(x), -1), self.encoder().view(self.dict_size, -1)
         shape = (len(rows), self.dict_size)
         # Fresh memory costs more than the arithmetic here: page faults on a CPU, the allocator's cache on a GPU.
         if self._block is None or self._block.shape != shape or self._block.dtype != self.gemm_dtype:
@@ -94,9 +142,9 @@ class Dictionary(nn.Module):
         return torch.addmm(*low, out=self._block)
 
     @torch.no_grad()
-    def decoder_norms(self) -> Float[Tensor, "latent model"]:
-        """Return ‖d_j^m‖, without gradient; their sum over models is s_j."""
-        return torch.linalg.vector_norm(self.decoder_weight, dim=-1)
+    def decoder_norms(self) -> Float[Tensor, "latent stream"]:
+        """Return ‖d_j^m‖, without gradient; their sum over streams is s_j."""
+        return torch.linalg.vector_norm(self.decoder(), dim=-1)
 
     def release(self) -> None:
         """Free the preactivation block."""
@@ -115,29 +163,26 @@ class Dictionary(nn.Module):
         """Return the share of latents that have not fired for `dead_after_tokens` training tokens."""
         return (self.tokens_since_fired >= self.dead_after_tokens).double().mean()
 
+    def _terms(self, x: Tensor, error: Tensor, code: SparseCode) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """Return the weighted sum of the loss terms, and the value of each."""
+        values = {term.name: term.value(x, error, code) for term in self.loss_terms}
+        return sum(term.weight * values[term.name] for term in self.loss_terms), values
+
     @torch.no_grad()
-    def _metrics(self, x: Tensor, error: Tensor, code: SparseCode, **others: Tensor) -> dict[str, Tensor]:
+    def _metrics(self, x: Tensor, error: Tensor, code: SparseCode, others: dict[str, Tensor]) -> dict[str, Tensor]:
         squared = error.detach().square().sum(dim=(0, 2), dtype=torch.float64)
         spread = (x - x.mean(dim=0)).square().sum(dim=(0, 2), dtype=torch.float64)
         explained = 1 - squared / spread
         return {
-            "fve_base": explained[0],
-            "fve_chat": explained[1],
+            **{f"fve_{stream}": explained[i] for i, stream in enumerate(self.streams)},
             "l0": torch.count_nonzero(code.value > 0) / code.n_tokens,
             "dead_fraction": self.dead_fraction(),
             **{name: value.detach() for name, value in others.items()},
         }
 
     @torch.no_grad()
-    def evaluate(self, x: Float[Tensor, "token model d_model"]) -> dict[str, Tensor]:
-        """Return fve_base, fve_chat, l0 and dead_fraction at the inference threshold; changes no state."""
+    def evaluate(self, x: Float[Tensor, "token stream d_model"]) -> dict[str, Tensor]:
+        """Return FVE per stream, l0, dead_fraction and loss terms at the inference threshold; changes no state."""
         code = above_threshold(self.preactivations(x), self.inference_threshold())
-        error = x - sparse_decode(code, self.decoder_weight) - self.decoder_bias
-        return self._metrics(x, error, code)
-
-
-def reconstruction_loss(error: Float[Tensor, "token model d_model"], form: str, factor: float) -> Float[Tensor, ""]:
-    """Return the mean over tokens of factor · Σ_m ‖ε^m‖² ("squared") or of ½ Σ_m ‖ε^m‖₂ ("norm", released code)."""
-    if form == "squared":
-        return error.square().sum() * (factor / len(error))
-    return torch.linalg.vector_norm(error, dim=-1).mean()
+        error = x - sparse_decode(code, self.decoder()) - self.decoder_bias
+        return self._metrics(x, error, code, self._terms(x, error, code)[1])

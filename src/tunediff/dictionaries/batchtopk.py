@@ -6,12 +6,16 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from tunediff.config.dictionaries import BatchTopKSettings
-from tunediff.dictionaries.base import (
-    Dictionary,
-    StepResult,
-    reconstruction_loss,
+from tunediff.dictionaries.base import Dictionary, LatentGroup, StepResult
+from tunediff.dictionaries.losses import reconstruction_loss
+from tunediff.dictionaries.sparse import (
+    SparseCode,
+    latent_order,
+    merge,
+    select_largest,
+    selected_encoder_outputs,
+    sparse_decode,
 )
-from tunediff.dictionaries.sparse import latent_order, select_largest, selected_encoder_outputs, sparse_decode
 
 THRESHOLD_DECAY = 0.999
 GUESS = 0.95  # of the last batch's smallest kept score: where the next selection starts to look
@@ -37,10 +41,10 @@ class BatchTopK(Dictionary):
     L = mean_n Σ_m ‖ε^m‖² + α·aux. Inference keeps v > θ, θ the average (decay 0.999, from step `threshold_start`) of
     the smallest kept v; a run shorter than that uses the last batch's smallest. Where fewer than 5,000 steps follow
     `threshold_start`, the average is over the last fifth of them, or it would lag behind the weights.
-    Buffers: threshold (θ, negative before its start), last_smallest.
+    A kind may split the latents in groups whose k add up to `k`: each keeps its own N·k largest, above a θ of its own.
+    Buffers, one entry per group: threshold (θ, negative before its start), last_smallest.
     """
 
-    kind = "batchtopk"
     settings_type = BatchTopKSettings
     settings: BatchTopKSettings
     threshold: Tensor
@@ -55,19 +59,29 @@ class BatchTopK(Dictionary):
         averaged = max(0, steps - settings.threshold_start)
         self.threshold_decay = max(0.0, min(THRESHOLD_DECAY, 1 - 5 / averaged)) if averaged else THRESHOLD_DECAY
         self.dead_after_tokens = settings.dead_after_tokens
-        self.register_buffer("threshold", torch.tensor(-1.0, dtype=torch.float64))
-        self.register_buffer("last_smallest", torch.tensor(0.0, dtype=torch.float64))
+        self.register_buffer("threshold", torch.full((len(self.groups),), -1.0, dtype=torch.float64))
+        self.register_buffer("last_smallest", torch.zeros(len(self.groups), dtype=torch.float64))
+
+    def latent_groups(self) -> tuple[LatentGroup, ...]:
+        """Return one group that keeps k latents per token."""
+        return (LatentGroup("all", 0, self.dict_size, self.settings.k),)
+
+    def _by_group(self, name: str, values: Tensor) -> dict[str, Tensor]:
+        """Return one value per group under `name`, or NAME_GROUP where there are several."""
+        if len(self.groups) == 1:
+            return {name: values[0]}
+        return {f"{name}_{group.name}": value for group, value in zip(self.groups, values, strict=True)}
 
     @torch.no_grad()
-    def prepare(self, x: Float[Tensor, "token model d_model"]) -> None:
-        """Start both sides at the geometric median of the first batch, per model.
+    def prepare(self, x: Float[Tensor, "token stream d_model"]) -> None:
+        """Start both sides at the geometric median of the first batch, per stream.
 
         The decoder's bias is that point; the encoder's cancels what it gives, or every latent would start by decoding
         the mean of inputs that are not centred once more.
         """
-        for model in range(2):
-            self.decoder_bias[model] = geometric_median(x[:, model]).to(self.decoder_bias.dtype)
-        self.encoder_bias.copy_(-torch.einsum("lmd,md->l", self.encoder_weight, self.decoder_bias))
+        for stream in range(len(self.streams)):
+            self.decoder_bias[stream] = geometric_median(x[:, stream]).to(self.decoder_bias.dtype)
+        self.encoder_bias.copy_(-torch.einsum("lmd,md->l", self.encoder(), self.decoder_bias))
 
     def current_k(self) -> int:
         """Return the k of the next step (annealed linearly from k_max, rounded)."""
@@ -77,31 +91,39 @@ class BatchTopK(Dictionary):
         share = self.steps_taken / settings.k_anneal_steps
         return round(settings.k_max + (settings.k - settings.k_max) * share)
 
-    def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
+    def _select(self, preactivations: Tensor, scale: Tensor) -> tuple[SparseCode, Tensor]:
+        """Return the entries kept, N·k of each group, and the smallest score of each."""
+        codes, smallest = [], []
+        for group, last in zip(self.groups, self.last_smallest, strict=True):
+            part = slice(group.start, group.stop)
+            count = len(preactivations) * group.k * self.current_k() // self.settings.k
+            guess = 0.0 if preactivations.is_cuda else GUESS * float(last)
+            code, least = select_largest(preactivations[:, part], count, scale[part], guess)
+            codes.append(code)
+            smallest.append(least)
+        return merge(codes, [group.start for group in self.groups]), torch.stack(smallest)
+
+    def step(self, x: Float[Tensor, "token stream d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and threshold."""
-        encoder = self.encoder_weight.view(self.dict_size, -1)
+        encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
         scale = self.decoder_norms().sum(dim=1)
-        guess = 0.0 if x.is_cuda else GUESS * float(self.last_smallest)
-        code, smallest = select_largest(self.preactivations(x), len(x) * self.current_k(), scale, guess)
+        code, smallest = self._select(self.preactivations(x), scale)
         order = latent_order(code, self.dict_size)
         live = selected_encoder_outputs(code, x.reshape(len(x), -1), encoder, self.encoder_bias, order)
-        error = x - sparse_decode(live, self.decoder_weight, order) - self.decoder_bias
+        error = x - sparse_decode(live, decoder, order) - self.decoder_bias
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=1.0)
-        auxiliary = self.auxiliary_loss(x, error.detach(), scale)
+        auxiliary = self._auxiliary_loss(x, error.detach(), encoder, decoder.view(self.dict_size, -1), scale)
+        added, terms = self._terms(x, error, live)
         self._count(code)
         self._average_threshold(smallest)
-        loss = reconstruction + self.settings.aux_weight * auxiliary
+        loss = reconstruction + self.settings.aux_weight * auxiliary + added
         if not measure:
             return StepResult(loss, {})
-        others = {"reconstruction": reconstruction, "auxiliary": auxiliary, "threshold": self.last_smallest.clone()}
-        return StepResult(loss, self._metrics(x, error, code, **others))
+        others = {"reconstruction": reconstruction, "auxiliary": auxiliary, **terms}
+        others |= self._by_group("threshold", self.last_smallest.clone())
+        return StepResult(loss, self._metrics(x, error, code, others))
 
-    def auxiliary_loss(
-        self,
-        x: Float[Tensor, "token model d_model"],
-        residual: Float[Tensor, "token model d_model"],
-        scale: Float[Tensor, "latent"],
-    ) -> Float[Tensor, ""]:
+    def _auxiliary_loss(self, x: Tensor, residual: Tensor, encoder: Tensor, decoder: Tensor, scale: Tensor) -> Tensor:
         """Return ‖residual − decode(aux_k dead latents of largest v)‖² over the residual's variance; 0 if none is dead.
 
         Dense on the dead latents alone: aux_k of them is no longer sparse.
@@ -114,8 +136,7 @@ class BatchTopK(Dictionary):
         if not len(dead):
             return none
         flat = residual.reshape(len(residual), -1)
-        encoder = self.encoder_weight.view(self.dict_size, -1).index_select(0, dead)
-        decoder = self.decoder_weight.view(self.dict_size, -1).index_select(0, dead)
+        encoder, decoder = encoder.index_select(0, dead), decoder.index_select(0, dead)
         activation = linear(x.reshape(len(x), -1), encoder, self.encoder_bias.index_select(0, dead)).relu()
         if len(dead) > self.settings.aux_k:
             score = activation.detach() * scale[dead]
@@ -132,7 +153,7 @@ class BatchTopK(Dictionary):
             average = self.threshold_decay * self.threshold + (1 - self.threshold_decay) * smallest
             self.threshold.copy_(torch.where(self.threshold < 0, smallest, average))
 
-    def theta(self) -> Float[Tensor, ""]:
+    def theta(self) -> Float[Tensor, "group"]:
         """Return θ, in units of v."""
         return torch.where(self.threshold < 0, self.last_smallest, self.threshold)
 
@@ -140,8 +161,13 @@ class BatchTopK(Dictionary):
     def inference_threshold(self) -> Float[Tensor, "latent"]:
         """Return θ / s_j."""
         scale = self.decoder_norms().sum(dim=1).double()
-        return (self.theta() / scale.clamp(min=torch.finfo(torch.float32).tiny)).to(self.decoder_weight.dtype)
+        sizes = torch.tensor([group.stop - group.start for group in self.groups], device=scale.device)
+        theta = self.theta().repeat_interleave(sizes)
+        return (theta / scale.clamp(min=torch.finfo(torch.float32).tiny)).to(self.decoder_weight.dtype)
 
     def facts(self) -> dict[str, float | int]:
         """Return k and θ."""
-        return {"k": self.settings.k, "theta": float(self.theta())}
+        return {
+            "k": self.settings.k,
+            **{name: float(value) for name, value in self._by_group("theta", self.theta()).items()},
+        }

@@ -1,7 +1,8 @@
 """The crosscoder as the rest of the pipeline uses it: inference only, on raw activations, with a threshold per latent.
 
 f = ReLU(Σ_m W_enc^m h^m + b_enc), kept where f_j > threshold_j; ĥ^m = Σ_j f_j d_j^m + b^m (method.md section 2).
-How a dictionary was trained leaves no trace here but its threshold: L1 has 0, BatchTopK θ / s_j.
+How a dictionary was trained leaves no trace here but its threshold: L1 has 0, BatchTopK θ / s_j. Its weights say what
+it reads and writes: both models, or with one row per latent their difference Δ = h^chat − h^base alone.
 """
 
 import json
@@ -19,6 +20,7 @@ from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_dec
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import check
 
+STREAMS = {"models": ("base", "chat"), "difference": ("difference",)}  # what a dictionary reads and writes of a token
 MAX_BLOCK = 2**25  # preactivations computed at a time, in entries (128 MiB of float32)
 WEIGHTS, CONFIG = "crosscoder.safetensors", "config.json"
 
@@ -26,14 +28,27 @@ WEIGHTS, CONFIG = "crosscoder.safetensors", "config.json"
 class TrainedDictionary(Protocol):
     """What `Crosscoder.from_training` needs of a training object."""
 
-    encoder_weight: nn.Parameter
     encoder_bias: nn.Parameter
-    decoder_weight: nn.Parameter
     decoder_bias: nn.Parameter
+
+    def encoder(self) -> Float[Tensor, "latent stream d_model"]:
+        """Return the encoder rows as they are used."""
+        ...
+
+    def decoder(self) -> Float[Tensor, "latent stream d_model"]:
+        """Return the decoder rows as they are used."""
+        ...
 
     def inference_threshold(self) -> Float[Tensor, "latent"]:
         """Return the activation above which each latent is kept, in training space."""
         ...
+
+
+def dictionary_inputs(
+    x: Float[Tensor, "token model d_model"], reconstructs: str
+) -> Float[Tensor, "token stream d_model"]:
+    """Return what a dictionary reads of a pair of activations: the pair, or chat − base where that is reconstructed."""
+    return x if reconstructs == "models" else x[:, 1:] - x[:, :1]
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
@@ -46,8 +61,10 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> No
 class Crosscoder(nn.Module):
     """A trained dictionary in raw activation space.
 
-    Buffers: encoder_weight, decoder_weight (F, 2, d); encoder_bias, threshold (F); decoder_bias (2, d); float32.
-    `config` holds what config.json holds: kind, d_model, dict_size, layer, seed, k/mu/theta, normalisation facts.
+    Buffers: encoder_weight, decoder_weight (F, stream, d); encoder_bias, threshold (F); decoder_bias (stream, d);
+    float32. Streams are base and chat, or one, the difference. `config` holds what config.json holds: kind, d_model,
+    dict_size, layer, seed, k/mu/theta, normalisation facts. Stages ask for what it can do: `reconstructs`,
+    `has_norm_taxonomy`, `groups`.
     """
 
     encoder_weight: Tensor
@@ -58,25 +75,25 @@ class Crosscoder(nn.Module):
 
     def __init__(
         self,
-        encoder_weight: Float[Tensor, "latent model d_model"],
+        encoder_weight: Float[Tensor, "latent stream d_model"],
         encoder_bias: Float[Tensor, "latent"],
-        decoder_weight: Float[Tensor, "latent model d_model"],
-        decoder_bias: Float[Tensor, "model d_model"],
+        decoder_weight: Float[Tensor, "latent stream d_model"],
+        decoder_bias: Float[Tensor, "stream d_model"],
         threshold: Float[Tensor, "latent"],
         config: Mapping[str, Any] | None = None,
         max_block: int = MAX_BLOCK,
         where: str = "crosscoder",
     ) -> None:
         super().__init__()
-        if encoder_weight.ndim != 3 or encoder_weight.shape[1] != 2:
+        if encoder_weight.ndim != 3 or encoder_weight.shape[1] not in (1, 2):
             raise TunediffError(
-                f"{where}: encoder_weight has shape {tuple(encoder_weight.shape)}, expected (latent, 2, d_model); "
-                "transpose weights that come from another program"
+                f"{where}: encoder_weight has shape {tuple(encoder_weight.shape)}, expected (latent, 2, d_model), or "
+                "(latent, 1, d_model) of a difference; transpose weights that come from another program"
             )
-        dict_size, _, d_model = encoder_weight.shape
+        dict_size, n_streams, d_model = encoder_weight.shape
         _expect("encoder_bias", encoder_bias, (dict_size,), where)
-        _expect("decoder_weight", decoder_weight, (dict_size, 2, d_model), where)
-        _expect("decoder_bias", decoder_bias, (2, d_model), where)
+        _expect("decoder_weight", decoder_weight, (dict_size, n_streams, d_model), where)
+        _expect("decoder_bias", decoder_bias, (n_streams, d_model), where)
         _expect("threshold", threshold, (dict_size,), where)
         for name, tensor in (
             ("encoder_weight", encoder_weight),
@@ -110,18 +127,27 @@ class Crosscoder(nn.Module):
         return self.reconstructs == "models"
 
     @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Named ranges of latents (name, start, stop, k) of a dictionary that has several; else none."""
+        return list(self.config.get("groups", []))
+
+    @property
     def difference_directions(self) -> Float[Tensor, "latent d_model"]:
         """d_j^chat − d_j^base; d_j of a dictionary of the difference."""
         weight = self.decoder_weight
         return (weight[:, 1] - weight[:, 0] if self.reconstructs == "models" else weight[:, 0]).contiguous()
 
+    def inputs(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token stream d_model"]:
+        """Return what the dictionary reads of a pair of activations, and reconstructs."""
+        return dictionary_inputs(x, self.reconstructs)
+
     def _rows(self, x: Tensor) -> Tensor:
-        if x.ndim != 3 or x.shape[1:] != self.encoder_weight.shape[1:]:
+        if x.ndim != 3 or x.shape[1:] != (2, self.d_model):
             raise TunediffError(
                 f"crosscoder: activations have shape {tuple(x.shape)}, expected (token, 2, {self.d_model}); "
                 "was the crosscoder trained on another model pair?"
             )
-        return x.reshape(len(x), 2 * self.d_model).to(self.encoder_weight)
+        return self.inputs(x.to(self.encoder_weight)).flatten(1)
 
     @torch.no_grad()
     def covers(self, x: Float[Tensor, "token model d_model"]) -> Bool[Tensor, "token"]:
@@ -158,26 +184,31 @@ class Crosscoder(nn.Module):
         return SparseCode(token, latent, value, len(rows))
 
     @torch.no_grad()
-    def decode(self, code: SparseCode) -> Float[Tensor, "token model d_model"]:
-        """Return ĥ^m = Σ_j f_j d_j^m + b^m."""
+    def decode(self, code: SparseCode) -> Float[Tensor, "token stream d_model"]:
+        """Return ĥ^m = Σ_j f_j d_j^m + b^m, or Δ̂."""
         if not code.is_dense(self.dict_size):
             return sparse_decode(code, self.decoder_weight) + self.decoder_bias
         weight = self.decoder_weight.view(self.dict_size, -1)
         pieces = [dense.to(weight) @ weight for _, dense in code.dense_pieces(self.dict_size)]
-        return torch.cat(pieces).view(-1, 2, self.d_model) + self.decoder_bias
+        return torch.cat(pieces).view(-1, *self.decoder_bias.shape) + self.decoder_bias
 
-    def forward(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token model d_model"]:
-        """Return the reconstruction of `x`."""
+    def forward(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token stream d_model"]:
+        """Return the reconstruction of `inputs(x)`."""
         return self.decode(self.encode(x))
 
     @property
-    def decoder_norms(self) -> Float[Tensor, "latent model"]:
+    def decoder_norms(self) -> Float[Tensor, "latent stream"]:
         """‖d_j^m‖, in raw activation units."""
         return torch.linalg.vector_norm(self.decoder_weight, dim=-1)
 
     @property
     def norm_difference(self) -> Float[Tensor, "latent"]:
-        """Δnorm(j) = ½ (1 + (‖d^chat‖ − ‖d^base‖) / max): 1 chat-only, 0 base-only; ½ where both are 0."""
+        """Δnorm(j) = ½ (1 + (‖d^chat‖ − ‖d^base‖) / max): 1 chat-only, 0 base-only; ½ where both are 0.
+
+        NaN without norm taxonomy.
+        """
+        if not self.has_norm_taxonomy:
+            return torch.full_like(self.threshold, torch.nan)
         base, chat = self.decoder_norms.unbind(1)
         largest = torch.maximum(base, chat)
         return 0.5 * (1 + torch.where(largest > 0, (chat - base) / largest, 0.0))
@@ -193,8 +224,8 @@ class Crosscoder(nn.Module):
     def from_training(
         cls,
         dictionary: TrainedDictionary,
-        mean: Float[Tensor, "model d_model"] | None = None,
-        scale: Float[Tensor, "model"] | None = None,
+        mean: Float[Tensor, "stream d_model"] | None = None,
+        scale: Float[Tensor, "stream"] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> Self:
         """Fold the training normalisation x^m = scale_m · (h^m − mean_m) into the weights, in float64.
@@ -202,7 +233,7 @@ class Crosscoder(nn.Module):
         W_enc' = scale · W_enc; b_enc' = b_enc − Σ_m scale_m ⟨W_enc^m, mean_m⟩; W_dec' = W_dec / scale;
         b_dec' = b_dec / scale + mean. Latent activations do not change, so thresholds stay those of training space.
         """
-        encoder, decoder = dictionary.encoder_weight.double(), dictionary.decoder_weight.double()
+        encoder, decoder = dictionary.encoder().double(), dictionary.decoder().double()
         bias, decoder_bias = dictionary.encoder_bias.double(), dictionary.decoder_bias.double()
         if scale is not None:
             factor = scale.to(encoder)[:, None]

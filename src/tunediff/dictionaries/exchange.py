@@ -492,16 +492,21 @@ def export(
     Raises
     ------
     TunediffError
-        The thresholds are not those of one θ within `tolerance` (relative), k is unknown, or the directory holds
-        other files.
+        It reconstructs the difference alone, the thresholds are not those of one θ within `tolerance` (relative), k is
+        unknown, or the directory holds other files.
     """
+    if crosscoder.reconstructs != "models":
+        raise TunediffError(
+            f"export: kind {crosscoder.config.get('kind')} has one decoder, the library's files hold one per model; "
+            "export a crosscoder"
+        )
     if directory.exists() and (
         not directory.is_dir() or {p.name for p in directory.iterdir()} - {WEIGHTS, CONFIG, ".snakemake_timestamp"}
     ):
         raise TunediffError(f"{directory}: exists and is not an earlier export; give another directory")
     theta = _single_theta(crosscoder, tolerance)
     k = crosscoder.config.get("k") if k is None else k
-    batchtopk = theta is not None or crosscoder.config.get("kind") == "batchtopk"
+    batchtopk = theta is not None or "theta" in crosscoder.config
     tensors = {
         "encoder.weight": crosscoder.encoder_weight.permute(1, 2, 0),
         "encoder.bias": crosscoder.encoder_bias,

@@ -9,11 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tunediff.config.dictionaries import L1Settings
-from tunediff.dictionaries.base import (
-    Dictionary,
-    StepResult,
-    reconstruction_loss,
-)
+from tunediff.dictionaries.base import Dictionary, StepResult
+from tunediff.dictionaries.losses import reconstruction_loss
 from tunediff.dictionaries.sparse import (
     SparseCode,
     above_threshold,
@@ -56,6 +53,11 @@ class _DenseOutputs(torch.autograd.Function):
         return gradient.T @ rows, gradient.sum(dim=0), None, None
 
 
+def _penalty(totals: Float[Tensor, "latent"], decoder: Tensor, n_tokens: int) -> Float[Tensor, ""]:
+    """Return mean_n Σ_j f_j s_j from Σ_n f_j."""
+    return (totals * torch.linalg.vector_norm(decoder, dim=-1).sum(dim=1)).sum() / n_tokens
+
+
 class L1(Dictionary):
     """L = mean_n Σ_m rec(ε^m) + μ · mean_n Σ_j f_j s_j; the norms in s_j are inside the gradient.
 
@@ -67,7 +69,6 @@ class L1(Dictionary):
     Buffers: mu, average_l0 and start_l0 (logs; infinite before the search), last_error, empty_loss.
     """
 
-    kind = "l1"
     settings_type = L1Settings
     settings: L1Settings
     mu: Tensor
@@ -96,7 +97,7 @@ class L1(Dictionary):
                 )
 
     @torch.no_grad()
-    def prepare(self, x: Float[Tensor, "token model d_model"]) -> None:
+    def prepare(self, x: Float[Tensor, "token stream d_model"]) -> None:
         """Start the search of μ from the scale of the first batch, and the biases from its preactivations."""
         if self.settings.mu != "auto":
             return
@@ -111,7 +112,7 @@ class L1(Dictionary):
             highest = self.preactivations(x).topk(max(1, round(share * len(x))), dim=0).values
             self.encoder_bias.sub_(highest[-1])
 
-    def step(self, x: Float[Tensor, "token model d_model"], measure: bool = True) -> StepResult:
+    def step(self, x: Float[Tensor, "token stream d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and μ."""
         preactivations = self.preactivations(x)
         limit = SPARSE_BELOW[x.device.type] if self.sparse_below is None else self.sparse_below
@@ -120,41 +121,40 @@ class L1(Dictionary):
         losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
         error, penalty, l0, code = losses(x, preactivations)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
+        added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
         self._count(code)
-        loss = reconstruction + mu.to(penalty.dtype) * penalty
+        loss = reconstruction + mu.to(penalty.dtype) * penalty + added
         self._follow(l0, loss.detach())
         if not measure:
             return StepResult(loss, {})
-        metrics = self._metrics(x, error, code, reconstruction=reconstruction, sparsity=penalty, mu=mu)
-        return StepResult(loss, {**metrics, "l0": l0})
+        others = {"reconstruction": reconstruction, "sparsity": penalty, **terms, "mu": mu}
+        return StepResult(loss, {**self._metrics(x, error, code, others), "l0": l0})
 
     def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
-        code = above_threshold(preactivations)
+        code, encoder, decoder = above_threshold(preactivations), self.encoder(), self.decoder()
         order = latent_order(code, self.dict_size)
-        encoder = self.encoder_weight.view(self.dict_size, -1)
-        live = selected_encoder_outputs(code, x.reshape(len(x), -1), encoder, self.encoder_bias, order)
-        error = x - sparse_decode(live, self.decoder_weight, order) - self.decoder_bias
+        rows = x.reshape(len(x), -1)
+        live = selected_encoder_outputs(code, rows, encoder.view(self.dict_size, -1), self.encoder_bias, order)
+        error = x - sparse_decode(live, decoder, order) - self.decoder_bias
         totals = torch.zeros_like(self.encoder_bias).index_add(0, live.latent, live.value)
         l0 = torch.tensor(len(code.value) / len(x), dtype=torch.float64, device=x.device)
-        return error, self._penalty(totals, len(x)), l0, code
+        return error, _penalty(totals, decoder, len(x)), l0, live
 
     def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
-        encoder = self.encoder_weight.view(self.dict_size, -1)
+        encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
-        reconstruction = activation @ self.decoder_weight.view(self.dict_size, -1)
+        reconstruction = activation @ decoder.view(self.dict_size, -1)
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
         l0 = torch.count_nonzero(active).double() / len(x)
-        # The counters only need to know which latents fired at all.
-        latent = torch.arange(self.dict_size, device=x.device)
-        code = SparseCode(torch.zeros_like(latent), latent, active.any(dim=0).to(x.dtype), len(x))
-        return error, self._penalty(activation.sum(dim=0), len(x)), l0, code
-
-    def _penalty(self, totals: Float[Tensor, "latent"], n_tokens: int) -> Float[Tensor, ""]:
-        """Return mean_n Σ_j f_j s_j from Σ_n f_j."""
-        norms = torch.linalg.vector_norm(self.decoder_weight, dim=-1).sum(dim=1)
-        return (totals * norms).sum() / n_tokens
+        if self.loss_terms:
+            token, latent = active.nonzero(as_tuple=True)
+            value = activation[token, latent]
+        else:  # the counters only need to know which latents fired at all
+            latent = torch.arange(self.dict_size, device=x.device)
+            token, value = torch.zeros_like(latent), active.any(dim=0).to(x.dtype)
+        return error, _penalty(activation.sum(dim=0), decoder, len(x)), l0, SparseCode(token, latent, value, len(x))
 
     @torch.no_grad()
     def _follow(self, l0: Tensor, loss: Tensor) -> None:

@@ -8,7 +8,7 @@ Dimension names: token (N), latent (F), nonzero, width (a row's length, d or 2·
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +99,16 @@ def _dots(code: SparseCode, rows: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         rows, weight, code.latent, code.offsets(), code.token, 0, -1
     )
+
+
+def merge(codes: Sequence[SparseCode], starts: Sequence[int]) -> SparseCode:
+    """Return one code of codes of the same tokens over consecutive ranges of latents that begin at `starts`."""
+    if len(codes) == 1:
+        return codes[0]
+    token, value = torch.cat([code.token for code in codes]), torch.cat([code.value for code in codes])
+    latent = torch.cat([code.latent + start for code, start in zip(codes, starts, strict=True)])
+    order = token.argsort(stable=True)
+    return SparseCode(token[order], latent[order], value[order], codes[0].n_tokens)
 
 
 def sparse_dots(

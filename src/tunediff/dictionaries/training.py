@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,13 +25,13 @@ from tqdm import tqdm
 from tunediff.config.dictionaries import DictionarySettings
 from tunediff.config.settings import TrainingSettings
 from tunediff.dictionaries import Dictionary, build
-from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
 
 LOGGERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-HISTORY = (
+HISTORY = (  # columns of every history, so that those of different kinds line up; a kind's other metrics follow
     *("step", "tokens", "loss", "reconstruction", "sparsity", "auxiliary", "fve_base", "fve_chat", "l0"),
     *("dead_fraction", "mu", "threshold", "learning_rate", "tokens_per_second"),
 )
@@ -60,17 +60,17 @@ class Store(Protocol):
 
 
 class Normalization(NamedTuple):
-    """x^m = scale_m · (h^m − mean_m)."""
+    """x^m = scale_m · (h^m − mean_m), of what a dictionary reads: base and chat, or their difference."""
 
-    mean: Float[Tensor, "model d_model"]  # float64; zeros unless mean_scale
-    scale: Float[Tensor, "model"]  # float64; ones where there is none
+    mean: Float[Tensor, "stream d_model"]  # float64; zeros unless mean_scale
+    scale: Float[Tensor, "stream"]  # float64; ones where there is none
 
-    def apply(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token model d_model"]:
-        """Return normalised activations."""
+    def apply(self, x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token stream d_model"]:
+        """Return normalised inputs."""
         return (x - self.mean.to(x)) * self.scale.to(x)[:, None]
 
 
-def measure_normalization(store: Store, settings: TrainingSettings) -> Normalization:
+def measure_normalization(store: Store, settings: TrainingSettings, reconstructs: str = "models") -> Normalization:
     """Compute mean and scale on the first `normalization_tokens` tokens of the training order, in float64.
 
     scale_m = √d / median_n ‖h^m − mean_m‖: the median norm becomes √d. The mean is over the tokens whose norm is at
@@ -80,7 +80,7 @@ def measure_normalization(store: Store, settings: TrainingSettings) -> Normaliza
     def batches() -> Iterator[Tensor]:
         count = 0
         for batch in store.batches(settings.batch_size, settings.seed, settings.pool_chunks, 0):
-            yield batch.activations.double()
+            yield dictionary_inputs(batch.activations.double(), reconstructs)
             count += len(batch.activations)
             if settings.normalization == "none" or count >= settings.normalization_tokens:
                 return
@@ -110,10 +110,10 @@ def measure_normalization(store: Store, settings: TrainingSettings) -> Normaliza
 
 def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: int = PREFETCHED) -> Iterator[Tensor]:
     """Yield prepare(batch) for each batch, computed by one thread ahead of the reader; its errors are raised here."""
-    ready: queue.Queue[tuple[Tensor | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(entry: tuple[Tensor | None, BaseException | None]) -> None:
+    def put(entry: tuple[Any, BaseException | None]) -> None:
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=0.1)
@@ -135,12 +135,12 @@ def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: in
     thread.start()
     try:
         while True:
-            tensor, error = ready.get()
+            prepared, error = ready.get()
             if error is not None:
                 raise error
-            if tensor is None:
+            if prepared is None:
                 return
-            yield tensor
+            yield prepared
     finally:
         stop.set()
         thread.join()
@@ -324,15 +324,15 @@ class _Run:
 
     def train(self, store: Store) -> None:
         """Take all steps that are left."""
-        training = self.training
+        training, reads = self.training, self.settings.reconstructs
         if self.normalization is None:
-            self.normalization = measure_normalization(store, training)
+            self.normalization = measure_normalization(store, training, reads)
             self.begin(self.normalization.mean.shape[1])
-        mean, scale = self.normalization.mean.float(), self.normalization.scale.float()
+        normalization = self.normalization
         device, size = torch.device(training.device), training.batch_size
 
         def prepare(batch: Batch) -> Tensor:
-            x = (batch.activations.float() - mean) * scale[:, None]
+            x = normalization.apply(dictionary_inputs(batch.activations.float(), reads))
             return x.pin_memory() if device.type == "cuda" else x
 
         batches = store.batches(size, training.seed, training.pool_chunks, self.step)
@@ -368,7 +368,8 @@ class _Run:
         dictionary, normalization = self.dictionary, self.normalization
         assert dictionary is not None and normalization is not None
         self._require_finite()
-        history = pd.DataFrame(self.history, columns=list(HISTORY)).astype({"step": "int64", "tokens": "int64"})
+        columns = list(dict.fromkeys([*HISTORY, *chain.from_iterable(self.history)]))
+        history = pd.DataFrame(self.history, columns=columns).astype({"step": "int64", "tokens": "int64"})
         kept = self.folder / "history.parquet"
         with building(kept) as partial:
             history.to_parquet(partial, index=False)
@@ -394,6 +395,8 @@ class _Run:
             "dead_fraction": dead,
             "warnings": [f"{dead:.0%} of the latents are dead at the end of training"] if dead > DEAD_WARNING else [],
         }
+        if len(dictionary.groups) > 1:
+            config["groups"] = [group._asdict() for group in dictionary.groups]
         crosscoder = Crosscoder.from_training(dictionary, normalization.mean, normalization.scale, config)
         with building(out.with_name(f"{out.name}.history.parquet")) as partial:
             history.to_parquet(partial, index=False)
@@ -406,14 +409,15 @@ class _Run:
             self.folder.rmdir()
 
     def _measure(self, store: Store) -> dict[str, float | None]:
-        """Return FVE and L0 of the final weights, at the inference threshold, on the batches that would come next."""
+        """Return what `Dictionary.evaluate` says of the final weights, on the batches that would come next."""
         assert self.dictionary is not None and self.normalization is not None
         training, rows = self.training, []
         batches = store.batches(training.batch_size, training.seed, training.pool_chunks, training.steps)
         for batch in islice(batches, VALIDATION_BATCHES):
-            x = self.normalization.apply(batch.activations.to(training.device))
+            x = dictionary_inputs(batch.activations.to(training.device), self.settings.reconstructs)
+            x = self.normalization.apply(x)
             rows.append({name: float(value) for name, value in self.dictionary.evaluate(x).items()})
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in ("fve_base", "fve_chat", "l0")}
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
         wanted = self.dictionary.target_l0
         if wanted is not None and not abs(means["l0"] / wanted - 1) <= L0_TOLERANCE:
             stated = ", ".join(f"{name} {value:.4g}" for name, value in self.dictionary.facts().items())

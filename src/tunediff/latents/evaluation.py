@@ -29,6 +29,7 @@ from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_toke
 from tunediff.pipeline.artifacts import provenance, write_text
 
 MODELS = ("base", "chat")
+OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
 
 
 class LargestDimension(NamedTuple):
@@ -39,21 +40,21 @@ class LargestDimension(NamedTuple):
 
 
 class Variance:
-    """Float64 sums of squares per dimension, for y of each model and of the difference.
+    """Float64 sums of squares per dimension, for y of each output: each model and the difference, or that alone.
 
     FVE = 1 − Σ‖ε‖² / Σ‖y − mean‖². Sums are of y less the mean of the first tokens added: where the mean is far larger
     than the spread, as in real residual streams, sums of y itself would lose the digits of the variance.
     """
 
-    def __init__(self, d_model: int, device: str) -> None:
+    def __init__(self, d_model: int, device: str, n_outputs: int = len(OUTPUTS)) -> None:
         self.n_tokens = 0
         self.origin: Tensor | None = None
-        self.error, self.square, self.sum = torch.zeros(3, 3, d_model, dtype=torch.float64, device=device)
+        self.error, self.square, self.sum = torch.zeros(3, n_outputs, d_model, dtype=torch.float64, device=device)
 
     def add(
         self, target: Float[Tensor, "token output d_model"], reconstruction: Float[Tensor, "token output d_model"]
     ) -> None:
-        """Add tokens; `output` is base, chat, difference."""
+        """Add tokens."""
         y = target.double()
         if self.origin is None:
             self.origin = y.mean(0)
@@ -68,7 +69,7 @@ class Variance:
         return (self.square - self.sum.square() / max(1, self.n_tokens)).clamp(min=0)
 
     def fve(self) -> list[float]:
-        """Return FVE of base, chat and difference (NaN without variance)."""
+        """Return FVE of each output (NaN without variance)."""
         total = self.total().sum(1)
         return torch.where(total > 0, 1 - self.error.sum(1) / total, torch.nan).tolist()
 
@@ -82,21 +83,21 @@ class Variance:
         return (1 - share.nanmean(1)).tolist()
 
     def largest_dimensions(self) -> list[LargestDimension]:
-        """Return the dimension of largest variance of base, chat and difference (share NaN without variance)."""
+        """Return the dimension of largest variance of each output (share NaN without variance)."""
         total = self.total()
         largest = total.max(dim=1)
         shares = (largest.values / total.sum(1)).tolist()
         return [LargestDimension(i, share) for i, share in zip(largest.indices.tolist(), shares, strict=True)]
 
     def mean(self) -> Float[Tensor, "output d_model"]:
-        """Return the mean of base, chat and difference."""
+        """Return the mean of each output."""
         mean = self.sum / max(1, self.n_tokens)
         return mean if self.origin is None else mean + self.origin
 
 
-def with_difference(x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token output d_model"]:
-    """Return base, chat and their difference chat − base, stacked."""
-    return torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
+def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token output d_model"]:
+    """Return base, chat and their difference chat − base, stacked; the difference as it is where x is that."""
+    return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
 
 
 class HeldOut(NamedTuple):
@@ -121,14 +122,15 @@ def held_out(
         A reconstruction is not finite.
     """
     subsets = ["all", *store.sources, "template"]
-    variances = {subset: Variance(store.d_model, device) for subset in subsets}
+    n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
+    variances = {subset: Variance(store.d_model, device, n_outputs) for subset in subsets}
     nonzeros = dict.fromkeys(subsets, 0)
     counts = torch.zeros(len(crosscoder.encoder_bias), dtype=torch.int64, device=device)
     for batch in counted_batches(store, settings.token_batch_size, device, f"{name} evaluate"):
         code = crosscoder.encode(batch.activations)
         counts += torch.bincount(code.latent, minlength=len(counts))
         per_token = torch.bincount(code.token, minlength=len(batch))
-        target, reconstruction = with_difference(batch.activations), with_difference(crosscoder.decode(code))
+        target, reconstruction = map(with_difference, (crosscoder.inputs(batch.activations), crosscoder.decode(code)))
         members = {source: batch.source == i for i, source in enumerate(store.sources)}
         members |= {"all": np.ones(len(batch), dtype=bool), "template": batch.template}
         for subset, member in members.items():
@@ -284,7 +286,10 @@ def evaluate(
     replacements: Mapping[int, int] | None = None,
     name: str = "crosscoder",
 ) -> dict[str, Any]:
-    """Return all held-out metrics in long form; `models` (base, chat, with their upper halves) may be left out."""
+    """Return all held-out metrics in long form; `models` (base, chat, with their upper halves) may be left out.
+
+    A dictionary of the difference has FVE of that alone and no cross-entropy: it puts nothing in a model's place.
+    """
     result = held_out(crosscoder, store, settings, device, name)
     metrics: list[dict[str, Any]] = []
 
@@ -295,7 +300,7 @@ def evaluate(
     for subset, variance in result.variances.items():
         if variance.n_tokens:
             columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
-            for model, fve, standardised, largest in zip((*MODELS, "difference"), *columns, strict=True):
+            for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
                 report("fve", model, subset, fve)
                 report("fve_standardised", model, subset, standardised)
                 report("largest_dimension_share", model, subset, largest.share)
@@ -303,7 +308,10 @@ def evaluate(
     for subset, value in result.l0.items():
         report("l0", "both", subset, value)
     report("dead_fraction", "both", "all", (result.counts == 0).double().mean().item())
-    if models is not None:
+    left_out = {}
+    if crosscoder.reconstructs != "models":
+        left_out["cross_entropy"] = "no reconstruction of either model: the dictionary is of their difference"
+    elif models is not None:
         losses = cross_entropy(
             crosscoder, models, tokens, result.variances["all"].mean(), settings, device, replacements
         )
@@ -319,6 +327,7 @@ def evaluate(
         "metrics": metrics,
         "n_tokens": {subset: variance.n_tokens for subset, variance in result.variances.items()},
         "dead": f"no firing on the {result.variances['all'].n_tokens} counted validation tokens",
+        "left_out": left_out,
         "dict_size": len(result.counts),
         "settings": asdict(settings),
     }

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tunediff.config.settings import LatentSettings
 from tunediff.data.activations import ActivationStore
@@ -24,6 +25,8 @@ from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.scaling import (
     BASE_DIRECTION,
+    CHAT_DIRECTION,
+    DirectionTerms,
     ScalingSums,
     betas,
     bootstrap_nu,
@@ -39,6 +42,7 @@ from tunediff.latents.table import (
     BOUNDED_TARGETS,
     CLASSES,
     CONTROLS,
+    DIFFERENCE,
     MODELS,
     LatentTable,
     classify,
@@ -72,15 +76,23 @@ class Firing:
         self.template_mass.scatter_add_(0, latent, torch.where(on_template, value, 0).double())
 
 
+class Measured(NamedTuple):
+    """What one pass over a store gives."""
+
+    sums: ScalingSums
+    firing: Firing
+    mean: Tensor  # of the activations [model, d_model], float64
+
+
 def measure(
     crosscoder: Crosscoder,
     store: ActivationStore,
     settings: LatentSettings,
     device: str,
     name: str,
-    directions: torch.Tensor,
+    directions: Tensor,
     limit: int | None = None,
-) -> tuple[ScalingSums, Firing]:
+) -> Measured:
     """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store.
 
     `name` is that of the crosscoder and the pass, for the progress bar and errors.
@@ -90,12 +102,15 @@ def measure(
     TunediffError
         The sums are not finite.
     """
-    sums = ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device)
+    both = crosscoder.reconstructs == "models"
+    sums = ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device, both)
     firing = Firing(directions.shape[0], len(store.sources), device)
+    total = torch.zeros(2, crosscoder.d_model, dtype=torch.float64, device=device)
     for batch in counted_batches(store, settings.batch_size, device, name, limit):
         code = crosscoder.encode(batch.activations)
         block = torch.from_numpy(document_block(batch.doc, settings.blocks)).to(device)
-        sums.add(code, batch.activations, crosscoder.decode(code), directions, block)
+        sums.add(code, batch.activations, crosscoder.decode(code) if both else None, directions, block)
+        total += batch.activations.sum(0, dtype=torch.float64)
         firing.add(code, batch.source, batch.template)
     broken = (~sums.table.isfinite()).any(dim=2).any(dim=0).nonzero().flatten()
     if len(broken):
@@ -103,12 +118,11 @@ def measure(
             f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
             "delete the crosscoder and run snakemake again"
         )
-    return sums, firing
+    return Measured(sums, firing, total / max(1, firing.n_tokens.sum()))
 
 
-def _fit_columns(sums: ScalingSums, crosscoder: Crosscoder, min_count: int, suffix: str) -> dict[str, NDArray]:
+def _fit_columns(sums: ScalingSums, terms: DirectionTerms, min_count: int, suffix: str) -> dict[str, NDArray]:
     """Return β, ν and the standard error of ν for every target; ν is NaN under `min_count` firings."""
-    terms = direction_terms(crosscoder)
     total = sums.total()
     rare = total.count[0] < min_count
     errors = nu_standard_error(sums, terms)
@@ -136,33 +150,39 @@ def latent_table(
 ) -> tuple[LatentTable, dict[str, Any]]:
     """Return the table of a crosscoder (called `name` where it is spoken of) and the facts of how it was measured."""
     sources = list(validation_store.sources)
-    weight = crosscoder.decoder_weight.detach()
     directions = scaling_directions(crosscoder)
-    train, fitted = measure(crosscoder, train_store, settings, device, f"{name} fit", directions, settings.fit_tokens)
+    chat = directions[:, CHAT_DIRECTION]
+    train, fitted, mean = measure(
+        crosscoder, train_store, settings, device, f"{name} fit", directions, settings.fit_tokens
+    )
     fired = (train.count.sum(0) > 0).cpu().numpy()
     control = torch.stack(
         [
-            random_directions(weight[:, 1], settings.seed),
-            weight[torch.from_numpy(shuffled_index(fired, settings.seed)).to(weight.device), 1],
+            random_directions(chat, settings.seed),
+            chat[torch.from_numpy(shuffled_index(fired, settings.seed)).to(chat.device)],
         ],
         dim=1,
     )
     controlled = torch.cat([directions, control], dim=1)
-    validation, firing = measure(crosscoder, validation_store, settings, device, f"{name} confirm", controlled)
+    validation, firing, _ = measure(crosscoder, validation_store, settings, device, f"{name} confirm", controlled)
     if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
         raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
 
-    columns: dict[str, Any] = {"latent": np.arange(len(weight), dtype=np.int32)}
-    norms = weight.double().norm(dim=-1).cpu().numpy()
-    columns["norm_base"], columns["norm_chat"] = norms.T
-    largest = norms.max(axis=1)
-    columns["norm_difference"] = 0.5 * (1 + np.nan_to_num(_share(norms[:, 1] - norms[:, 0], largest)))
-    product = (weight[:, 0].double() * weight[:, 1].double()).sum(-1).cpu().numpy()
-    columns["cosine"] = _share(product, norms.prod(axis=1))
-
+    taxonomy = crosscoder.has_norm_taxonomy
+    columns: dict[str, Any] = {"latent": np.arange(len(chat), dtype=np.int32)}
+    norms = directions.double().norm(dim=-1).cpu().numpy()
+    columns["norm_chat"], columns["norm_base"] = norms.T
     count = firing.count.cpu().numpy()
     columns["dead"] = count.sum(axis=0) == 0
-    columns["class_name"] = classify(columns["norm_difference"], columns["dead"])
+    if taxonomy:
+        largest = norms.max(axis=1)
+        columns["norm_difference"] = 0.5 * (1 + np.nan_to_num(_share(norms[:, 0] - norms[:, 1], largest)))
+        product = directions.double().prod(dim=1).sum(-1).cpu().numpy()
+        columns["cosine"] = _share(product, norms.prod(axis=1))
+        columns["class_name"] = classify(columns["norm_difference"], columns["dead"])
+    else:
+        columns["norm_difference"] = columns["cosine"] = np.full(len(chat), np.nan)
+        columns["class_name"] = np.where(columns["dead"], "dead", DIFFERENCE)
     maximum = firing.maximum.cpu().numpy()
     for i, source in enumerate(sources):
         columns[f"frequency_{source}"] = count[i] / max(1, firing.n_tokens[i])
@@ -175,10 +195,11 @@ def latent_table(
 
     columns["count_train"] = train.count.sum(0).long().cpu().numpy()
     columns["count_validation"] = count.sum(axis=0)
-    columns |= _fit_columns(train, crosscoder, settings.min_count, "")
-    columns |= _fit_columns(validation, crosscoder, settings.min_count, "_validation")
+    centre = None if crosscoder.reconstructs == "models" else mean
+    terms = direction_terms(crosscoder, directions, centre)
+    columns |= _fit_columns(train, terms, settings.min_count, "")
+    columns |= _fit_columns(validation, terms, settings.min_count, "_validation")
     rare = train.total().count[0] < settings.min_count
-    terms = direction_terms(crosscoder)
     for target, interval in bootstrap_nu(
         train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS
     ).items():
@@ -187,7 +208,7 @@ def latent_table(
     for target, beta in betas(train.total(), terms, BASE_DIRECTION).items():
         mirrored = nu(beta[0], mirrored=True).masked_fill(rare, torch.nan)
         columns[f"nu_{target}_mirrored"] = mirrored.cpu().numpy()
-    controlled_terms, held_out = direction_terms(crosscoder, controlled), validation.total()
+    controlled_terms, held_out = direction_terms(crosscoder, controlled, centre), validation.total()
     for i, direction in enumerate(CONTROLS):
         values = betas(held_out, controlled_terms, 2 + i)
         for target in BOUNDED_TARGETS:
@@ -196,7 +217,8 @@ def latent_table(
 
     criterion = Criterion(settings.nu_reconstruction_below, settings.nu_error_below)
     fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
-    columns["rank_sum"] = rank_sum(*fitted_nu, criterion)
+    ranked_by = fitted_nu if taxonomy else (columns["nu_activation"],) * 2
+    columns["rank_sum"] = rank_sum(*ranked_by, criterion)
     columns["chat_specific"] = criterion.chat_specific(*fitted_nu)
     columns["chat_specific_interval"] = columns["chat_specific"] & criterion.chat_specific(
         columns["nu_reconstruction_high"], columns["nu_error_high"]
@@ -204,7 +226,7 @@ def latent_table(
     columns["chat_specific_validation"] = columns["chat_specific"] & criterion.chat_specific(
         columns["nu_reconstruction_validation"], columns["nu_error_validation"]
     )
-    columns["reversed"] = criterion.reversed(*fitted_nu)
+    columns["reversed"] = criterion.reversed(*ranked_by)
     frame = pd.DataFrame(
         {
             name: pd.Series(columns[name], dtype="str" if dtype == "string" else dtype)
@@ -218,7 +240,9 @@ def latent_table(
         "n_tokens_train": int(fitted.n_tokens.sum()),
         "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
         "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
-        "classes": {name: int((frame["class_name"] == name).sum()) for name in CLASSES},
+        "classes": {
+            name: int((frame["class_name"] == name).sum()) for name in (CLASSES if taxonomy else (DIFFERENCE, "dead"))
+        },
         "chat_specific": int(frame["chat_specific"].sum()),
         "chat_specific_interval": int(frame["chat_specific_interval"].sum()),
         "chat_specific_validation": int(frame["chat_specific_validation"].sum()),

@@ -4,7 +4,8 @@ For a direction u of latent j (its chat decoder row d_j^chat, by definition) and
 β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). All four targets follow from Σf, Σf², T^m = Σ f⟨h^m, u⟩ and R^m = Σ f⟨ĥ^m, u⟩,
 which only the nonzeros of f feed: N·L0 dot products, not N·F. Where the code is dense, ⟨Σ f y, u⟩ is cheaper: matrix
 products that all directions share. The sums are kept per independent block of documents, so that every
-ν = β^base / β^chat has a jackknife standard error and a bootstrap interval.
+ν = β^base / β^chat has a jackknife standard error and a bootstrap interval. A dictionary of the difference has one
+direction d_j per latent and no ĥ^m: what needs R is NaN.
 
 Dimension names: ``direction`` (the u of each latent: chat, base, then controls), ``block`` (of documents, or any
 resample of them), ``statistic`` (count, Σf, Σf², then T and R per direction and model).
@@ -42,8 +43,11 @@ def document_block(doc: NDArray[np.integer], n_blocks: int) -> NDArray[np.int64]
 
 
 def scaling_directions(crosscoder: Crosscoder) -> Float[Tensor, "latent direction d_model"]:
-    """Return the directions of the definition: the chat decoder row, then the base one (mirrored definition)."""
-    return crosscoder.decoder_weight.detach()[:, [CHAT, BASE]].contiguous()
+    """Return the directions of the definition: the chat decoder row, then the base one (mirrored definition).
+
+    Both are d_j where the dictionary reconstructs the difference.
+    """
+    return crosscoder.decoder_weight.detach()[:, [-1, 0]].contiguous()
 
 
 def random_directions(directions: Float[Tensor, "latent d_model"], seed: int) -> Float[Tensor, "latent d_model"]:
@@ -112,21 +116,23 @@ class ScalingSums:
     n_directions: int  # directions per latent
 
     @classmethod
-    def zeros(cls, n_blocks: int, n_latents: int, n_directions: int = 2, device: str = "cpu") -> "ScalingSums":
-        """Return empty sums."""
-        shape = (n_blocks, n_latents, 3 + 4 * n_directions)
+    def zeros(
+        cls, n_blocks: int, n_latents: int, n_directions: int = 2, device: str = "cpu", reconstructed: bool = True
+    ) -> "ScalingSums":
+        """Return empty sums; without R unless both models are reconstructed."""
+        shape = (n_blocks, n_latents, 3 + (4 if reconstructed else 2) * n_directions)
         return cls(torch.zeros(shape, dtype=torch.float64, device=device), n_directions)
 
     def add(
         self,
         code: SparseCode,
         activations: Float[Tensor, "token model d_model"],
-        reconstruction: Float[Tensor, "token model d_model"],
+        reconstruction: Float[Tensor, "token model d_model"] | None,
         directions: Float[Tensor, "latent direction d_model"],
         block: Int[Tensor, "token"],
     ) -> None:
         """Add the tokens of one batch, in place."""
-        rows = torch.cat([activations, reconstruction], dim=1)
+        rows = activations if reconstruction is None else torch.cat([activations, reconstruction], dim=1)
         if code.is_dense(len(directions)):
             for tokens, dense in code.dense_pieces(len(directions)):
                 self._add_dense(dense.to(rows), rows[tokens], directions, block[tokens])
@@ -203,15 +209,16 @@ class ScalingSums:
         return self.table[..., 2]
 
     def _dots(self, direction: int, first: int) -> Tensor:
-        start = 3 + 4 * direction + first
-        return self.table[..., start : start + 2]
+        width = (self.table.shape[2] - 3) // self.n_directions
+        start = 3 + width * direction + first
+        return self.table[..., start : start + 2] if first < width else self.table.new_tensor(torch.nan)
 
     def activation_dots(self, direction: int = CHAT_DIRECTION) -> Float[Tensor, "block latent model"]:
         """T^m = Σ f⟨h^m, u⟩."""
         return self._dots(direction, 0)
 
     def reconstruction_dots(self, direction: int = CHAT_DIRECTION) -> Float[Tensor, "block latent model"]:
-        """R^m = Σ f⟨ĥ^m, u⟩."""
+        """R^m = Σ f⟨ĥ^m, u⟩; NaN where there are no ĥ^m."""
         return self._dots(direction, 2)
 
 
@@ -220,7 +227,7 @@ class DirectionTerms(NamedTuple):
 
     square_norm: Float[Tensor, "latent direction"]  # ‖u‖²
     decoder: Float[Tensor, "latent direction model"]  # ⟨d^m, u⟩
-    bias: Float[Tensor, "latent direction model"]  # ⟨b^m, u⟩
+    bias: Float[Tensor, "latent direction model"]  # ⟨b^m, u⟩, or ⟨mean of h^m, u⟩
 
     def latents(self, selection: slice) -> "DirectionTerms":
         """Return the terms of some latents."""
@@ -228,12 +235,17 @@ class DirectionTerms(NamedTuple):
 
 
 def direction_terms(
-    crosscoder: Crosscoder, directions: Float[Tensor, "latent direction d_model"] | None = None
+    crosscoder: Crosscoder,
+    directions: Float[Tensor, "latent direction d_model"] | None = None,
+    mean: Float[Tensor, "model d_model"] | None = None,
 ) -> DirectionTerms:
-    """Return ‖u‖², ⟨d^m, u⟩ and ⟨b^m, u⟩; the directions are those of `scaling_directions` unless given."""
+    """Return ‖u‖², ⟨d^m, u⟩ and ⟨b^m, u⟩; the directions are those of `scaling_directions` unless given.
+
+    `mean` of the activations stands in for b^m where the dictionary has no bias per model.
+    """
     u = (scaling_directions(crosscoder) if directions is None else directions).double()
     decoder = crosscoder.decoder_weight.detach().double()
-    bias = crosscoder.decoder_bias.detach().double()
+    bias = (crosscoder.decoder_bias.detach() if mean is None else mean).double()
     return DirectionTerms(u.square().sum(-1), u @ decoder.transpose(1, 2), u @ bias.T)
 
 

@@ -51,7 +51,7 @@ class Matching(NamedTuple):
 
 
 def directions(crosscoder: Crosscoder) -> Float[Tensor, "latent model_d_model"]:
-    """Return each latent's decoder directions of both models as one vector of length 1 (0 for a decoder of zeros)."""
+    """Return each latent's decoder directions of all streams as one vector of length 1 (0 for a decoder of zeros)."""
     weight = crosscoder.decoder_weight.flatten(1)
     return torch.nn.functional.normalize(weight, dim=1, eps=1e-30)
 

@@ -18,7 +18,8 @@ from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.pipeline.artifacts import check
 
-CLASSES = ("chat-only", "shared", "base-only", "other", "dead")
+CLASSES = ("chat-only", "shared", "base-only", "other", "dead")  # by Δnorm
+DIFFERENCE = "difference"  # class of the live latents of a dictionary of the difference: they have no Δnorm
 MODELS = ("base", "chat")
 TARGETS = ("activation", "activation_no_bias", "reconstruction", "error")  # of Latent Scaling
 BOUNDED_TARGETS = ("error", "reconstruction")  # the two ν that decide chat-specificity: they get bootstrap intervals
@@ -40,7 +41,10 @@ def classify(norm_difference: NDArray[np.floating], dead: NDArray[np.bool_]) -> 
 
 
 def rank_sum(nu_reconstruction: NDArray, nu_error: NDArray, criterion: Criterion) -> NDArray[np.float64]:
-    """Return rank(ν^r) + rank(ν^ε) (ties averaged) among the latents whose ν are within the bounds, NaN elsewhere."""
+    """Return rank(ν^r) + rank(ν^ε) (ties averaged) among the latents whose ν are within the bounds, NaN elsewhere.
+
+    Latents that have ν^act alone are ranked by it, given as both.
+    """
     ranked = criterion.bounded(nu_reconstruction, nu_error)
     result = np.full(len(ranked), np.nan)
     result[ranked] = rankdata(nu_reconstruction[ranked]) + rankdata(nu_error[ranked])
@@ -57,6 +61,11 @@ class LatentTable:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    @property
+    def has_norm_taxonomy(self) -> bool:
+        """Whether latents have Δnorm and classes by it, ν^r and ν^ε: not those of a dictionary of the difference."""
+        return bool(self.frame["norm_difference"].notna().any())
 
     def first(self, n: int) -> pd.DataFrame:
         """Return the `n` most chat-specific live latents, whether or not any passes the criterion.
@@ -109,9 +118,10 @@ class LatentTable:
             raise TunediffError(f"{where}: column '{unknown[0]}' is not of a latent table; {remedy}")
         if not np.array_equal(frame["latent"], np.arange(len(frame))):
             raise TunediffError(f"{where}: rows are not the latents 0 to {len(frame) - 1} in order; {remedy}")
-        classes = set(frame["class_name"]) - set(CLASSES)
+        classes = set(frame["class_name"]) - {*CLASSES, DIFFERENCE}
         if classes:
-            raise TunediffError(f"{where}: class_name '{min(classes)}' is not one of {', '.join(CLASSES)}; {remedy}")
+            known = ", ".join((*CLASSES, DIFFERENCE))
+            raise TunediffError(f"{where}: class_name '{min(classes)}' is not one of {known}; {remedy}")
         return frame[list(schema)]
 
     def write(self, path: Path) -> None:

@@ -152,7 +152,7 @@ def twins_of(
     device: str = "cpu",
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return all twins and the random pairs of a crosscoder with their activation divergence, and the facts of it."""
-    classes = table.frame["class_name"].to_numpy()
+    classes = table.frame["class_name"].to_numpy()  # a dictionary without norm taxonomy has neither class: no twins
     chat_only, base_only = (np.flatnonzero(classes == name).astype(np.int32) for name in ("chat-only", "base-only"))
     frame = pairs(crosscoder.decoder_weight, chat_only, base_only, settings)
     sides = [frame[name].to_numpy(np.int64) for name in ("chat_only_latent", "base_only_latent")]
@@ -176,6 +176,8 @@ def twins_of(
         "high": f"f ≥ {HIGH} of the larger maximum of the pair",
         "low": f"f < {LOW} of it",
     }
+    if not crosscoder.has_norm_taxonomy:
+        facts["left_out"] = "no classes by decoder norms: the dictionary is of the difference of the models"
     return frame[list(SCHEMA)].astype(SCHEMA), facts
 
 

@@ -6,6 +6,7 @@ rule then calls latents chat-specific: class chat-only by Δnorm; ν^r and ν^ε
 the criterion calls reversed is an outcome of its own: neither called nor ranked, and counted.
 """
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -56,8 +57,8 @@ def codes(
     n_concepts, n_latents = strength.shape[1], crosscoder.dict_size
     products = torch.zeros(n_concepts, n_latents, dtype=torch.float64, device=device)
     planted, coded = (torch.zeros(2, n, dtype=torch.float64, device=device) for n in (n_concepts, n_latents))
-    residual = torch.zeros(2, dtype=torch.float64, device=device)
-    moments = torch.zeros(2, 2, crosscoder.d_model, dtype=torch.float64, device=device)
+    residual = torch.zeros(len(crosscoder.decoder_bias), dtype=torch.float64, device=device)
+    moments = torch.zeros(2, *crosscoder.decoder_bias.shape, dtype=torch.float64, device=device)
     n_tokens = nonzero = 0
     for batch in counted_batches(store, batch_size, str(device), "match"):
         code = crosscoder.encode(batch.activations)
@@ -66,7 +67,7 @@ def codes(
         products += f.T @ dense
         planted += torch.stack([f.sum(0), f.square().sum(0)])
         coded += torch.stack([dense.sum(0), dense.square().sum(0)])
-        h = batch.activations.double()
+        h = crosscoder.inputs(batch.activations).double()
         residual += (h - crosscoder.decode(code)).square().sum(dim=(0, 2))
         moments += torch.stack([h.sum(0), h.square().sum(0)])
         n_tokens, nonzero = n_tokens + len(batch), nonzero + len(code.value)
@@ -74,7 +75,7 @@ def codes(
     spread = [(square - mean**2 / n_tokens).clamp(min=0).sqrt() for mean, square in (planted, coded)]
     scale = spread[0][:, None] * spread[1]
     total = (moments[1] - moments[0].square() / n_tokens).sum(dim=1)
-    fve = (1 - residual / total).tolist()
+    fve = (1 - residual / total).tolist() if crosscoder.reconstructs == "models" else [math.nan] * 2
     return Codes(torch.where(scale > 0, covariance / scale, 0.0).cpu().numpy(), nonzero / n_tokens, *fve)
 
 

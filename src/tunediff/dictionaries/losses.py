@@ -1,0 +1,31 @@
+"""Reconstruction losses, and terms that a kind adds to its loss."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tunediff.dictionaries.sparse import SparseCode
+
+RECONSTRUCTIONS = ("squared", "norm")
+
+
+class LossTerm(NamedTuple):
+    """A term of a loss: weight · value(x, error, code), its value reported as a metric under its name.
+
+    All three arguments are of one training batch: inputs and errors (token, stream, d_model), and the code that was
+    decoded. Error and code carry gradients.
+    """
+
+    name: str
+    weight: float
+    value: Callable[[Tensor, Tensor, SparseCode], Float[Tensor, ""]]
+
+
+def reconstruction_loss(error: Float[Tensor, "token stream d_model"], form: str, factor: float) -> Float[Tensor, ""]:
+    """Return the mean over tokens of factor · Σ_m ‖ε^m‖² ("squared"), or of ‖ε^m‖₂ averaged over m ("norm")."""
+    if form == "squared":
+        return error.square().sum() * (factor / len(error))
+    return torch.linalg.vector_norm(error, dim=-1).mean()
