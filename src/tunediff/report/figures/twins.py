@@ -14,7 +14,7 @@ from tunediff.report.style import Drawn, Style
 DRAWING = Drawing(
     "figures/twins",
     __name__,
-    title="Do twins fire on the same tokens?",
+    title="Activation divergence of twins",
     caption=(
         "Activation divergence of twins, a chat-only and a base-only latent of the same direction, on validation "
         "tokens: 0 where they always fire together, 1 where they never do. Random pairs of a chat-only and a "
