@@ -24,15 +24,20 @@ SOURCES = ["web", "chat"]
 VOCAB = 40
 
 
-def random_crosscoder(d_model: int = 6, dict_size: int = 20, seed: int = 0, threshold: float = 0.8) -> Crosscoder:
-    """Return a crosscoder of random weights that fires on about a fifth of standard normal activations."""
+def random_crosscoder(
+    d_model: int = 6, dict_size: int = 20, seed: int = 0, threshold: float = 0.8, streams: int = 2
+) -> Crosscoder:
+    """Return a crosscoder of random weights that fires on about a fifth of standard normal activations.
+
+    With one stream it is a dictionary of the difference.
+    """
     g = torch.Generator().manual_seed(seed)
     scale = d_model**-0.5
     return Crosscoder(
-        torch.randn(dict_size, 2, d_model, generator=g) * scale,
+        torch.randn(dict_size, streams, d_model, generator=g) * scale,
         torch.randn(dict_size, generator=g) * 0.1,
-        torch.randn(dict_size, 2, d_model, generator=g) * scale,
-        torch.randn(2, d_model, generator=g) * 0.3,
+        torch.randn(dict_size, streams, d_model, generator=g) * scale,
+        torch.randn(streams, d_model, generator=g) * 0.3,
         torch.full((dict_size,), threshold),
         {"kind": "random"},
     )

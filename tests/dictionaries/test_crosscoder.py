@@ -61,6 +61,42 @@ def test_norm_difference_is_one_for_chat_only_latents() -> None:
     assert crosscoder.norm_difference.tolist() == pytest.approx([1, 0, 0.75, 0.5])
 
 
+def difference_dictionary() -> Crosscoder:
+    g = torch.Generator().manual_seed(1)
+    weights = (torch.randn(shape, generator=g) for shape in ((24, 1, 6), (24,), (24, 1, 6), (1, 6)))
+    return Crosscoder(*weights, torch.full((24,), 0.3), {"kind": "diff_sae"})
+
+
+def test_a_dictionary_of_the_difference_against_dense_algebra(tmp_path: Path) -> None:
+    difference_dictionary().save(tmp_path)
+    dictionary = Crosscoder.load(tmp_path)
+    x = torch.randn(50, 2, 6, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    delta = x[:, 1].float() - x[:, 0].float()
+    f = torch.relu(delta @ dictionary.encoder_weight[:, 0].T + dictionary.encoder_bias)
+    kept = f * (f > 0.3)
+    assert torch.allclose(dictionary.encode(x).to_dense(24), kept, atol=1e-5)
+    expected = (kept @ dictionary.decoder_weight[:, 0] + dictionary.decoder_bias)[:, None]
+    assert dictionary(x).shape == (50, 1, 6) and torch.allclose(dictionary(x), expected, atol=1e-5)
+    assert torch.allclose(dictionary.inputs(x.float())[:, 0], delta)
+    dictionary.config["outlier_norm"] = [3.0, 2.0]  # of each model, not of the difference
+    norms = x.float().norm(dim=2)
+    assert dictionary.covers(x).tolist() == ((norms[:, 0] <= 3) & (norms[:, 1] <= 2)).tolist()
+
+
+def test_what_a_dictionary_can_do_follows_from_its_weights() -> None:
+    both, one = random_crosscoder(), difference_dictionary()
+    assert (both.reconstructs, both.has_norm_taxonomy) == ("models", True)
+    assert (one.reconstructs, one.has_norm_taxonomy) == ("difference", False)
+    assert torch.equal(both.difference_directions, both.decoder_weight[:, 1] - both.decoder_weight[:, 0])
+    assert torch.equal(one.difference_directions, one.decoder_weight[:, 0])
+    assert torch.equal(both.difference_bias, both.decoder_bias[1] - both.decoder_bias[0])
+    assert torch.equal(one.difference_bias, one.decoder_bias[0])
+    assert one.norm_difference.isnan().all() and one.norm_difference.shape == (24,)
+    assert both.groups == []
+    both.config["groups"] = [{"name": "own", "start": 0, "stop": 24, "k": 3}]
+    assert both.groups[0]["name"] == "own"
+
+
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
     crosscoder = random_crosscoder()
     crosscoder.save(tmp_path / "l1-seed0")

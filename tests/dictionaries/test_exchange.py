@@ -288,6 +288,14 @@ def test_thresholds_of_no_single_theta_are_refused_or_tolerated(tmp_path: Path) 
     assert 0 < float((ratio - 1).abs().max()) < 0.05
 
 
+def test_a_dictionary_of_the_difference_cannot_be_exported(tmp_path: Path) -> None:
+    rows, nothing = torch.ones(4, 1, 3), torch.zeros(4)
+    one = Crosscoder(rows, nothing, rows, torch.zeros(1, 3), nothing, {"kind": "diff_sae", "k": 2})
+    with pytest.raises(TunediffError, match="export: kind diff_sae has one decoder") as error:
+        export(one, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and "\n" not in str(error.value)
+
+
 def test_export_needs_k_and_spares_other_files(tmp_path: Path) -> None:
     s = state()
     del s["k"]

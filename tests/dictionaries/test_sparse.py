@@ -10,6 +10,7 @@ from tunediff.dictionaries.sparse import (
     _select_fixed,
     above_threshold,
     latent_order,
+    merge,
     select_largest,
     selected_encoder_outputs,
     sparse_decode,
@@ -22,6 +23,15 @@ def random_code(n_tokens: int, dict_size: int, density: float, seed: int) -> tup
     dense = torch.rand(n_tokens, dict_size, generator=generator)
     dense = dense * (torch.rand(n_tokens, dict_size, generator=generator) < density)
     return above_threshold(dense), dense
+
+
+@pytest.mark.parametrize("ends", [[7], [2, 7], [1, 1, 5, 7]])
+def test_codes_of_consecutive_latents_merge_to_the_code_of_all(ends: list[int]) -> None:
+    code, dense = random_code(9, 7, 0.4, 1)
+    starts = [0, *ends[:-1]]
+    merged = merge([above_threshold(dense[:, a:b]) for a, b in zip(starts, ends, strict=True)], starts)
+    assert merged.n_tokens == code.n_tokens
+    assert all(torch.equal(a, b) for a, b in zip(merged[:3], code[:3], strict=True))
 
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5), st.floats(0, 1), st.integers(0, 1000))

@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 import pytest
 import torch
 
-from tunediff.dictionaries import Dictionary, build, dictionary_settings
+from analysis_fixtures import activation_store, token_store
+from tunediff.dictionaries import DICTIONARIES, BatchTopK, Dictionary, build, dictionary_settings
+from tunediff.dictionaries.base import LatentGroup
+from tunediff.dictionaries.batchtopk import BatchTopKSettings
 from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import (
     HISTORY,
     TrainingSettings,
@@ -21,6 +26,7 @@ from tunediff.dictionaries.training import (
     train,
 )
 from tunediff.errors import TunediffError
+from tunediff.latents.measure import LatentSettings, latent_table
 from tunediff.pipeline.artifacts import check
 
 D = 8
@@ -226,6 +232,123 @@ def test_normalisation_refuses_values_that_are_not_finite() -> None:
     x[3, 1, 2] = math.nan
     with pytest.raises(TunediffError, match="holds values that are not finite"):
         measure_normalization(Fixed(x), settings())
+
+
+def test_a_difference_is_scaled_by_its_own_norms() -> None:
+    stream = FakeStore().batches(32, 5, 16)
+    x = torch.cat([next(stream).activations for _ in range(4)]).double()
+    delta = x[:, 1] - x[:, 0]
+    norms = delta.norm(dim=1)
+    assert (norms < 5 * norms.median()).all()
+    mean, scale = measure_normalization(FakeStore(), settings(), "difference")
+    assert torch.allclose(mean, delta.mean(0)[None])
+    assert torch.allclose(scale, math.sqrt(D) / (delta - delta.mean(0)).norm(dim=1).median()[None])
+
+
+def test_kinds_that_read_models_and_difference_train_side_by_side_as_alone(tmp_path: Path) -> None:
+    sections = {"topk": (TOPK, 0), "diff": ({**TOPK, "kind": "diff_sae"}, 0)}
+    train(sections, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", {"topk": "a", "diff": "b"})
+    for name in sections:
+        alone = tmp_path / name
+        train({name: sections[name]}, FakeStore(), settings(), alone / "out", alone / "work", {name: "c"})
+        expected, actual = weights(alone, name), weights(tmp_path, name)
+        assert all(torch.equal(expected[tensor], actual[tensor]) for tensor in expected), name
+    diff = Crosscoder.load(tmp_path / "out" / "diff")
+    assert diff.reconstructs == "difference" and len(diff.config["normalization"]["scale"]) == 1
+    history = pd.read_parquet(tmp_path / "out" / "diff.history.parquet")
+    assert tuple(history.columns) == (*HISTORY, "fve_difference")
+    assert history["fve_base"].isna().all() and history["fve_difference"].iloc[-1] > history["fve_difference"].iloc[0]
+    x = next(FakeStore().batches(512, 5, 16, 40)).activations
+    delta = x[:, 1] - x[:, 0]
+    error = delta - diff(x)[:, 0]
+    fve = 1 - float(error.pow(2).sum() / (delta - delta.mean(0)).pow(2).sum())
+    assert fve == pytest.approx(diff.config["final"]["fve_difference"], abs=0.1)
+
+
+class Tuned:
+    """A base model of dense atoms; the chat model adds sparse sums of `added` directions, and both are noisy."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.atoms = torch.randn(32, 16, generator=generator)
+        self.added = 3 * torch.nn.functional.normalize(torch.randn(6, 16, generator=generator), dim=1)
+
+    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+        step = start_step
+        while True:
+            generator = torch.Generator().manual_seed(1000 * seed + step)
+            base = torch.rand(batch_size, 32, generator=generator) @ self.atoms
+            amount = torch.rand(batch_size, 6, generator=generator) + 0.5
+            amount *= torch.rand(batch_size, 6, generator=generator) < 0.3
+            pair = torch.stack([base, base + amount @ self.added], dim=1)
+            yield FakeBatch(pair + 0.05 * torch.randn(pair.shape, generator=generator))
+            step += 1
+
+
+def test_a_diff_sae_finds_the_directions_that_only_chat_has(tmp_path: Path) -> None:
+    section = {"kind": "diff_sae", "dict_size": 12, "k": 2, "aux_k": 0, "threshold_start": 200}
+    values = {"steps": 300, "batch_size": 128, "learning_rate": 0.01, "normalization_tokens": 1000, "log_every": 100}
+    store = Tuned()
+    train({"x": (section, 0)}, store, settings(**values), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    found = Crosscoder.load(tmp_path / "out/x").difference_directions
+    cosine = torch.nn.functional.normalize(found, dim=1) @ torch.nn.functional.normalize(store.added, dim=1).T
+    assert (cosine.max(dim=0).values > 0.9).all()
+    assert (cosine.max(dim=0).indices.unique()).numel() == 6  # one latent each
+
+
+def gap(x: torch.Tensor, error: torch.Tensor, code: Any) -> torch.Tensor:
+    return (error[:, 1] - error[:, 0]).pow(2).sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class NovelSettings(BatchTopKSettings):
+    kind: ClassVar[str] = "novel"
+
+
+class Novel(BatchTopK):
+    """A kind that a reader adds: latents of one model alone, a k for these, and a term that counts the difference."""
+
+    kind = "novel"
+    settings_type = NovelSettings
+    loss_terms = (LossTerm("gap", 0.5, gap),)
+
+    def latent_groups(self) -> tuple[LatentGroup, ...]:
+        return LatentGroup("exclusive", 0, 8, 1), LatentGroup("shared", 8, self.dict_size, self.settings.k - 1)
+
+    def latent_mask(self) -> torch.Tensor:
+        mask = torch.ones(self.dict_size, 2, dtype=torch.bool)
+        mask[:4, 0], mask[4:8, 1] = False, False
+        return mask
+
+
+def test_a_new_kind_trains_and_reaches_a_latent_table_by_its_class_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(DICTIONARIES, "novel", Novel)
+    section = {**TOPK, "kind": "novel"}
+    training = settings(normalization="none", log_every=10)
+    train(
+        {"novel-seed0": (section, 0)}, FakeStore(), training, tmp_path / "out", tmp_path / "work", {"novel-seed0": "k"}
+    )
+    history = pd.read_parquet(tmp_path / "out/novel-seed0.history.parquet")
+    added = ["gap", "threshold_exclusive", "threshold_shared"]
+    assert tuple(history.columns) == (*HISTORY, *added) and history[added].notna().all(axis=None)
+    crosscoder = Crosscoder.load(tmp_path / "out/novel-seed0", key="k")
+    config = crosscoder.config
+    assert [group["name"] for group in crosscoder.groups] == ["exclusive", "shared"]
+    assert {"k", "theta_exclusive", "theta_shared"} <= set(config)
+    stream = FakeStore().batches(32, 5, 16, 40)
+    batches = [next(stream).activations for _ in range(16)]
+    errors = [x - crosscoder(x) for x in batches]
+    assert config["final"]["gap"] == pytest.approx(
+        float(sum(gap(x, e, None) for x, e in zip(batches, errors, strict=True))) / 16, rel=1e-3
+    )
+
+    tokens = token_store(tmp_path / "tokens.zarr", [20] * 16)
+    rows = torch.cat(batches)[:320].numpy()
+    store = activation_store(tmp_path / "part-000.zarr", tokens, rows)
+    table, _ = latent_table(crosscoder, store, store, LatentSettings(min_count=5, blocks=4, bootstrap_samples=20))
+    classes = table.frame["class_name"]
+    assert set(classes[:4]) <= {"chat-only", "dead"} and set(classes[4:8]) <= {"base-only", "dead"}
+    assert table.has_norm_taxonomy and table.frame["nu_activation"].notna().any()
 
 
 def test_a_missed_l0_is_not_published_and_costs_no_other_dictionary(tmp_path: Path, monkeypatch) -> None:

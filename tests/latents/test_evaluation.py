@@ -66,6 +66,22 @@ def test_fve_l0_and_dead_against_their_definitions(stage):
     assert str(counted.sum()) in result["dead"]
 
 
+def test_a_dictionary_of_the_difference_has_fve_of_that_alone(stage):
+    store, tokens, _, models, h = stage
+    dictionary = random_crosscoder(16, 20, threshold=0.5, streams=1)
+    result = evaluate(dictionary, store, tokens, models, SETTINGS)
+    counted = (tokens.mask & Mask.BOS == 0) & ~np.isin(np.arange(160), OUTLIERS)
+    delta = (h[:, 1] - h[:, 0])[counted].astype(np.float64)
+    code = dictionary.encode(torch.from_numpy(h[counted]))
+    error = delta - dictionary.decode(code)[:, 0].numpy()
+    expected = 1 - (error**2).sum() / ((delta - delta.mean(0)) ** 2).sum()
+    assert lookup(result, "fve", "difference", "all") == pytest.approx(expected, rel=1e-5)
+    assert lookup(result, "l0", "both", "all") == pytest.approx(len(code.value) / counted.sum())
+    assert {row["model"] for row in result["metrics"]} == {"difference", "both"}
+    assert not any(row["metric"].startswith("cross_entropy") for row in result["metrics"])
+    assert "no reconstruction of either model" in result["left_out"]["cross_entropy"]
+
+
 def test_perfect_and_mean_reconstructions():
     y = torch.randn(50, 3, 4, dtype=torch.float64)
     perfect, mean = Variance(4, "cpu"), Variance(4, "cpu")

@@ -177,6 +177,40 @@ def test_calls_against_the_definition_in_plain_comparisons(pair):
     assert table.criterion.nu_error_below == facts["criterion"]["nu_error_below"] == 0.9
 
 
+def test_a_dictionary_of_the_difference_is_scaled_by_plain_least_squares(pair, tmp_path):
+    """ν^act of d_j on h^m, and on h^m less its mean over the fit tokens; nothing that needs two decoders is defined."""
+    _, train, validation = pair
+    dictionary = random_crosscoder(streams=1, threshold=0.5)
+    dictionary.threshold[4] = 1e9
+    table = build_table(dictionary, train[0], validation[0], SETTINGS, tmp_path / "diff.parquet", key="k")
+    frame = LatentTable.read(tmp_path / "diff.parquet", key="k").frame
+    counted = counted_in(train[1])
+    mean = train[2][counted].astype(np.float64).mean(0)
+    for (_, tokens, h), suffix in ((train, ""), (validation, "_validation")):
+        h = h[counted_in(tokens)].astype(np.float64)
+        f = dictionary.encode(torch.from_numpy(h)).to_dense(20).double().numpy()
+        for j in (0, 7, 13):
+            column = (f[:, j, None] * dictionary.decoder_weight[j, 0].double().numpy()).reshape(-1, 1)
+            for target, y in (("activation", h), ("activation_no_bias", h - mean)):
+                beta = [np.linalg.lstsq(column, y[:, m].reshape(-1), rcond=None)[0][0] for m in (0, 1)]
+                found = [frame[f"beta_{target}_{model}{suffix}"][j] for model in ("base", "chat")]
+                np.testing.assert_allclose(found, beta, rtol=1e-4, atol=1e-6)
+                assert frame[f"nu_{target}{suffix}"][j] == pytest.approx(beta[0] / beta[1], rel=1e-3)
+    absent = [name for name in frame if "reconstruction" in name or "error" in name] + ["norm_difference", "cosine"]
+    assert len(absent) > 20 and frame[absent].isna().all(axis=None)
+    np.testing.assert_allclose(frame["norm_chat"], dictionary.decoder_norms[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(frame["norm_base"], frame["norm_chat"])
+    assert frame["class_name"].tolist() == ["dead" if j == 4 else "difference" for j in range(20)]
+    assert not table.has_norm_taxonomy and not frame["chat_specific"].any()
+    facts = check(tmp_path / "diff.parquet", "latents", "k").facts
+    assert facts["classes"] == {"difference": 19, "dead": 1} and facts["controls"]["random"]["of"] == 0
+
+    nu_act = frame["nu_activation"]
+    ranked = nu_act[(nu_act >= -0.1) & (nu_act <= 2)].sort_values()
+    assert len(ranked) > 3 and table.first(99)["latent"].tolist() == ranked.index.tolist()
+    assert frame["reversed"].tolist() == (nu_act < -0.1).tolist()
+
+
 def test_sums_that_are_not_finite_are_one_line_naming_the_crosscoder(pair, tmp_path):
     _, train, validation = pair
     crosscoder = random_crosscoder()

@@ -90,6 +90,16 @@ def test_mutual_best_agrees_with_the_assignment_on_what_is_stable(monkeypatch: p
     assert mutual.cosine == pytest.approx([float(pair[0][a] @ pair[1][b]) for a, b in found.items()], abs=1e-6)
 
 
+def test_latents_of_a_difference_are_matched_by_their_one_direction() -> None:
+    first = random_crosscoder(24, 30, streams=1)
+    order = np.random.default_rng(2).permutation(30)
+    found, _ = matches(
+        {0: directions(first), 1: directions(permuted(first, order, 0.2, 0))}, dict.fromkeys((0, 1), table_of(30))
+    )
+    own = found[found["seed"] == 0]
+    assert order[own["match"]].tolist() == list(range(30)) and own["stable"].all()
+
+
 def test_a_chat_only_latent_is_stable_whatever_its_base_direction() -> None:
     first = random_crosscoder(24, 30)
     second = permuted(first, np.arange(30), 0.0, 0)

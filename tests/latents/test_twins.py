@@ -83,6 +83,15 @@ def test_all_twins_are_found_and_the_control_has_none(measured) -> None:
     assert {name: str(dtype) for name, dtype in pd.read_parquet(path).dtypes.items()} == SCHEMA
 
 
+def test_without_norm_taxonomy_there_are_no_twins_and_the_file_says_why(measured, tmp_path: Path) -> None:
+    _, table, _, frame, _ = measured
+    dictionary = random_crosscoder(streams=1)
+    classless = LatentTable(table.frame.assign(class_name="difference", norm_difference=np.nan), table.sources)
+    empty = build_twins(dictionary, classless, None, SETTINGS, tmp_path / "twins.parquet", key="k")
+    assert empty.empty and list(empty.columns) == list(frame.columns)
+    assert "no classes by decoder norms" in check(tmp_path / "twins.parquet", "twins", "k").facts["left_out"]
+
+
 def test_random_pairs_depend_on_the_seed_and_end_with_the_classes() -> None:
     decoder = random_crosscoder(dict_size=60).decoder_weight
     chat_only, base_only = np.arange(5), np.arange(10, 16)

@@ -137,6 +137,12 @@ class Crosscoder(nn.Module):
         weight = self.decoder_weight
         return (weight[:, 1] - weight[:, 0] if self.reconstructs == "models" else weight[:, 0]).contiguous()
 
+    @property
+    def difference_bias(self) -> Float[Tensor, "d_model"]:
+        """b^chat − b^base; b of a dictionary of the difference."""
+        bias = self.decoder_bias
+        return bias[1] - bias[0] if self.reconstructs == "models" else bias[0]
+
     def inputs(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token stream d_model"]:
         """Return what the dictionary reads of a pair of activations, and reconstructs."""
         return dictionary_inputs(x, self.reconstructs)

@@ -211,7 +211,7 @@ class ScalingSums:
     def _dots(self, direction: int, first: int) -> Tensor:
         width = (self.table.shape[2] - 3) // self.n_directions
         start = 3 + width * direction + first
-        return self.table[..., start : start + 2] if first < width else self.table.new_tensor(torch.nan)
+        return self.table[..., start : start + 2] if first < width else torch.full_like(self.table[..., :2], torch.nan)
 
     def activation_dots(self, direction: int = CHAT_DIRECTION) -> Float[Tensor, "block latent model"]:
         """T^m = Σ f⟨h^m, u⟩."""
