@@ -7,11 +7,10 @@ import torch
 from scipy.optimize import minimize
 
 from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings
-from tunediff.dictionaries.batchtopk import BatchTopK
-from tunediff.dictionaries.l1 import L1
 from tunediff.dictionaries.base import LatentGroup
-from tunediff.dictionaries.batchtopk import geometric_median
+from tunediff.dictionaries.batchtopk import BatchTopK, geometric_median
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
+from tunediff.dictionaries.l1 import L1
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
 from tunediff.errors import TunediffError
@@ -280,7 +279,7 @@ def test_the_threshold_averages_the_last_fifth_of_a_short_run(steps: int, decay:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"kind": "topk", "dict_size": 8}, r"x\.kind: 'topk' is not known; use one of l1, batchtopk"),
+        ({"kind": "topk", "dict_size": 8}, r"x\.kind: 'topk' is not known; use one of l1, batchtopk, diff_sae"),
         ({"kind": "l1", "dict_size": 8, "mu": 0.1, "lambda": 1}, r"x\.lambda: not a setting of kind l1"),
         ({"kind": "l1", "dict_size": 8}, r"x: missing 1 required keyword-only argument: 'mu'"),
         ({"kind": "l1", "dict_size": 0, "mu": 0.1}, r"l1\.dict_size: is 0"),
@@ -298,7 +297,7 @@ def test_bad_settings_name_the_key(section: dict[str, Any], message: str) -> Non
 
 def test_registry_names_are_the_kinds() -> None:
     assert {"l1", "batchtopk", "diff_sae"} <= set(DICTIONARIES)
-    assert all(kind == cls.kind == cls.settings_type.kind for kind, cls in DICTIONARIES.items())
+    assert all(kind == cls.settings_type.kind for kind, cls in DICTIONARIES.items())
 
 
 def test_a_diff_sae_reads_and_writes_chat_minus_base() -> None:
@@ -341,7 +340,7 @@ class Parts:
 def with_parts(cls: type[Dictionary], parts: tuple[str, ...], **section: Any) -> Any:
     made = type("Made", (Parts, cls), {"parts": parts})
     made.loss_terms = (LossTerm("gap", 0.7, gap),) if "term" in parts else ()
-    settings = dictionary_settings({"kind": cls.kind, "dict_size": F, "norm_init": 1.0, **section})
+    settings = dictionary_settings({"kind": cls.settings_type.kind, "dict_size": F, "norm_init": 1.0, **section})
     return randomised(made(settings, D, 0, 100, 5))
 
 

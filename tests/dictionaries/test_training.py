@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from analysis_fixtures import activation_store, token_store
-from tunediff.dictionaries import DICTIONARIES, BatchTopK, Dictionary, build, dictionary_settings
+from tunediff.config.dictionaries import BatchTopKSettings, CrosscoderSettings
+from tunediff.config.settings import LatentSettings, TrainingSettings
+from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings
 from tunediff.dictionaries.base import LatentGroup
-from tunediff.dictionaries.batchtopk import BatchTopKSettings
+from tunediff.dictionaries.batchtopk import BatchTopK
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import (
     HISTORY,
-    TrainingSettings,
     make_optimizer,
     measure_normalization,
     optimizer_step,
@@ -26,7 +27,7 @@ from tunediff.dictionaries.training import (
     train,
 )
 from tunediff.errors import TunediffError
-from tunediff.latents.measure import LatentSettings, latent_table
+from tunediff.latents.measure import latent_table
 from tunediff.pipeline.artifacts import check
 
 D = 8
@@ -76,10 +77,20 @@ def settings(**values: Any) -> TrainingSettings:
     return TrainingSettings(**{**base, **defaults, **values})
 
 
-def run(tmp_path: Path, store: FakeStore, l1: dict[str, Any] = L1, key: str = "one", **values: Any) -> None:
-    sections = {"l1-seed0": (l1, 0), "batchtopk-seed0": (dictionary_settings(TOPK), 0)}
-    keys = {"l1-seed0": key, "batchtopk-seed0": "two"}
-    train(sections, store, settings(**values), tmp_path / "out", tmp_path / "work", keys, facts={"layer": 3})
+KEYS = {"l1-seed0": "one", "batchtopk-seed0": "two"}
+SECTIONS = {"l1-seed0": L1, "batchtopk-seed0": TOPK}
+
+
+def run(
+    tmp_path: Path, store: Any, section: dict[str, Any], name: str = "x", key: str = "k", seed: int = 0, **values: Any
+) -> None:
+    own, work = dictionary_settings(section), tmp_path / "work" / key
+    train(own, seed, store, settings(**values), tmp_path / "out" / name, work, key=key, facts={"layer": 3})
+
+
+def run_both(tmp_path: Path, store: Any, **values: Any) -> None:
+    for name, section in SECTIONS.items():
+        run(tmp_path, store, section, name, KEYS[name], **values)
 
 
 def weights(tmp_path: Path, name: str) -> dict[str, torch.Tensor]:
@@ -87,8 +98,9 @@ def weights(tmp_path: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_a_whole_run_publishes_sealed_dictionaries_and_histories(tmp_path: Path) -> None:
-    run(tmp_path, FakeStore(), l1={**L1, "mu": 0.02, "target_l0": None})
-    for name, key in (("l1-seed0", "one"), ("batchtopk-seed0", "two")):
+    run(tmp_path, FakeStore(), {**L1, "mu": 0.02, "target_l0": None}, "l1-seed0", "one")
+    run(tmp_path, FakeStore(), TOPK, "batchtopk-seed0", "two")
+    for name, key in KEYS.items():
         manifest = check(tmp_path / "out" / name, "crosscoder", key, checksums=True)
         assert manifest.facts["layer"] == 3 and manifest.facts["steps"] == 40
         history = pd.read_parquet(tmp_path / "out" / f"{name}.history.parquet")
@@ -98,66 +110,29 @@ def test_a_whole_run_publishes_sealed_dictionaries_and_histories(tmp_path: Path)
         assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
         assert history["learning_rate"].iloc[0] == pytest.approx(3e-3 * 4 / 5)
         assert (tmp_path / "out" / f"{name}.provenance.json").is_file()
-        assert not (tmp_path / "work" / key / "checkpoint.pt").exists()
+        assert not (tmp_path / "work" / key).exists()
     config = Crosscoder.load(tmp_path / "out" / "batchtopk-seed0").config
     assert config["kind"] == "batchtopk" and config["k"] == 3 and config["theta"] > 0
 
 
+@pytest.mark.parametrize("name", SECTIONS)
 @pytest.mark.parametrize("die_at", [3, 20, 39])
-def test_resume_is_bit_for_bit(tmp_path: Path, die_at: int) -> None:
-    run(tmp_path / "whole", FakeStore())
+def test_resume_is_bit_for_bit(tmp_path: Path, die_at: int, name: str) -> None:
+    run(tmp_path / "whole", FakeStore(), SECTIONS[name], name)
     with pytest.raises(KilledError):
-        run(tmp_path / "cut", FakeStore(die_at=die_at))
+        run(tmp_path / "cut", FakeStore(die_at=die_at), SECTIONS[name], name)
     store = FakeStore()
-    run(tmp_path / "cut", store)
+    run(tmp_path / "cut", store, SECTIONS[name], name)
     assert die_at // 7 * 7 in store.asked  # continued from the last checkpoint
-    for name in ("l1-seed0", "batchtopk-seed0"):
-        expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
-        for tensor in expected:
-            assert torch.equal(expected[tensor], actual[tensor]), (name, tensor)
-        histories = [pd.read_parquet(tmp_path / t / "out" / f"{name}.history.parquet") for t in ("whole", "cut")]
-        pd.testing.assert_frame_equal(*(h.drop(columns="tokens_per_second") for h in histories))
-
-
-def test_dictionaries_at_different_positions_meet(tmp_path: Path) -> None:
-    run(tmp_path / "whole", FakeStore())
-    with pytest.raises(KilledError):
-        run(tmp_path / "cut", FakeStore(die_at=30))
-    (tmp_path / "cut" / "work" / "one" / "checkpoint.pt").unlink()
-    store = FakeStore()
-    run(tmp_path / "cut", store)
-    assert store.asked[0] == 0
-    for name in ("l1-seed0", "batchtopk-seed0"):
-        expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
-        assert all(torch.equal(expected[tensor], actual[tensor]) for tensor in expected), name
-
-
-def test_a_finished_dictionary_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, FakeStore())
-    kept = (tmp_path / "work" / "two" / "crosscoder" / "crosscoder.safetensors").stat().st_mtime_ns
-    before = weights(tmp_path, "l1-seed0")
-    (tmp_path / "out" / "batchtopk-seed0.json").unlink()
-    built: list[str] = []
-    monkeypatch.setattr("tunediff.dictionaries.training.build", lambda s, *a: built.append(s.kind) or build(s, *a))
-    run(tmp_path, FakeStore(), l1={**L1, "target_l0": 8.0}, key="other")
-    assert built == ["l1"]
-    assert (tmp_path / "work" / "two" / "crosscoder" / "crosscoder.safetensors").stat().st_mtime_ns == kept
-    assert not torch.equal(before["encoder_weight"], weights(tmp_path, "l1-seed0")["encoder_weight"])
-    check(tmp_path / "out" / "batchtopk-seed0", "crosscoder", "two")  # published again
-    store = FakeStore()
-    run(tmp_path, store, l1={**L1, "target_l0": 8.0}, key="other")
-    assert store.asked == []
-
-
-def test_equal_dictionaries_under_two_names_train_once(tmp_path: Path) -> None:
-    sections = {"a-seed0": (TOPK, 0), "b-seed0": (TOPK, 0)}
-    train(sections, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", dict.fromkeys(sections, "same"))
-    assert torch.equal(weights(tmp_path, "a-seed0")["threshold"], weights(tmp_path, "b-seed0")["threshold"])
+    expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
+    for tensor in expected:
+        assert torch.equal(expected[tensor], actual[tensor]), tensor
+    histories = [pd.read_parquet(tmp_path / t / "out" / f"{name}.history.parquet") for t in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*(h.drop(columns="tokens_per_second") for h in histories))
 
 
 def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
-    sections = {"x": (TOPK, 2)}
-    train(sections, FakeStore(), settings(normalization="none"), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    run(tmp_path, FakeStore(), TOPK, seed=2, normalization="none")
     dictionary = build(dictionary_settings(TOPK), D, 2, 40, 5)
     optimizer = torch.optim.Adam(dictionary.parameters(), lr=1.0)
     for step, batch in zip(range(40), FakeStore().batches(32, 5, 16), strict=False):
@@ -245,14 +220,8 @@ def test_a_difference_is_scaled_by_its_own_norms() -> None:
     assert torch.allclose(scale, math.sqrt(D) / (delta - delta.mean(0)).norm(dim=1).median()[None])
 
 
-def test_kinds_that_read_models_and_difference_train_side_by_side_as_alone(tmp_path: Path) -> None:
-    sections = {"topk": (TOPK, 0), "diff": ({**TOPK, "kind": "diff_sae"}, 0)}
-    train(sections, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", {"topk": "a", "diff": "b"})
-    for name in sections:
-        alone = tmp_path / name
-        train({name: sections[name]}, FakeStore(), settings(), alone / "out", alone / "work", {name: "c"})
-        expected, actual = weights(alone, name), weights(tmp_path, name)
-        assert all(torch.equal(expected[tensor], actual[tensor]) for tensor in expected), name
+def test_a_dictionary_of_the_difference_trains_on_it(tmp_path: Path) -> None:
+    run(tmp_path, FakeStore(), {**TOPK, "kind": "diff_sae"}, "diff")
     diff = Crosscoder.load(tmp_path / "out" / "diff")
     assert diff.reconstructs == "difference" and len(diff.config["normalization"]["scale"]) == 1
     history = pd.read_parquet(tmp_path / "out" / "diff.history.parquet")
@@ -289,7 +258,7 @@ def test_a_diff_sae_finds_the_directions_that_only_chat_has(tmp_path: Path) -> N
     section = {"kind": "diff_sae", "dict_size": 12, "k": 2, "aux_k": 0, "threshold_start": 200}
     values = {"steps": 300, "batch_size": 128, "learning_rate": 0.01, "normalization_tokens": 1000, "log_every": 100}
     store = Tuned()
-    train({"x": (section, 0)}, store, settings(**values), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    run(tmp_path, store, section, **values)
     found = Crosscoder.load(tmp_path / "out/x").difference_directions
     cosine = torch.nn.functional.normalize(found, dim=1) @ torch.nn.functional.normalize(store.added, dim=1).T
     assert (cosine.max(dim=0).values > 0.9).all()
@@ -300,34 +269,33 @@ def gap(x: torch.Tensor, error: torch.Tensor, code: Any) -> torch.Tensor:
     return (error[:, 1] - error[:, 0]).pow(2).sum(dim=1).mean()
 
 
-@dataclass(frozen=True)
-class NovelSettings(BatchTopKSettings):
-    kind: ClassVar[str] = "novel"
-
-
-class Novel(BatchTopK):
+@pytest.fixture
+def novel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind that a reader adds: latents of one model alone, a k for these, and a term that counts the difference."""
+    monkeypatch.setattr(CrosscoderSettings, "kinds", dict(CrosscoderSettings.kinds))
 
-    kind = "novel"
-    settings_type = NovelSettings
-    loss_terms = (LossTerm("gap", 0.5, gap),)
+    @dataclass(frozen=True, kw_only=True)
+    class NovelSettings(BatchTopKSettings):
+        kind: ClassVar[str] = "novel"
 
-    def latent_groups(self) -> tuple[LatentGroup, ...]:
-        return LatentGroup("exclusive", 0, 8, 1), LatentGroup("shared", 8, self.dict_size, self.settings.k - 1)
+    class Novel(BatchTopK):
+        settings_type = NovelSettings
+        loss_terms = (LossTerm("gap", 0.5, gap),)
 
-    def latent_mask(self) -> torch.Tensor:
-        mask = torch.ones(self.dict_size, 2, dtype=torch.bool)
-        mask[:4, 0], mask[4:8, 1] = False, False
-        return mask
+        def latent_groups(self) -> tuple[LatentGroup, ...]:
+            return LatentGroup("exclusive", 0, 8, 1), LatentGroup("shared", 8, self.dict_size, self.settings.k - 1)
 
+        def latent_mask(self) -> torch.Tensor:
+            mask = torch.ones(self.dict_size, 2, dtype=torch.bool)
+            mask[:4, 0], mask[4:8, 1] = False, False
+            return mask
 
-def test_a_new_kind_trains_and_reaches_a_latent_table_by_its_class_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(DICTIONARIES, "novel", Novel)
+
+
+def test_a_new_kind_trains_and_reaches_a_latent_table_by_its_class_alone(tmp_path: Path, novel: None) -> None:
     section = {**TOPK, "kind": "novel"}
-    training = settings(normalization="none", log_every=10)
-    train(
-        {"novel-seed0": (section, 0)}, FakeStore(), training, tmp_path / "out", tmp_path / "work", {"novel-seed0": "k"}
-    )
+    run(tmp_path, FakeStore(), section, "novel-seed0", normalization="none", log_every=10)
     history = pd.read_parquet(tmp_path / "out/novel-seed0.history.parquet")
     added = ["gap", "threshold_exclusive", "threshold_shared"]
     assert tuple(history.columns) == (*HISTORY, *added) and history[added].notna().all(axis=None)
@@ -351,22 +319,24 @@ def test_a_new_kind_trains_and_reaches_a_latent_table_by_its_class_alone(tmp_pat
     assert table.has_norm_taxonomy and table.frame["nu_activation"].notna().any()
 
 
-def test_a_missed_l0_is_not_published_and_costs_no_other_dictionary(tmp_path: Path, monkeypatch) -> None:
+def test_a_missed_l0_is_not_published_and_leaves_its_history(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("tunediff.dictionaries.training.L0_TOLERANCE", 0.1)
     impossible = {**L1, "target_l0": 31.0}  # of 32 latents
     with pytest.raises(TunediffError) as caught:
-        run(tmp_path, FakeStore(), l1=impossible, steps=400, learning_rate=0.01)
+        run(tmp_path, FakeStore(), impossible, "l1-seed0", steps=400, learning_rate=0.01)
     text = str(caught.value)
     assert text.startswith("l1-seed0: L0 is ") and "31 was asked (mu " in text and "raise training.steps" in text
-    assert "\n" not in text and "batchtopk" not in text
-    assert not (tmp_path / "work/one/crosscoder").exists() and not (tmp_path / "out").exists()
-    final = check(tmp_path / "work/two/crosscoder", "crosscoder", "two").facts["final"]
+    assert "\n" not in text and str(tmp_path / "work/k/history.parquet") in text
+    assert not (tmp_path / "out").exists()
+    assert pd.read_parquet(tmp_path / "work/k/history.parquet")["step"].iloc[-1] == 400
+    run(tmp_path, FakeStore(), TOPK, steps=400, learning_rate=0.01)
+    final = check(tmp_path / "out/x", "crosscoder", "k").facts["final"]
     assert final["l0"] == pytest.approx(3, rel=0.1) and final["tokens"] == 16 * 32
 
 
 def test_the_final_l0_is_that_of_the_published_weights_on_the_next_batches(tmp_path: Path) -> None:
-    run(tmp_path, FakeStore())
-    for name in ("l1-seed0", "batchtopk-seed0"):
+    run_both(tmp_path, FakeStore())
+    for name in SECTIONS:
         crosscoder = Crosscoder.load(tmp_path / "out" / name)
         stream = FakeStore().batches(32, 5, 16, 40)
         counts = [len(crosscoder.encode(next(stream).activations).value) / 32 for _ in range(16)]
@@ -375,7 +345,7 @@ def test_the_final_l0_is_that_of_the_published_weights_on_the_next_batches(tmp_p
 
 def test_dead_latents_are_stated(tmp_path: Path) -> None:
     section = {**TOPK, "dict_size": 400, "dead_after_tokens": 64, "aux_k": 0}
-    train({"x": (section, 0)}, FakeStore(), settings(), tmp_path / "out", tmp_path / "work", {"x": "k"})
+    run(tmp_path, FakeStore(), section)
     config = Crosscoder.load(tmp_path / "out/x").config
     dead = config["dead_fraction"]
     assert dead > 0.5 and config["warnings"] == [f"{dead:.0%} of the latents are dead at the end of training"]
@@ -392,9 +362,8 @@ def test_a_weight_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, monke
         return result
 
     monkeypatch.setattr("tunediff.dictionaries.training.optimizer_step", poisoned)
-    sections = {"x": ({**TOPK, "clip_norm": None}, 0)}
     with pytest.raises(TunediffError, match=r"x: \w+ is not finite at step 21; lower training"):
-        train(sections, FakeStore(), settings(log_every=50), tmp_path / "out", tmp_path / "work", {"x": "k"})
+        run(tmp_path, FakeStore(), {**TOPK, "clip_norm": None}, log_every=50)
     state = torch.load(tmp_path / "work/k/checkpoint.pt", weights_only=True)
     assert state["step"] == 14
     assert all(torch.isfinite(t).all() for t in state["dictionary"].values() if torch.is_tensor(t))
@@ -402,7 +371,7 @@ def test_a_weight_that_is_not_finite_reaches_no_checkpoint(tmp_path: Path, monke
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(TunediffError, match=r"loss is nan at step 24; lower training\.learning_rate"):
-        run(tmp_path, FakeStore(broken_at=22))
+        run(tmp_path, FakeStore(broken_at=22), TOPK)
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
@@ -411,19 +380,19 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TunediffError, match=r"training\.device: is 'cuda' but torch sees no GPU"):
         if torch.cuda.is_available():
             pytest.skip("has a GPU")
-        run(tmp_path, FakeStore(), device="cuda")
+        run(tmp_path, FakeStore(), TOPK, device="cuda")
     with pytest.raises(KilledError):
-        run(tmp_path, FakeStore(die_at=10))
-    (tmp_path / "work" / "two" / "checkpoint.pt").write_bytes(b"broken")
+        run(tmp_path, FakeStore(die_at=10), TOPK)
+    (tmp_path / "work/k/checkpoint.pt").write_bytes(b"broken")
     with pytest.raises(TunediffError, match=r"checkpoint\.pt: not a readable checkpoint"):
-        run(tmp_path, FakeStore())
+        run(tmp_path, FakeStore(), TOPK)
 
 
 def test_a_missing_logger_is_known_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     store = FakeStore()
     with pytest.raises(TunediffError, match="wandb is not installed; pip install wandb"):
-        run(tmp_path, store, log_to="wandb")
+        run(tmp_path, store, TOPK, log_to="wandb")
     assert store.asked == []
 
 
@@ -442,8 +411,8 @@ def test_settings_come_from_the_config_section() -> None:
 def test_the_history_goes_to_tensorboard_where_configured(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, FakeStore(), log_to="tensorboard")
-    events = EventAccumulator(str(tmp_path / "work/two/tensorboard")).Reload()
+    run(tmp_path, FakeStore(), TOPK, "batchtopk-seed0", log_to="tensorboard")
+    events = EventAccumulator(str(tmp_path / "work/k/tensorboard")).Reload()
     history = pd.read_parquet(tmp_path / "out/batchtopk-seed0.history.parquet")
     logged = events.Scalars("batchtopk-seed0/loss")
     assert [event.step for event in logged] == history["step"].tolist()

@@ -219,12 +219,6 @@ class Crosscoder(nn.Module):
         largest = torch.maximum(base, chat)
         return 0.5 * (1 + torch.where(largest > 0, (chat - base) / largest, 0.0))
 
-    @property
-    def difference_bias(self) -> Float[Tensor, "d_model"]:
-        """b^chat − b^base; b of a dictionary of the difference."""
-        bias = self.decoder_bias
-        return bias[1] - bias[0] if self.reconstructs == "models" else bias[0]
-
     @classmethod
     @torch.no_grad()
     def from_training(
