@@ -1,6 +1,7 @@
 """A small folder of results, each artifact in its own format."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def small_results(root: Path) -> np.ndarray:
         figure_tables.latent_table(i).write(table)
         seal(table, "latents", "key", {})
         evaluation = figure_tables.evaluation(fve=0.875 - i / 4, l0=20.5)
-        (root / f"evaluation/{name}.json").write_text(json.dumps(evaluation))
+        (root / f"evaluation/{name}.json").write_text(json.dumps(asdict(evaluation)))
     sealed_frame(root / "causal/summary.parquet", "kl-summary", figure_tables.kl_summary()[0])
     sealed_frame(root / "causal/kl.parquet", "kl", pd.DataFrame({"conversation": [0, 1], "kl_sum_all": [0.5, 0.25]}))
     return activations

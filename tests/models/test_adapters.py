@@ -364,7 +364,7 @@ def test_a_config_names_adapters_and_their_files_move_the_keys(gemma: Path, adap
         ({"base": "./nowhere", "adapter": "c/d"}, {}, ["`models.chat.base`: nowhere", "no config.json"]),
         ({"base": "demo", "adapter": "c/d"}, {}, ["`models.chat.base`", "take no adapter"]),
         ({"base": "a/b", "adapter": "c/d"}, {"chat_revision": "x"}, ["`models.chat_revision` has no effect"]),
-        (3, {}, ["`models.chat` must not be 3"]),
+        (3, {}, ["`models.chat` must be text or a mapping, not 3"]),
     ],
 )
 def test_mistakes_in_a_config_are_told_in_one_line(chat: Any, models: dict, parts: list[str]) -> None:

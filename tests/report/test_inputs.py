@@ -67,8 +67,8 @@ def test_every_pair_of_the_nulls_has_its_own_tables(tmp_path: Path) -> None:
 
 def test_nulls_are_read_under_their_key_or_have_not_run(tmp_path: Path) -> None:
     drawn = Drawn(Style().figure(1), nulls_table())
-    save(drawn, tmp_path / "nulls/summary", Style(dpi=20))
-    seal(tmp_path / "nulls/summary.csv", "nulls", "k", {})
+    save(drawn, tmp_path / "nulls/summary", Style(dpi=60))
+    seal(tmp_path / "nulls/summary.csv", "drawing", "k", {})
     config = {**CONFIG, "results": str(tmp_path)}
     found = Results({}, config, "k").nulls
     assert found is not None and found["chat_only"].tolist() == drawn.numbers["chat_only"].tolist()

@@ -68,7 +68,7 @@ def test_counts_are_read_back_only_under_their_own_key(tmp_path: Path) -> None:
     numbers = tmp_path / "nulls/summary.csv"
     numbers.parent.mkdir()
     nulls_table().to_csv(numbers, index=False)
-    seal(numbers, "nulls", "k1", {})
+    seal(numbers, "drawing", "k1", {})
     found = read_nulls(tmp_path, "k1")
     assert found is not None and found["pair"].tolist() == ["", "", "same", "same", "reseeded", "reseeded"]
     assert found["null_kind"].tolist() == ["", "", "exact", "exact", "contaminated", "contaminated"]

@@ -26,6 +26,7 @@ from tunediff.latents.criterion import Criterion
 from tunediff.latents.measure import build_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, nu, scaling_directions
 from tunediff.latents.table import LatentTable
+from tunediff.pipeline.graph import PlantedGraph
 from tunediff.report.registry import drawings
 from tunediff.report.style import Style, save
 from tunediff.validation.planted import (
@@ -363,7 +364,9 @@ def test_one_pair_from_stores_to_figure(tmp_path):
         "batchtopk": {"kind": "batchtopk", "dict_size": 24, "k": 1, "threshold_start": 300},
     }
     names = {f"{name}-seed0": dictionary_settings(own) for name, own in sections.items()}
-    training = TrainingSettings(batch_size=512, steps=500, learning_rate=1e-2, warmup_steps=20, normalization="none")
+    training = TrainingSettings(
+        batch_size=512, steps=500, learning_rate=1e-2, warmup_steps=20, normalization="none", pool_chunks=16
+    )
     for name, own in names.items():
         train(own, 0, train_store, training, folder / "crosscoders" / name, folder / ".work" / name, key=name)
     latents = LatentSettings(min_count=16, blocks=16, bootstrap_samples=100, nu_error_below=0.19)

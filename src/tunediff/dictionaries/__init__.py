@@ -18,7 +18,7 @@ def _classes() -> dict[str, type[Dictionary]]:
     """Return the class of every kind that is trained, from the file of its name."""
     found = {}
     for kind, settings in CrosscoderSettings.kinds.items():
-        if settings.trained:
+        if issubclass(settings, DictionarySettings):
             module = import_module(f"{__name__}.{kind}")
             found[kind] = next(own for own in vars(module).values() if getattr(own, "settings_type", None) is settings)
     return found

@@ -74,8 +74,8 @@ class Dictionary(nn.Module):
         ends = [0, *(group.stop for group in self.groups)]
         if [group.start for group in self.groups] != ends[:-1] or ends[-1] != self.dict_size:
             raise TunediffError(
-                f"{self.settings.kind}: groups {self.groups} must follow one another from 0 to dict_size {self.dict_size}; "
-                "correct the config"
+                f"{self.settings.kind}: groups {self.groups} must follow one another from 0 to dict_size "
+                f"{self.dict_size}; correct the config"
             )
         self.learning_rate_factors: dict[str, float] = {}  # by parameter, 1 where not named
         self.steps_taken = 0

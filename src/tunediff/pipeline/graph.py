@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunediff.config.check import fingerprinted_paths
-from tunediff.config.dictionaries import CrosscoderSettings, kind_of
+from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings, kind_of
 from tunediff.data.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
@@ -124,7 +124,7 @@ class Graph:
             f"{name}-seed{seed}": (settings, seed)
             for seed in self.config.get("training", {"seeds": []})["seeds"]
             for name, settings in self.crosscoders.items()
-            if kind_of(settings).trained
+            if issubclass(kind_of(settings), DictionarySettings)
         }
 
     @property
@@ -138,7 +138,7 @@ class Graph:
     @property
     def published(self) -> dict[str, dict[str, Any]]:
         """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
-        return {name: own for name, own in self.crosscoders.items() if not kind_of(own).trained}
+        return {name: own for name, own in self.crosscoders.items() if not issubclass(kind_of(own), DictionarySettings)}
 
     @property
     def dictionaries(self) -> list[str]:
