@@ -266,7 +266,7 @@ def test_kinds_that_read_models_and_difference_train_side_by_side_as_alone(tmp_p
 
 
 class Tuned:
-    """A base model of dense atoms; the chat model adds sparse sums of 6 orthogonal `added` directions; both are noisy."""
+    """A base model of dense atoms; chat adds sparse sums of 6 orthogonal `added` directions; both are noisy."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
