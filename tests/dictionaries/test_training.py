@@ -235,12 +235,12 @@ def test_a_dictionary_of_the_difference_trains_on_it(tmp_path: Path) -> None:
 
 
 class Tuned:
-    """A base model of dense atoms; the chat model adds sparse sums of `added` directions, and both are noisy."""
+    """A base model of dense atoms; chat adds sparse sums of 6 orthogonal `added` directions; both are noisy."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
         self.atoms = torch.randn(32, 16, generator=generator)
-        self.added = 3 * torch.nn.functional.normalize(torch.randn(6, 16, generator=generator), dim=1)
+        self.added = 3 * torch.linalg.qr(torch.randn(6, 16, generator=generator).T)[0].T.contiguous()
 
     def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
         step = start_step
@@ -256,7 +256,7 @@ class Tuned:
 
 def test_a_diff_sae_finds_the_directions_that_only_chat_has(tmp_path: Path) -> None:
     section = {"kind": "diff_sae", "dict_size": 12, "k": 2, "aux_k": 0, "threshold_start": 200}
-    values = {"steps": 300, "batch_size": 128, "learning_rate": 0.01, "normalization_tokens": 1000, "log_every": 100}
+    values = {"steps": 250, "batch_size": 128, "learning_rate": 0.01, "normalization_tokens": 1000, "log_every": 100}
     store = Tuned()
     run(tmp_path, store, section, **values)
     found = Crosscoder.load(tmp_path / "out/x").difference_directions

@@ -24,19 +24,24 @@ def counted_in(tokens):
     return (tokens.mask & Mask.BOS == 0) & ~np.isin(np.arange(len(tokens.mask)), OUTLIERS)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Stores of 320 train and 320 validation tokens, and a crosscoder with one dead latent."""
-    folder = tmp_path_factory.mktemp("stores")
-    stores = []
+def stores(folder, of_base=0.0):
+    """Stores of 320 train and 320 validation tokens; chat activations hold `of_base` times those of base."""
+    made = []
     for i, split in enumerate(("train", "validation")):
         tokens = token_store(folder / f"{split}.zarr", [20] * 16, seed=i)
         h = np.random.default_rng(i + 5).normal(size=(320, 2, 6)).astype(np.float32)
+        h[:, 1] += np.float32(of_base) * h[:, 0]
         h[OUTLIERS] *= 1000
-        stores.append((activation_store(folder / split / "part-000.zarr", tokens, h, OUTLIERS), tokens, h))
+        made.append((activation_store(folder / split / "part-000.zarr", tokens, h, OUTLIERS), tokens, h))
+    return made
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Such stores, and a crosscoder with one dead latent."""
     crosscoder = random_crosscoder()
     crosscoder.threshold[4] = 1e9
-    return crosscoder, *stores
+    return crosscoder, *stores(tmp_path_factory.mktemp("stores"))
 
 
 def test_classes_by_norm_difference():
@@ -177,9 +182,9 @@ def test_calls_against_the_definition_in_plain_comparisons(pair):
     assert table.criterion.nu_error_below == facts["criterion"]["nu_error_below"] == 0.9
 
 
-def test_a_dictionary_of_the_difference_is_scaled_by_plain_least_squares(pair, tmp_path):
+def test_a_dictionary_of_the_difference_is_scaled_by_plain_least_squares(tmp_path):
     """ν^act of d_j on h^m, and on h^m less its mean over the fit tokens; nothing that needs two decoders is defined."""
-    _, train, validation = pair
+    train, validation = stores(tmp_path, of_base=1.5)
     dictionary = random_crosscoder(streams=1, threshold=0.5)
     dictionary.threshold[4] = 1e9
     table = build_table(dictionary, train[0], validation[0], SETTINGS, tmp_path / "diff.parquet", key="k")
