@@ -76,6 +76,11 @@ def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name not in names}
 
 
+def _of_models(own: Mapping[str, Any]) -> bool:
+    """Return whether a trained dictionary reconstructs both models, not their difference alone."""
+    return getattr(kind_of(own), "reconstructs", "models") == "models"
+
+
 def _versioned(source: Mapping[str, Any]) -> dict[str, Any]:
     """Return a source's settings, with the version of the demo's texts where they are read."""
     return {**source, "demo": DEMO_VERSION} if source["from"] == "demo" else dict(source)
@@ -139,6 +144,11 @@ class Graph:
     def published(self) -> dict[str, dict[str, Any]]:
         """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
         return {name: own for name, own in self.crosscoders.items() if not issubclass(kind_of(own), DictionarySettings)}
+
+    @property
+    def with_norms(self) -> list[str]:
+        """Names of the dictionaries that have Δnorm: those that reconstruct both models."""
+        return [*self.published, *(name for name, (own, _) in self.trained.items() if _of_models(own))]
 
     @property
     def dictionaries(self) -> list[str]:
@@ -287,7 +297,7 @@ class Graph:
         models = {"models": ["models"], "hooks": ["hooks"], "conversations": ["tokens/conversations"]}
         self.add("causal", "causal/kl", [edits, seed], **models, **every)
         self.add("causal_summary", "causal/summary", [c["causal"]["bootstrap_samples"], seed], kl=["causal/kl"])
-        for name in names:
+        for name in self.with_norms:
             own = {"crosscoder": [f"crosscoders/{name}"], "latents": [f"latents/{name}"]}
             self.add("twins", f"twins/{name}", [seed], **own, validation=validation)
         if self.trained:
@@ -300,7 +310,7 @@ class Graph:
         every = {
             "latents": self.each("latents", dictionaries),
             "evaluation": self.each("evaluation", dictionaries),
-            "twins": self.each("twins", dictionaries),
+            "twins": self.each("twins", self.with_norms),
             "kl": ["causal/summary"],
             "sets": ["causal/kl"],
             "histories": self.each("crosscoders", self.trained),

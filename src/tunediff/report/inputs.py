@@ -92,6 +92,11 @@ class Results:
         """Latent tables."""
         return {_name(path): LatentTable.read(path) for path in self._files("latents")}
 
+    @property
+    def with_norms(self) -> dict[str, LatentTable]:
+        """Latent tables of the dictionaries that have Δnorm and classes by it: not those of the difference alone."""
+        return {name: table for name, table in self.latents.items() if table.has_norm_taxonomy}
+
     @cached_property
     def evaluation(self) -> dict[str, Evaluation]:
         """Held-out metrics."""

@@ -27,6 +27,8 @@ def cell(value: float, form: str) -> str:
         return f"{100 * value:.1f} %".replace("-", "−")
     if form == "nats":
         return f"{value:.3f}"
+    if form == "ratio":
+        return f"{value:.2f}".replace("-", "−")
     return f"{value:,.0f}" if form == "count" or float(value).is_integer() else f"{value:,.1f}"
 
 

@@ -32,17 +32,21 @@ def _rows(run: Results) -> list[dict[Any, Any]]:
 
 
 def _found(run: Results) -> Iterator[str]:
-    yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.latents.items()) + "."
+    yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.with_norms.items()) + "."
     yield f"  Chat-specific: {look.one_criterion(run.latents).text}, fitted on train tokens."
     for row in _rows(run):
         text = ""
+        if not run.latents[row["crosscoder"]].has_norm_taxonomy:
+            median = f"median ν^act {row['nu_activation']:.2f}"
+            yield f"  {row['crosscoder']}: of the difference alone, so not judged by these; {median}."
+            continue
         if row["chat_specific_any_class"]:
             text = (
-                f"{row['chat_specific_validation_any_class']:,} confirmed on validation tokens, "
-                f"{row['chat_specific_interval_any_class']:,} with 95 % intervals below too; "
+                f"{row['chat_specific_validation_any_class']:,.0f} confirmed on validation tokens, "
+                f"{row['chat_specific_interval_any_class']:,.0f} with 95 % intervals below too; "
             )
         passing = [
-            f"{row[f'{control}_passing']:,} of {row[f'{control}_measured']:,} pass {name}"
+            f"{row[f'{control}_passing']:,.0f} of {row[f'{control}_measured']:,.0f} pass {name}"
             for control, name in CONTROL_NAMES.items()
         ]
         text += f"controls: {', '.join(passing)}"
@@ -73,6 +77,8 @@ def _fve(run: Results) -> Iterator[str]:
 
 
 def _value(row: Mapping[str, Any], model: str) -> str:
+    if not math.isfinite(row[f"fve_{model}"]):
+        return "not reconstructed"
     standardised = row[f"fve_standardised_{model}"]
     beside = f" (standardised {standardised:.3f})" if math.isfinite(standardised) else ""
     return f"{row[f'fve_{model}']:.3f}{beside}".replace("-", "−")
@@ -119,23 +125,25 @@ def _classes(run: Results) -> Iterator[str]:
     criterion = look.one_criterion(run.latents)
     yield "Latents by Δnorm:"
     for row in _rows(run):
+        if row["crosscoder"] not in run.with_norms:
+            continue
         frame = run.latents[row["crosscoder"]].frame
         chat_only = frame[frame["class_name"] == "chat-only"]
         decoupled = int((chat_only["nu_reconstruction"] >= criterion.nu_reconstruction_below).sum())
         shrunk = int((chat_only["nu_error"] >= criterion.nu_error_below).sum())
         yield (
-            f"  {row['crosscoder']}: {row['chat_only']:,} chat-only ({row['chat_specific']:,} chat-specific; "
+            f"  {row['crosscoder']}: {row['chat_only']:,.0f} chat-only ({row['chat_specific']:,.0f} chat-specific; "
             f"{decoupled:,} decoupled, ν^r ≥ {criterion.nu_reconstruction_below:g}; {shrunk:,} shrunk, "
-            f"ν^ε ≥ {criterion.nu_error_below:g}), {row['shared']:,} shared, {row['base_only']:,} base-only, "
-            f"{row['other']:,} other, {row['dead']:,} dead; of all, {row['reversed']:,} reversed "
+            f"ν^ε ≥ {criterion.nu_error_below:g}), {row['shared']:,.0f} shared, {row['base_only']:,.0f} base-only, "
+            f"{row['other']:,.0f} other, {row['dead']:,.0f} dead; of all, {row['reversed']:,.0f} reversed "
             f"(a ν under {look.signed(criterion.lowest)})."
         )
 
 
 def _ranking(run: Results) -> Iterator[str]:
-    table = ranking(run.latents)
+    table = ranking(run.with_norms)
     yield "First of the ranking by rank(ν^r) + rank(ν^ε), ν with 95 % intervals (more: tables/ranking):"
-    for name, latents in run.latents.items():
+    for name, latents in run.with_norms.items():
         rows = table[table["crosscoder"] == name].to_dict("records")
         order = "; none has both ν within the bounds, so by Δnorm" if rows and math.isnan(rows[0]["rank_sum"]) else ""
         yield f"  {name}: {passing_text(latents)}{order}"

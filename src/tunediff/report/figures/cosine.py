@@ -22,6 +22,7 @@ DRAWING = Drawing(
         "chat-only ones. Latents that are reversed have no rank; the note gives their number."
     ),
     reads=("latents",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 
 BINS = 20
@@ -37,7 +38,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 def draw(results: Results, style: Style) -> Drawn:
     """Draw cos(d_base, d_chat) per class in 20 bins, and rank_sum against Δnorm with Pearson's r."""
-    shown = look.selected(results.latents)
+    shown = look.selected(results.with_norms)
     look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():

@@ -25,6 +25,7 @@ DRAWING = Drawing(
         "fitted on train tokens; the legend counts the latents."
     ),
     reads=("latents",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 
 RANGE = (-0.2, 1.6)  # of both axes
@@ -59,7 +60,7 @@ def draw(results: Results, style: Style) -> Drawn:
     The numbers have one row per point (`item` = point), per histogram bin and per summary value; the run's seed
     draws the random sample of shared latents.
     """
-    shown = look.selected(results.latents)
+    shown = look.selected(results.with_norms)
     look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():

@@ -25,6 +25,7 @@ DRAWING = Drawing(
         "reversed or have a ν out of bounds count in neither; the note gives their number."
     ),
     reads=("latents",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 
 BINS = 100
@@ -40,7 +41,7 @@ def below_thresholds(latents: pd.DataFrame, criterion: Criterion, thresholds: np
 
 def draw(results: Results, style: Style) -> Drawn:
     """Draw (a) the histogram of Δnorm per class and (b) the latents below a ν threshold (paper, figure 3)."""
-    shown = look.selected(results.latents)
+    shown = look.selected(results.with_norms)
     criterion = look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     with style.context():

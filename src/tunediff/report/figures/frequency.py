@@ -21,6 +21,7 @@ DRAWING = Drawing(
         "legend."
     ),
     reads=("latents",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 
 BIN_WIDTH = 0.25  # decades
@@ -28,7 +29,7 @@ BIN_WIDTH = 0.25  # decades
 
 def draw(results: Results, style: Style) -> Drawn:
     """Draw log10 of the firing frequency (fraction of validation tokens) per class, each class summing to 1."""
-    shown = {label: table.frame for label, table in look.selected(results.latents).items()}
+    shown = {label: table.frame for label, table in look.selected(results.with_norms).items()}
     rows = look.rows_of(len(shown))
     for label, table in shown.items():
         look.require(table, ["class_name", "frequency"], f"latents of {label}")

@@ -24,6 +24,7 @@ DRAWING = Drawing(
         "template tokens. The legends count the latents."
     ),
     reads=("latents",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 
 RANGE = (-0.2, 1.6)  # of ν
@@ -43,7 +44,7 @@ def share_at_least(template_share: np.ndarray, thresholds: np.ndarray) -> np.nda
 
 def draw(results: Results, style: Style) -> Drawn:
     """Draw ν of chat-only latents, those firing mainly on template tokens overlaid, and their template shares."""
-    shown = look.selected(results.latents)
+    shown = look.selected(results.with_norms)
     look.one_criterion(shown)
     rows = look.rows_of(len(shown))
     height = 3.5 if rows == 1 or len(shown) > 1 else 2.2

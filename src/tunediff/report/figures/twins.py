@@ -21,6 +21,7 @@ DRAWING = Drawing(
         "base-only latent stand beside them as the control. The legend counts the pairs."
     ),
     reads=("twins",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 
 BINS = 20

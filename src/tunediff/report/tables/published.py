@@ -28,6 +28,7 @@ DRAWING = Drawing(
         "expected to agree; the column of an independent run is in the note."
     ),
     reads=("latents", "evaluation", "twins", "kl"),
+    requires=lambda graph: bool(graph.with_norms),
 )
 # (quantity, kind) -> value printed by the paper at Gemma 2 2B scale (method.md, section 7)
 PUBLISHED = {
@@ -72,7 +73,7 @@ POSITIONS = {"all": "all", "first 9": "first"}
 
 def draw(results: Results, style: Style) -> Drawn:
     """Typeset the paper's number and ours side by side per kind of crosscoder; the numbers are those of `published`."""
-    return printed(published(results.latents, results.evaluation, results.twins, results.kl), style)
+    return printed(published(results.with_norms, results.evaluation, results.twins, results.kl), style)
 
 
 def published(

@@ -25,13 +25,14 @@ DRAWING = Drawing(
         "the bounds, the order is that of Δnorm."
     ),
     reads=("latents",),
+    requires=lambda graph: bool(graph.with_norms),
 )
 RANKED = 20  # latents of each crosscoder
 
 
 def draw(results: Results, style: Style) -> Drawn:
     """Typeset the ranking of the first seed of each crosscoder; the numbers are `ranking`, with every seed."""
-    latents = results.latents
+    latents = results.with_norms
     table, shown = ranking(latents), look.selected(latents)
     sources = [name.removeprefix("frequency_") for name in map(str, table) if name.startswith("frequency_")]
     heads = ["", "class", look.NORM_DIFFERENCE, f"{look.NU_RECONSTRUCTION} [95 %]", f"{look.NU_ERROR} [95 %]"]

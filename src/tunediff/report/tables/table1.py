@@ -56,6 +56,7 @@ SPECIFIC_LINES = (
     ("   confirmed on validation tokens", "chat_specific_validation_any_class", "count"),
     ("   95 % intervals below too", "chat_specific_interval_any_class", "count"),
     ("reversed", "reversed", "count"),
+    ("ν^act, median of live latents", "nu_activation", "ratio"),
 )
 QUALITY_LINES = (
     ("FVE, difference", "fve_difference", "share"),
@@ -118,6 +119,8 @@ def table1(
                 **{f"{name}_any_class": int(called.sum()) for name, called in calls.items()},
                 "reversed": int(table["reversed"].sum()),
                 **_controls(judged),
+                **({} if judged.has_norm_taxonomy else dict.fromkeys(_OF_MODELS, math.nan)),
+                "nu_activation": float(table.loc[~table["dead"], "nu_activation"].median()),
                 **{
                     f"{name}_{model}": evaluation.value(name, model)
                     for name in ("fve", "fve_standardised", "largest_dimension_share", "largest_dimension")
@@ -132,6 +135,14 @@ def table1(
             }
         )
     return pd.DataFrame(rows)
+
+
+# what a dictionary of the difference has not: classes by Δnorm, and ν of both models' reconstructions
+_OF_MODELS = (
+    *("chat_only", "shared", "base_only", "other"),
+    *(f"{name}{suffix}" for name in SPECIFIC for suffix in ("", "_any_class")),
+    *(f"{name}_{count}" for name in CONTROL_NAMES for count in ("passing", "measured")),
+)
 
 
 def _controls(table: LatentTable) -> dict[str, int]:
@@ -162,7 +173,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
         return [[name, *(cell(row[column], form) for row in rows)] for name, column, form in part]
 
     controls = [
-        [f"   passing {name}", *(f"{row[f'{key}_passing']:,} of {row[f'{key}_measured']:,}" for row in rows)]
+        [f"   passing {name}", *(_of(row[f"{key}_passing"], row[f"{key}_measured"]) for row in rows)]
         for key, name in CONTROL_NAMES.items()
     ]
     specific = lines(SPECIFIC_LINES)
@@ -170,7 +181,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
     parts = [
         lines([("Latents", "latents", "count")]),
         lines(CLASS_LINES),
-        [*specific[:-1], *controls, specific[-1]],
+        [*specific[:-2], *controls, *specific[-2:]],
         [["called in nulls: chat-only, chat-specific, intervals", *("" for _ in rows)], *in_nulls] if in_nulls else [],
         lines(QUALITY_LINES),
     ]
@@ -186,6 +197,10 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
     )
     title = "Table 1. Crosscoders and their latents"
     return Drawn(typeset(heads, *ruled(parts), title, note, style), table)
+
+
+def _of(passing: float, measured: float) -> str:
+    return f"{passing:,.0f} of {measured:,.0f}" if math.isfinite(passing) else "–"
 
 
 def null_pairs(columns: Iterable[Any]) -> list[str]:
