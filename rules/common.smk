@@ -78,9 +78,11 @@ def reads(pattern):
 def makes(stage, pattern):
     """The outputs of an artifact's job: its manifest, and store(s) beside it."""
     first, *more = [
-        directory(f"{R}/{pattern}{suffix[:-1]}")
-        if suffix.endswith("/")
-        else f"{R}/{pattern}{suffix}"
+        (
+            directory(f"{R}/{pattern}{suffix[:-1]}")
+            if suffix.endswith("/")
+            else f"{R}/{pattern}{suffix}"
+        )
         for suffix in STAGES[stage].suffixes
     ] or [None]
     found = {"store": first} if first else {}

@@ -9,11 +9,6 @@ DRAWN = [
 ]
 
 
-def of_drawing(attribute):
-    """What the report's list says of a drawing."""
-    return lambda wildcards: getattr(DRAWINGS[wildcards.drawing], attribute)
-
-
 rule drawing:
     input:
         unpack(reads("{drawing}")),
@@ -22,15 +17,15 @@ rule drawing:
             f"{R}/{{drawing}}.csv",
             caption="../report/numbers.rst",
             category="Numbers",
-            labels=of_drawing("labels"),
+            labels=lambda wildcards: DRAWINGS[wildcards.drawing].labels,
         ),
         pdf=f"{R}/{{drawing}}.pdf",
         png=report(
             f"{R}/{{drawing}}.png",
             caption="../report/drawing.rst",
             category="Figures and tables",
-            subcategory=of_drawing("folder"),
-            labels=of_drawing("labels"),
+            subcategory=lambda wildcards: DRAWINGS[wildcards.drawing].folder,
+            labels=lambda wildcards: DRAWINGS[wildcards.drawing].labels,
         ),
         manifest=f"{R}/{{drawing}}.json",
     log:

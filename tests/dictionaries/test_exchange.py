@@ -27,6 +27,7 @@ from tunediff.dictionaries.exchange import (
     needs_activations,
 )
 from tunediff.errors import TunediffError
+from tunediff.pipeline.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 D, F, N = 10, 40, 60

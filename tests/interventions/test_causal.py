@@ -262,23 +262,17 @@ def test_a_new_intervention_is_one_entry(lower, crosscoders, tables, frame, tmp_
     assert "loudest −\nerror" in [text.get_text() for text in compared.figure.axes[1].get_yticklabels()]
 
 
-class OfDifference(Crosscoder):
-    """A dictionary that says it is of the difference alone, with directions and a bias of its own."""
-
-    reconstructs, has_norm_taxonomy = "difference", False
-
-    @property
-    def difference_directions(self):
-        return 2 * self.decoder_weight[:, 0]
-
-    @property
-    def difference_bias(self):
-        return 3 * self.decoder_bias[0]
-
-
 def test_a_dictionary_of_the_difference_runs_what_it_supports(lower, residuals, crosscoders):
     whole = crosscoders["l1-seed0"]
-    own = OfDifference(**{name: tensor for name, tensor in whole.state_dict().items()})
+    streams = {name: tensor[:, :1] for name, tensor in whole.state_dict().items() if tensor.ndim == 3}
+    own = Crosscoder(
+        streams["encoder_weight"],
+        whole.encoder_bias,
+        streams["decoder_weight"],
+        whole.decoder_bias[:1],
+        whole.threshold,
+    )
+    assert own.reconstructs == "difference" and not own.has_norm_taxonomy
     table = latent_table(0, ())
     table.frame[["norm_difference", "rank_sum"]] = np.nan
     table.frame["nu_activation"] = np.random.default_rng(0).permutation(F).astype(np.float32)

@@ -423,7 +423,7 @@ class _Run:
             stated = ", ".join(f"{name} {value:.4g}" for name, value in self.dictionary.facts().items())
             raise TunediffError(
                 f"{self.name}: L0 is {means['l0']:.1f} at the end of training, {wanted:g} was asked ({stated}), so it "
-                "is not published (history: {self.folder / 'history.parquet'}); raise training.steps or "
+                f"is not published (history: {self.folder / 'history.parquet'}); raise training.steps or "
                 "training.learning_rate, or ask for another L0"
             )
         return {**means, "target_l0": wanted, "tokens": len(rows) * training.batch_size}
