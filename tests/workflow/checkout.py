@@ -31,7 +31,7 @@ SIDE_BY_SIDE = (
     "concepts",
     "twins",
 )
-PARTS = ("Snakefile", "rules", "workflow", "profiles", "config", "envs", "src", "resources")
+PARTS = ("Snakefile", "rules", "workflow", "report", "profiles", "config", "envs", "src", "resources")
 
 
 @dataclass(frozen=True)
