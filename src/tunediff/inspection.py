@@ -48,7 +48,7 @@ def find_store(path: Path) -> Path:
         There is nothing at `path`.
     """
     if path.suffix == ".json" and not path.name.endswith(".provenance.json"):
-        for store in (path.with_suffix(suffix) for suffix in (".zarr", ".parquet", "")):
+        for store in (path.with_suffix(suffix) for suffix in (".zarr", ".parquet", ".csv", ".txt", "")):
             if store.exists():
                 return store
     if not path.exists():

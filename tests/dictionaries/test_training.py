@@ -329,8 +329,8 @@ def test_a_missed_l0_is_not_published_and_leaves_its_history(tmp_path: Path, mon
     assert "\n" not in text and str(tmp_path / "work/k/history.parquet") in text
     assert not (tmp_path / "out").exists()
     assert pd.read_parquet(tmp_path / "work/k/history.parquet")["step"].iloc[-1] == 400
-    run(tmp_path, FakeStore(), TOPK, steps=400, learning_rate=0.01)
-    final = check(tmp_path / "out/x", "crosscoder", "k").facts["final"]
+    run(tmp_path, FakeStore(), TOPK, key="other", steps=400, learning_rate=0.01)
+    final = check(tmp_path / "out/x", "crosscoder", "other").facts["final"]
     assert final["l0"] == pytest.approx(3, rel=0.1) and final["tokens"] == 16 * 32
 
 

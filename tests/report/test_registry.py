@@ -64,7 +64,7 @@ def test_a_new_file_needs_a_declaration_of_plain_values(tmp_path: Path) -> None:
 
 def plan(**changes: object) -> SimpleNamespace:
     config = {"tokens": {"sources": {"web": {"from": "demo"}}}, "nulls": {}}
-    return SimpleNamespace(config=config | changes, trained={"l1-seed0": ()})
+    return SimpleNamespace(config=config | changes, trained={"l1-seed0": ()}, with_norms=["l1-seed0"])
 
 
 def test_a_run_has_the_drawings_of_its_results() -> None:
@@ -75,6 +75,9 @@ def test_a_run_has_the_drawings_of_its_results() -> None:
     published = plan()
     published.trained = {}
     assert set(drawings_of(published)) == usual - {"figures/training", "tables/seeds"}
+    without = plan()
+    without.with_norms = []
+    assert {"figures/fig2", "figures/twins", "tables/ranking"} <= usual - set(drawings_of(without))
     unlabelled = plan(tokens={"sources": {"web": {"from": "hub"}}})
     assert set(drawings_of(unlabelled)) == usual - {"figures/detection"}
     assert set(drawings_of(plan(planted={}))) == {"figures/planted", "tables/planted"}
