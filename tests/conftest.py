@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -10,6 +11,8 @@ from helpers import FAMILIES, TinyPair, save_pair
 from tunediff.models.pair import PairInfo, load_pair, prepare_pair
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is not an error
+hypothesis.settings.load_profile("shared")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
