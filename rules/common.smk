@@ -1,6 +1,7 @@
 # Config check, the graph and what rules take from it. Nothing heavy: this is read at every start.
 import sys
 from pathlib import Path
+from time import time_ns
 
 from tunediff.config.check import complete
 from tunediff.config.estimate import memory_mb, setting
@@ -51,13 +52,15 @@ wildcard_constraints:
     name="[a-z][a-z0-9_]*(-seed[0-9]+)?",
 
 
-# What was made by another config is made again: it reads a file that is newer than all results. Every other input is
-# `ancient`, so times of files, copies and fresh checkouts rebuild nothing.
-CHANGED = GRAPH.changed() if MAIN else frozenset()
+# What was made by another config is made again: it reads a file that is newer than all results. What is this config's
+# has `ancient` inputs alone, so times of files, copies and fresh checkouts rebuild nothing; the rest follows its inputs.
+FRESH, CHANGED = GRAPH.on_disk() if MAIN else (GRAPH.artifacts.keys(), frozenset())
 MARKER = Path(R) / ".work/made-by-another-config"
 if CHANGED:
     MARKER.parent.mkdir(parents=True, exist_ok=True)
-    MARKER.touch()
+    MARKER.write_text(
+        f"{time_ns()}\n"
+    )  # Snakemake takes a newer file of the same content for an unchanged one
 
 
 def reads(pattern):
@@ -66,10 +69,11 @@ def reads(pattern):
     def of(wildcards):
         path = pattern.format(**wildcards)
         stores, manifests = GRAPH.inputs(path)
+        mark = ancient if path in FRESH else str
         found = {
-            role: [ancient(store) for store in paths] for role, paths in stores.items()
+            role: [mark(store) for store in paths] for role, paths in stores.items()
         }
-        found["manifests"] = [ancient(manifest) for manifest in manifests]
+        found["manifests"] = [mark(manifest) for manifest in manifests]
         return found | ({"changed": str(MARKER)} if path in CHANGED else {})
 
     return of

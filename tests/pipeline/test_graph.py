@@ -180,10 +180,14 @@ def test_what_another_config_made_is_found_by_its_key(tmp_path: Path) -> None:
         file.write_text(json.dumps({"key": artifact.key}))
     again = graph_with(("results", str(tmp_path)))
     # the counts of the nulls are on disk now, and these print them
-    assert again.changed() == {"tables/table1", "summary"}
+    own, others = again.on_disk()
+    assert others == {"tables/table1", "summary"} and own == again.artifacts.keys() - others
     other = graph_with(("results", str(tmp_path)), ("crosscoders.batchtopk.k", 21))
-    assert {"crosscoders/batchtopk-seed0", "latents/batchtopk-seed0", "causal/kl"} <= other.changed()
-    assert not other.changed() & {"crosscoders/l1-seed0", "tokens/train", "evaluation/l1-seed0"}
+    own, others = other.on_disk()
+    assert {"crosscoders/batchtopk-seed0", "latents/batchtopk-seed0", "causal/kl"} <= others
+    assert {"crosscoders/l1-seed0", "tokens/train", "evaluation/l1-seed0"} <= own
+    (tmp_path / "causal/kl.json").unlink()
+    assert "causal/kl" not in other.on_disk()[1] | other.on_disk()[0]
 
 
 def test_jobs_get_stores_manifests_and_keys() -> None:

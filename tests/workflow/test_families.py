@@ -51,7 +51,7 @@ def test_qwen_pair_runs_to_figure_4_and_one_model_twice_has_no_chat_specific_lat
     assert rates["null_kind"].fillna("").tolist() == ["", "", "exact", "exact"]
     # table 1 was made before there were nulls: the next start makes it again, with their counts, and nothing else
     assert "null_same_kind" not in pd.read_csv(checkout.root / "results/tables/table1.csv")
-    assert checkout.planned(table1) == {"table": 1}
+    assert checkout.planned(table1) == {"drawing": 1}
     later = table1, "results/tables/ranking.pdf", "results/summary.txt"
     checkout.run(*later)
     table = pd.read_csv(checkout.root / "results/tables/table1.csv")

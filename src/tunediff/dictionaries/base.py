@@ -100,7 +100,7 @@ class Dictionary(nn.Module):
 
     def decoder(self) -> Float[Tensor, "latent stream d_model"]:
         """Return the decoder rows as they are used: tied, then masked."""
-        weight = self.decoder_weight
+        weight: Tensor = self.decoder_weight
         if self.tied is not None:
             weight = torch.where(self.tied[:, None, None], weight[:, :1], weight)
         return weight if self.mask is None else weight * self.mask[..., None]

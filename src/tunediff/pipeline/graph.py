@@ -99,7 +99,7 @@ class Graph:
         self.artifacts: dict[str, Artifact] = {}
         self.build()
 
-    def add(self, stage: str, path: str, settings: Any, *, version: int | None = None, **reads: Iterable[str]) -> None:
+    def add(self, stage: str, path: str, settings: Any, version: int | None = None, /, **reads: Iterable[str]) -> None:
         """Add an artifact; what it reads must be in the graph already."""
         roles = {role: tuple(paths) for role, paths in reads.items()}
         upstream = {name: self.artifacts[name].key for paths in roles.values() for name in paths}
@@ -336,7 +336,7 @@ class Graph:
         first = sorted(chosen.items(), key=lambda item: "nulls" in item[1].reads)
         for path, drawing in first:
             shown = [c["figures"], c["seed"], self.nulls_key if "nulls" in drawing.reads else ""]
-            self.add("drawing", path, shown, version=drawing.version, **self.read_by(drawing.reads))
+            self.add("drawing", path, shown, drawing.version, **self.read_by(drawing.reads))
         if "planted" not in c:
             self.add("summary", "summary", [self.nulls_key], **self.read_by(SUMMARY_READS))
 
@@ -370,10 +370,11 @@ class Graph:
         read = {self.store(name): self.artifacts[name].key for paths in artifact.reads.values() for name in paths}
         return {"own": artifact.key, **read}
 
-    def changed(self) -> frozenset[str]:
-        """Return the artifacts that are on disk but were made by other inputs than this config's."""
+    def on_disk(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the artifacts on disk that are those of this config, and those that other inputs made."""
         found = {path: stored_key(self.results / f"{path}.json") for path in self.artifacts}
-        return frozenset(path for path, key in found.items() if key not in (None, self.artifacts[path].key))
+        own = frozenset(path for path, key in found.items() if key == self.artifacts[path].key)
+        return own, frozenset(path for path, key in found.items() if key is not None) - own
 
 
 class PlantedGraph(Graph):
