@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
-from test_activations import DAMAGE, LAYOUT, write_part
 
 from figure_tables import OTHER, latent_table
+from part_fixtures import DAMAGE, LAYOUT, write_part
 from tunediff.cli import main
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import ChatRenderer

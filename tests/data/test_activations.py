@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from part_fixtures import DAMAGE, LAYOUT, write_part
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, from_stored, to_stored
+from tunediff.data.activations import ActivationStore, from_stored, to_stored
 from tunediff.data.harvest import _write_shard, create_part, harvest_part, length_batches
 from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.rendering import Encoding
@@ -22,7 +23,7 @@ from tunediff.data.sampling import write_store
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
-from tunediff.pipeline.artifacts import building, manifest_path, seal
+from tunediff.pipeline.artifacts import manifest_path, seal
 
 SETTINGS = HarvestSettings(
     part_tokens=256, shard_tokens=64, chunk_tokens=16, batch_tokens=120, codec="crc32c", dtype="float32"
@@ -209,29 +210,6 @@ def test_length_batches_cover_and_fit(lengths: list[int], budget: int) -> None:
 # -- stores of known content -------------------------------------------------------------------------------------------
 
 
-def write_part(path: Path, n: int, d: int, layout: HarvestSettings, seed: int = 0, mask=None) -> torch.Tensor:
-    """Write a part of random activations; returns what must be read back, [token, model, d_model]."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn((n, 2, d), generator=generator) * 10
-    values[:: max(1, n // 3)] = 0  # chunks of zeros must not be taken for empty ones
-    attributes = {"sources": ["web", "chat"], "dtype": layout.dtype, "codec": layout.codec}
-    attributes |= {"shard_tokens": layout.shard_tokens, "chunk_tokens": layout.chunk_tokens}
-    columns = {name: np.arange(n).astype(dtype) for name, dtype in ROW_ARRAYS.items()}
-    columns["source"] = (np.arange(n) % 2).astype(np.uint8)
-    columns["mask"] = np.zeros(n, np.uint8) if mask is None else mask
-    with building(path) as partial:
-        group = create_part(partial, n, d, layout, attributes)
-        for shard in range(n // layout.shard_tokens):
-            place = slice(shard * layout.shard_tokens, (shard + 1) * layout.shard_tokens)
-            for m, name in enumerate(MODELS):
-                stored = to_stored(values[place, m], layout.dtype)
-                _write_shard(group[name], shard, layout.shard_tokens, stored)
-            for name, column in columns.items():
-                _write_shard(group[name], shard, layout.shard_tokens, column[place])
-    seal(path, "activations", "k", {})
-    return values.to(getattr(torch, layout.dtype)).float()
-
-
 @settings(max_examples=12, deadline=None)
 @given(
     d=st.integers(1, 40),
@@ -261,23 +239,6 @@ def test_bfloat16_of_bfloat16_is_lossless_and_value_casts_are_refused(tmp_path: 
     group = create_part(tmp_path / "p.zarr", 64, 8, HarvestSettings(shard_tokens=64, chunk_tokens=16), {})
     with pytest.raises(TypeError, match="float32 for an array of uint16"):
         _write_shard(group["base"], 0, 64, x.float().numpy())
-
-
-LAYOUT = HarvestSettings(shard_tokens=32, chunk_tokens=8)
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[100] ^= 4
-    file.write_bytes(content)
-
-
-DAMAGE = {
-    "bit flip": flip,
-    "truncation": lambda file: file.write_bytes(file.read_bytes()[:-300]),
-    "missing": lambda file: file.unlink(),
-    "zero length": lambda file: file.write_bytes(b""),
-}
 
 
 @pytest.mark.parametrize("codec", ["crc32c", "blosc"])
