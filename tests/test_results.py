@@ -156,11 +156,13 @@ def test_verify_finds_every_artifact_and_names_the_damaged(copy: Path) -> None:
     sealed_csv = copy / "nulls/summary.csv"
     sealed_csv.parent.mkdir()
     sealed_csv.write_text("a\n1\n")
-    seal(sealed_csv, "nulls", "key", {})
+    seal(sealed_csv, "drawing", "key", {})
+    (copy / "summary.txt").write_text("Found: nothing.\n")
+    seal(copy / "summary.txt", "summary", "key", {})
     (copy / ".work").mkdir()
     (copy / ".work/half.json").write_text('{"kind": "x", "key": "k", "files": {"": {"bytes": 1, "sha256": ""}}}')
     found = {path.relative_to(copy).as_posix() for path in results.verify()}
-    expected = {"models", "causal/kl.parquet", "causal/summary.parquet", "nulls/summary.csv"}
+    expected = {"models", "causal/kl.parquet", "causal/summary.parquet", "nulls/summary.csv", "summary.txt"}
     expected |= {f"tokens/{split}.zarr" for split in ("train", "validation")}
     expected |= {f"activations/{split}/part-000.zarr" for split in ("train", "validation")}
     expected |= {f"crosscoders/{name}" for name in DICTIONARIES} | {f"latents/{name}.parquet" for name in DICTIONARIES}

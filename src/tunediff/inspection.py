@@ -14,7 +14,7 @@ from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.pipeline.artifacts import Manifest, damage, manifest_path, read_manifest
+from tunediff.pipeline.artifacts import Manifest, damage, manifest_path, read_manifest, store_of
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
@@ -48,9 +48,9 @@ def find_store(path: Path) -> Path:
         There is nothing at `path`.
     """
     if path.suffix == ".json" and not path.name.endswith(".provenance.json"):
-        for store in (path.with_suffix(suffix) for suffix in (".zarr", ".parquet", ".csv", ".txt", "")):
-            if store.exists():
-                return store
+        store = store_of(path)
+        if store.exists():
+            return store
     if not path.exists():
         raise TunediffError(f"{path}: no such artifact; give a store, a directory, a table or a manifest of `results`")
     return path

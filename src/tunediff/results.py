@@ -14,14 +14,13 @@ import pandas as pd
 from tunediff.errors import TunediffError
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
-from tunediff.pipeline.artifacts import check, manifest_path
+from tunediff.pipeline.artifacts import check, manifest_path, store_of
 
 if TYPE_CHECKING:
     from tunediff.data.activations import ActivationStore
     from tunediff.data.tokens import TokenStore
     from tunediff.dictionaries.crosscoder import Crosscoder
 
-STORE_SUFFIXES = (".zarr", ".parquet", ".csv", "")  # what a manifest NAME.json may stand for
 MANIFEST_ENTRIES = {"kind", "key", "files"}
 
 
@@ -233,8 +232,7 @@ def _artifacts(folder: Path) -> Iterator[tuple[Path, str]]:
         elif path.suffix == ".json" and not path.name.endswith(".provenance.json"):
             values = _read_json(path)
             if set(values) >= MANIFEST_ENTRIES:
-                stores = [path.with_suffix(suffix) for suffix in STORE_SUFFIXES]
-                yield next((store for store in stores if store.exists()), stores[-1]), values["kind"]
+                yield store_of(path), values["kind"]
 
 
 def open_results(path: str | Path = "results") -> Results:

@@ -18,6 +18,7 @@ from tunediff.pipeline.artifacts import (
     provenance,
     read_manifest,
     seal,
+    store_of,
 )
 
 
@@ -111,3 +112,11 @@ def test_single_files_have_manifests_too(tmp_path: Path) -> None:
     assert read_manifest(table).files[""] == {"bytes": 4, "sha256": file_sha256(table)}
     record = json.loads((tmp_path / "kl.provenance.json").read_text())
     assert record["seed"] == 3 and record["device"] == "cpu" and "torch" in record["packages"]
+
+
+@pytest.mark.parametrize("name", ["part-000.zarr", "kl.parquet", "fig4.csv", "summary.txt", "l1-seed0"])
+def test_a_manifest_stands_for_its_store(tmp_path: Path, name: str) -> None:
+    store = tmp_path / name
+    assert store_of(manifest_path(store)) == tmp_path / name.split(".")[0]  # nothing is there
+    store.write_text("x")
+    assert store_of(manifest_path(store)) == store

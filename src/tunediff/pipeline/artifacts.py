@@ -22,6 +22,7 @@ from typing import Any
 
 from tunediff.errors import TunediffError
 
+STORE_SUFFIXES = (".zarr", ".parquet", ".csv", ".txt", "")
 RECORDED_PACKAGES = (
     "tunediff",
     "torch",
@@ -114,6 +115,12 @@ class Manifest:
 def manifest_path(store: Path) -> Path:
     """Return the manifest of a store: `part-000.zarr` -> `part-000.json`, `l1-seed0/` -> `l1-seed0.json`."""
     return store.with_suffix(".json")
+
+
+def store_of(manifest: Path) -> Path:
+    """Return the store that a manifest NAME.json stands for: what exists of NAME.zarr, NAME.parquet, …, else NAME/."""
+    stores = [manifest.with_suffix(suffix) for suffix in STORE_SUFFIXES]
+    return next((store for store in stores if store.exists()), stores[-1])
 
 
 def _store_files(store: Path) -> list[Path]:
