@@ -58,9 +58,8 @@ FRESH, CHANGED = GRAPH.on_disk() if MAIN else (GRAPH.artifacts.keys(), frozenset
 MARKER = Path(R) / ".work/made-by-another-config"
 if CHANGED:
     MARKER.parent.mkdir(parents=True, exist_ok=True)
-    MARKER.write_text(
-        f"{time_ns()}\n"
-    )  # Snakemake takes a newer file of the same content for an unchanged one
+    # Snakemake takes a newer file of the same content for an unchanged one.
+    MARKER.write_text(f"{time_ns()}\n")
 
 
 def reads(pattern):

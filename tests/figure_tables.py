@@ -9,7 +9,7 @@ from tunediff.latents.criterion import Criterion
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
 from tunediff.report.inputs import Results
-from tunediff.validation.nulls import null_rates
+from tunediff.report.nulls import null_rates
 from tunediff.validation.truth import RULES, Scores
 
 LABELS = ("l1-seed0", "batchtopk-seed0")

@@ -35,6 +35,7 @@ class CrosscoderSettings(Variant):
 
     tag: ClassVar[str] = "kind"
     version: ClassVar[int] = 1  # raised where the same settings give another crosscoder
+    reconstructs: ClassVar[str] = "models"  # what is read and written: both models, or their "difference" chat − base
     sizes_sets: ClassVar[bool] = False  # whether its chat-only latents give `causal.reference` its size
 
     @property
@@ -51,7 +52,6 @@ class CrosscoderSettings(Variant):
 class DictionarySettings(CrosscoderSettings):
     """Settings that every trained crosscoder has; a kind adds its own."""
 
-    reconstructs: ClassVar[str] = "models"  # what is read and written: both models, or their "difference" chat − base
     products: ClassVar[float]  # of a training step, in encoder products of its batch: measured on one core
 
     dict_size: int = setting(

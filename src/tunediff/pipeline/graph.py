@@ -69,16 +69,10 @@ class Artifact:
     stage: str
     key: str
     reads: Mapping[str, tuple[str, ...]]  # paths of artifacts by role, as its script names them
-    settings: Any  # config values that change its result
 
 
 def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name not in names}
-
-
-def _of_models(own: Mapping[str, Any]) -> bool:
-    """Return whether a trained dictionary reconstructs both models, not their difference alone."""
-    return getattr(kind_of(own), "reconstructs", "models") == "models"
 
 
 def _versioned(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +98,7 @@ class Graph:
         roles = {role: tuple(paths) for role, paths in reads.items()}
         upstream = {name: self.artifacts[name].key for paths in roles.values() for name in paths}
         number = STAGES[stage].version if version is None else version
-        self.artifacts[path] = Artifact(path, stage, content_key(number, settings, upstream), roles, settings)
+        self.artifacts[path] = Artifact(path, stage, content_key(number, settings, upstream), roles)
 
     # Names
 
@@ -148,7 +142,8 @@ class Graph:
     @property
     def with_norms(self) -> list[str]:
         """Names of the dictionaries that have Δnorm: those that reconstruct both models."""
-        return [*self.published, *(name for name, (own, _) in self.trained.items() if _of_models(own))]
+        trained = [name for name, (own, _) in self.trained.items() if kind_of(own).reconstructs == "models"]
+        return [*self.published, *trained]
 
     @property
     def dictionaries(self) -> list[str]:

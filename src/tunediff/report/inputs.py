@@ -146,7 +146,7 @@ class Results:
     @cached_property
     def nulls(self) -> pd.DataFrame | None:
         """Counts of the nulls; None where they have not run."""
-        from tunediff.validation.nulls import read_nulls  # counts the nulls by table 1, which reads this module
+        from tunediff.report.nulls import read_nulls  # counts the nulls by table 1, which reads this module
 
         return read_nulls(self.folder, self._declared("nulls", self.nulls_key))
 

@@ -1,1 +1,1 @@
-"""Truth tests: pairs of known latents, and pairs in which the second model learned nothing new."""
+"""Truth tests: pairs of known latents, and the score of every call."""

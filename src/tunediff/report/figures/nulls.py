@@ -11,10 +11,10 @@ from matplotlib.transforms import Transform
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
 from tunediff.report.inputs import Results
+from tunediff.report.nulls import model_name, null_kind, null_rates
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import CALLS, NULL_KINDS
-from tunediff.validation.nulls import model_name, null_kind, null_rates
 
 DRAWING = Drawing(
     "nulls/summary",

@@ -10,7 +10,7 @@ from figure_tables import LABELS, OTHER, evaluation, latent_tables, nulls_table
 from tunediff.errors import TunediffError
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.artifacts import seal
-from tunediff.validation.nulls import model_name, null_kind, null_rates, read_nulls
+from tunediff.report.nulls import model_name, null_kind, null_rates, read_nulls
 
 EVALUATIONS = {label: evaluation() for label in LABELS}
 SAME = {
