@@ -176,7 +176,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
     needs: dict[str, float] = {"latents": latents, "dictionary": 2 * weights}
     if trained:
         training = c["training"]
-        states = sum(16 * parameters(d, size) for _, size in trained)
+        states = 16 * parameters(d, max(size for _, size in trained))  # one job per dictionary
         batch = training["batch_size"] * (4 * 4 * most + PREFETCHED * 2 * 4 * d)
         pool = min(training["pool_chunks"] * acts["chunk_tokens"], run.tokens("train"))
         needs["train"] = states + batch + 2 * pool * 2 * d * width
@@ -226,11 +226,11 @@ def disk_bytes(run: Setting) -> dict[str, int]:
     tokens = len(run.pairs) * (run.tokens("train") + run.tokens("validation"))
     stored = 2 * d * ITEMSIZE[acts["dtype"]] * (BLOSC if acts["codec"] == "blosc" else 1)
     trained = [parameters(d, size) for factor in run.pairs for _, size in run.trained(factor)]
-    kept = [*trained, *(parameters(d, size) for factor in run.pairs for size in run.dictionaries(factor))]
+    kept = [parameters(d, size) for factor in run.pairs for size in run.dictionaries(factor)]
     return {
         "activations": round(tokens * (stored + ROW)),
         "tokens": tokens * TOKEN,
-        "dictionaries": 4 * sum(kept),  # those trained are kept twice
+        "dictionaries": 4 * sum(kept),
         "checkpoints": 12 * sum(trained) // len(run.pairs),
     }
 
