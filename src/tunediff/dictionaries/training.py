@@ -86,7 +86,7 @@ def measure_normalization(store: Store, settings: TrainingSettings, reconstructs
                 return
 
     def median_norm(mean: Tensor) -> Tensor:
-        # Into one block: small tensors that outlive large ones keep the heap from being used again (10 GB were).
+        # Into one block: with a list of small tensors the process grew by the size of a batch for every batch.
         norms = mean.new_empty(settings.normalization_tokens + settings.batch_size, len(mean))
         count = 0
         for x in batches():
