@@ -4,6 +4,7 @@ Every artifact is read by the class that owns its format. torch is imported by w
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,11 +172,15 @@ class Results:
 
     def _describe_metrics(self, name: str) -> str:
         metrics = self.evaluation(name)
-        fve = ", ".join(f"{model} {metrics.value('fve', model):.3f}" for model in ("base", "chat", "difference"))
+        found = {model: metrics.value("fve", model) for model in ("base", "chat", "difference")}
+        fve = ", ".join(f"{model} {value:.3f}" for model, value in found.items() if math.isfinite(value))
         return f"L0 {metrics.value('l0'):.1f}, FVE {fve}"
 
     def _describe_latents(self, name: str) -> str:
         table = self.latents(name)
+        if not table.has_norm_taxonomy:
+            median = table.frame.loc[~table.frame["dead"], "nu_activation"].median()
+            return f"{len(table):,} latents of the difference alone, median ν^act {median:.2f}"
         called, (passed, of) = int(table.frame["chat_specific"].sum()), control_passes(table)["random"]
         confirmed = int(table.frame["chat_specific_validation"].sum())
         return (

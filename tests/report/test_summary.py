@@ -78,6 +78,8 @@ def test_what_was_found_comes_first_then_fve_of_the_difference(run: Results) -> 
     assert "base 0.880 (standardised 0.500), chat 0.870 (standardised 0.480)" in lines[at + 1]
     assert "L0 52.3 (asked: 50), 51.2 at the end of training" in lines[at + 1]
     assert "L0 52.3 (asked: 20); dead 4 %" in lines[at + 2]
+    held_out = [line for line in lines if "on held-out tokens" in line]  # 52.3 is within 10 % of 50, not of 20
+    assert held_out == [f"WARNING {LABELS[1]}: L0 is 52.3 on held-out tokens, 20 was asked; compare it by L0."]
     assert lines[-1].startswith("Figures: r/figures/fig4.pdf")
 
 

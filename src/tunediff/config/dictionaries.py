@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from tunediff.config.fields import Variant, setting
 
+L0_TOLERANCE = 0.1  # relative; a dictionary further from the L0 it was asked for is not published
 MANY_TOKENS = 20_000_000  # train tokens; above, dictionaries are large
 
 Reconstruction = Literal["squared", "norm"]

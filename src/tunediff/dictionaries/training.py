@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.config.dictionaries import DictionarySettings
+from tunediff.config.dictionaries import L0_TOLERANCE, DictionarySettings
 from tunediff.config.settings import TrainingSettings
 from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
@@ -37,7 +37,6 @@ HISTORY = (  # columns of every history, so that those of different kinds line u
 )
 PREFETCHED = 3  # batches waiting in memory
 VALIDATION_BATCHES = 16
-L0_TOLERANCE = 0.1  # relative; a dictionary further from the L0 it was asked for is not published
 DEAD_WARNING = 0.5  # share of dead latents above which a dictionary carries a warning
 TRIMMED_ABOVE = 5.0  # medians of the norm above which a token does not count in the mean
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tunediff.config.dictionaries import L0_TOLERANCE
 from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
 from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
 from tunediff.report import style as look
@@ -102,6 +103,9 @@ def _warnings(run: Results) -> Iterator[str]:
                 rests.append(f"{model}: {which} holds {look.per_cent(share)}, standardised FVE {standardised:.3f}")
         if rests:
             yield f"WARNING {name}: FVE rests on one dimension (by its share of the variance: {'; '.join(rests)})."
+        asked = _asked_l0(run.crosscoders[name])
+        if asked is not None and not abs(row["l0"] / asked - 1) <= L0_TOLERANCE:
+            yield f"WARNING {name}: L0 is {row['l0']:.1f} on held-out tokens, {asked:g} was asked; compare it by L0."
         for text in run.crosscoders[name].get("warnings", ()):
             yield f"WARNING {name}: {text}"
 

@@ -40,7 +40,7 @@ DRAWING = Drawing(
     ),
 )
 
-PALE_VERMILLION = "#F0B48A"
+PALE_VERMILLION, PALE_GREEN = "#F0B48A", "#8FD3BD"
 GROUP_GAP = 0.7  # bar widths between groups
 LINE_HEIGHT = 0.1  # of a printed line, against the largest bar
 LOOKS = {  # colour and hatch of the paper's bars, in its order; other bars come after them
@@ -53,6 +53,8 @@ LOOKS = {  # colour and hatch of the paper's bars, in its order; other bars come
     "latent_scaling_worst": (look.SKY, "////"),
     "norm_difference_best": (look.VERMILLION, ""),
     "norm_difference_worst": (PALE_VERMILLION, "////"),
+    "nu_activation_best": (look.GREEN, ""),
+    "nu_activation_worst": (PALE_GREEN, "////"),
 }
 OTHER = (look.GREEN, "")
 RANDOM = (0, (2, 1.2))  # line of random latents
@@ -210,6 +212,6 @@ def halves_text(sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> 
     """Say what the halves of each crosscoder are halves of; crosscoders with the same words together."""
     named: dict[str, list[str]] = {}
     for label in shown:
-        named.setdefault(str(sets[label]["name"]), []).append(label)
+        named.setdefault(look.mathematical(str(sets[label]["name"])), []).append(label)
     each = [f"{name} ({', '.join(labels)})" for name, labels in named.items()]
     return f"Halves of {'; '.join(each)}."

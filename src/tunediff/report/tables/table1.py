@@ -170,7 +170,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
     rows = table.to_dict("records")
 
     def lines(part: Sequence[tuple[str, str, str]]) -> list[list[str]]:
-        return [[name, *(cell(row[column], form) for row in rows)] for name, column, form in part]
+        return [[look.mathematical(name), *(cell(row[column], form) for row in rows)] for name, column, form in part]
 
     controls = [
         [f"   passing {name}", *(_of(row[f"{key}_passing"], row[f"{key}_measured"]) for row in rows)]
