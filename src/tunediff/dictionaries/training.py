@@ -5,16 +5,16 @@ Every dictionary reads the same batches in the same order, a function of the dat
 
 import importlib
 import math
-import queue
 import sys
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import torch
@@ -24,13 +24,16 @@ from tqdm import tqdm
 
 from tunediff.config.dictionaries import L0_TOLERANCE, DictionarySettings
 from tunediff.config.settings import TrainingSettings
+from tunediff.data.activations import ActivationBatch, ActivationStore
 from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
 
-LOGGERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+
+LOGGERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}  # module, by the package's name
 HISTORY = (  # columns of every history, so that those of different kinds line up; a kind's other metrics follow
     *("step", "tokens", "loss", "reconstruction", "sparsity", "auxiliary", "fve_base", "fve_chat", "l0"),
     *("dead_fraction", "mu", "threshold", "learning_rate", "tokens_per_second"),
@@ -39,23 +42,6 @@ PREFETCHED = 3  # batches waiting in memory
 VALIDATION_BATCHES = 16
 DEAD_WARNING = 0.5  # share of dead latents above which a dictionary carries a warning
 TRIMMED_ABOVE = 5.0  # medians of the norm above which a token does not count in the mean
-
-
-class Batch(Protocol):
-    """What training reads of an `ActivationBatch`."""
-
-    @property
-    def activations(self) -> Float[Tensor, "token model d_model"]:
-        """Raw activations, float32, on the CPU."""
-        ...
-
-
-class Store(Protocol):
-    """What training reads of an `ActivationStore`: batches that are a pure function of (seed, step)."""
-
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[Any]:
-        """Yield `Batch`es without end, from `start_step` on."""
-        ...
 
 
 class Normalization(NamedTuple):
@@ -69,7 +55,9 @@ class Normalization(NamedTuple):
         return (x - self.mean.to(x)) * self.scale.to(x)[:, None]
 
 
-def measure_normalization(store: Store, settings: TrainingSettings, reconstructs: str = "models") -> Normalization:
+def measure_normalization(
+    store: ActivationStore, settings: TrainingSettings, reconstructs: str = "models"
+) -> Normalization:
     """Compute mean and scale on the first `normalization_tokens` tokens of the training order, in float64.
 
     scale_m = √d / median_n ‖h^m − mean_m‖: the median norm becomes √d. The mean is over the tokens whose norm is at
@@ -113,42 +101,22 @@ def measure_normalization(store: Store, settings: TrainingSettings, reconstructs
     return Normalization(mean, math.sqrt(first.shape[2]) / median)
 
 
-def prefetch(batches: Iterator[Any], prepare: Callable[[Any], Tensor], depth: int = PREFETCHED) -> Iterator[Tensor]:
+def prefetch(
+    batches: Iterator[Item], prepare: Callable[[Item], Prepared], depth: int = PREFETCHED
+) -> Iterator[Prepared]:
     """Yield prepare(batch) for each batch, computed by one thread ahead of the reader; its errors are raised here."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
-    def put(entry: tuple[Any, BaseException | None]) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+    def following() -> list[Prepared]:
+        return [prepare(batch) for batch in islice(batches, 1)]
 
-    def work() -> None:
-        try:
-            for batch in batches:
-                if stop.is_set():
-                    return
-                put((prepare(batch), None))
-            put((None, None))
-        except BaseException as error:  # handed to the reader, whatever it is
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True, name="batches")
-    thread.start()
     try:
-        while True:
-            prepared, error = ready.get()
-            if error is not None:
-                raise error
-            if prepared is None:
-                return
-            yield prepared
+        ahead = deque(thread.submit(following) for _ in range(depth))
+        while prepared := ahead.popleft().result():
+            ahead.append(thread.submit(following))
+            yield from prepared
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
 
 
 def make_optimizer(dictionary: Dictionary, settings: TrainingSettings) -> torch.optim.Adam:
@@ -194,77 +162,74 @@ def _logger(settings: TrainingSettings) -> Any:
         return importlib.import_module(LOGGERS[settings.log_to])
     except ImportError as error:
         raise TunediffError(
-            f"training.log_to: {settings.log_to} is not installed; pip install {PACKAGES[settings.log_to]}, "
-            "or set log_to: none"
+            f"training.log_to: {settings.log_to} is not installed; pip install {settings.log_to}, or set log_to: none"
         ) from error
 
 
 class _Run:
-    """One dictionary on its way: training object, optimiser, position and history."""
+    """One dictionary on its way: training object, optimiser, position and history, from the checkpoint if there is one.
+
+    Its work folder holds the checkpoint, the history of a training that missed its L0, and the files of a logger.
+    """
 
     def __init__(
-        self, name: str, settings: DictionarySettings, seed: int, training: TrainingSettings, folder: Path
+        self,
+        name: str,
+        settings: DictionarySettings,
+        seed: int,
+        store: ActivationStore,
+        training: TrainingSettings,
+        folder: Path,
     ) -> None:
-        self.name, self.settings, self.seed, self.training = name, settings, seed, training
-        self.folder, self.started, self.step = folder, time.time(), 0
-        self._logger = _logger(training)
-        self.history: list[dict[str, float]] = []
-        self.normalization: Normalization | None = None
-        self.dictionary: Dictionary | None = None
-        self.optimizer: torch.optim.Adam | None = None
+        self.name, self.settings, self.store, self.training = name, settings, store, training
+        self.folder, self.checkpoint, self.started = folder, folder / "checkpoint.pt", time.time()
+        self.step, self.history = 0, list[dict[str, float]]()
         self.logged_at = (time.perf_counter(), 0)
+        self._logger: Any = _logger(training)
         self._writer: Any = None
+        state = self._load()
+        if state is None:
+            self.normalization = measure_normalization(store, training, settings.reconstructs)
+        else:
+            self.normalization = Normalization(state["mean"], state["scale"])
+        d_model = self.normalization.mean.shape[1]
+        self.dictionary = build(settings, d_model, seed, training.steps, training.warmup_steps).to(training.device)
+        if training.matmul_precision == "bf16":
+            self.dictionary.gemm_dtype = torch.bfloat16
+        self.optimizer = make_optimizer(self.dictionary, training)
+        if state is not None:
+            self.dictionary.load_state_dict(state["dictionary"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.history = state["step"], state["history"]
+            torch.set_rng_state(state["rng"])
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    def load(self) -> None:
-        """Continue from the checkpoint, if there is one."""
+    def _load(self) -> dict[str, Any] | None:
         if not self.checkpoint.is_file():
-            return
+            return None
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types for a damaged file
             raise TunediffError(
                 f"{self.checkpoint}: not a readable checkpoint ({type(error).__name__}); delete it and run again"
             ) from error
-        self.normalization = Normalization(state["mean"], state["scale"])
-        self.begin(state["mean"].shape[1])
-        assert self.dictionary is not None and self.optimizer is not None
-        self.dictionary.load_state_dict(state["dictionary"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.history = state["step"], state["history"]
-        torch.set_rng_state(state["rng"])
-
-    def begin(self, d_model: int) -> None:
-        """Make the training object and its optimiser."""
-        training = self.training
-        self.dictionary = build(self.settings, d_model, self.seed, training.steps, training.warmup_steps)
-        self.dictionary.to(training.device)
-        if training.matmul_precision == "bf16":
-            self.dictionary.gemm_dtype = torch.bfloat16
-        self.optimizer = make_optimizer(self.dictionary, training)
+        return state
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all, and only from finite weights."""
-        assert self.dictionary is not None and self.optimizer is not None and self.normalization is not None
         self._require_finite()
         state = {
             "dictionary": self.dictionary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,  # the learning rate and the data position are functions of it
             "history": self.history,
-            "mean": self.normalization.mean,
-            "scale": self.normalization.scale,
             "rng": torch.get_rng_state(),
+            **self.normalization._asdict(),
         }
         with building(self.checkpoint) as partial:
             torch.save(state, partial)
 
     def _require_finite(self) -> None:
         """Raise where a weight, or a number such as μ or θ that the method carries along, is not finite."""
-        assert self.dictionary is not None
         tensors = {**dict(self.dictionary.named_parameters()), **self.dictionary.facts()}
         for name, value in tensors.items():
             if not bool(torch.isfinite(torch.as_tensor(value)).all()):
@@ -276,7 +241,6 @@ class _Run:
     def advance(self, x: Tensor, bar: "tqdm[Any]") -> None:
         """Take the step of this batch; log and checkpoint when due."""
         dictionary, optimizer, training = self.dictionary, self.optimizer, self.training
-        assert dictionary is not None and optimizer is not None
         if self.step == 0:
             dictionary.prepare(x)
         rate = learning_rate(self.step, training)
@@ -327,31 +291,21 @@ class _Run:
             self._writer.close() if self.training.log_to == "tensorboard" else self._writer.finish()
             self._writer = None
 
-    def train(self, store: Store) -> None:
+    def train(self) -> None:
         """Take all steps that are left."""
-        training, reads = self.training, self.settings.reconstructs
-        if self.normalization is None:
-            self.normalization = measure_normalization(store, training, reads)
-            self.begin(self.normalization.mean.shape[1])
-        normalization = self.normalization
-        device, size = torch.device(training.device), training.batch_size
+        training, reads, normalization = self.training, self.settings.reconstructs, self.normalization
+        device, size, left = torch.device(training.device), training.batch_size, training.steps - self.step
 
-        def prepare(batch: Batch) -> Tensor:
+        def prepare(batch: ActivationBatch) -> Tensor:
             x = normalization.apply(dictionary_inputs(batch.activations.float(), reads))
             return x.pin_memory() if device.type == "cuda" else x
 
-        batches = store.batches(size, training.seed, training.pool_chunks, self.step)
-        left = training.steps - self.step
+        batches = self.store.batches(size, training.seed, training.pool_chunks, self.step)
         feed = prefetch(islice(batches, left), prepare)
         self.logged_at = (time.perf_counter(), self.step)
+        total, done = training.steps * size, self.step * size
         bar: tqdm[Any] = tqdm(
-            total=training.steps * size,
-            initial=self.step * size,
-            unit=" tokens",
-            unit_scale=True,
-            desc=self.name,
-            mininterval=5,
-            file=sys.stderr,
+            total=total, initial=done, unit=" tokens", unit_scale=True, desc=self.name, mininterval=5, file=sys.stderr
         )
         try:
             with bar:
@@ -362,7 +316,7 @@ class _Run:
             feed.close()  # type: ignore[attr-defined]
             self.close()
 
-    def finish(self, out: Path, key: str, facts: Mapping[str, Any], store: Store) -> None:
+    def finish(self, out: Path, key: str, facts: Mapping[str, Any]) -> None:
         """Write the inference object at `out` and the history beside it, seal them, and drop the checkpoint.
 
         Raises
@@ -371,20 +325,19 @@ class _Run:
             A weight is not finite, or the L0 that was asked for is missed: then the history stays in the work folder.
         """
         dictionary, normalization = self.dictionary, self.normalization
-        assert dictionary is not None and normalization is not None
         self._require_finite()
         columns = list(dict.fromkeys([*HISTORY, *chain.from_iterable(self.history)]))
         history = pd.DataFrame(self.history, columns=columns).astype({"step": "int64", "tokens": "int64"})
         kept = self.folder / "history.parquet"
         with building(kept) as partial:
             history.to_parquet(partial, index=False)
-        final = self._measure(store)
+        final = self._measure()
         dictionary.release()
         dead = float(dictionary.dead_fraction())
         config: dict[str, Any] = {
             **facts,
             "kind": self.settings.kind,
-            "seed": self.seed,
+            "seed": dictionary.seed,
             **dictionary.facts(),
             "settings": asdict(self.settings),
             "steps": self.step,
@@ -413,11 +366,10 @@ class _Run:
         with suppress(OSError):  # a logger may have left files
             self.folder.rmdir()
 
-    def _measure(self, store: Store) -> dict[str, float | None]:
+    def _measure(self) -> dict[str, float | None]:
         """Return what `Dictionary.evaluate` says of the final weights, on the batches that would come next."""
-        assert self.dictionary is not None and self.normalization is not None
         training, rows = self.training, []
-        batches = store.batches(training.batch_size, training.seed, training.pool_chunks, training.steps)
+        batches = self.store.batches(training.batch_size, training.seed, training.pool_chunks, training.steps)
         for batch in islice(batches, VALIDATION_BATCHES):
             x = dictionary_inputs(batch.activations.to(training.device), self.settings.reconstructs)
             x = self.normalization.apply(x)
@@ -447,7 +399,7 @@ def _matmul_precision(precision: str) -> Iterator[None]:
 def train(
     settings: DictionarySettings,
     seed: int,
-    store: Store,
+    store: ActivationStore,
     training: TrainingSettings,
     out: Path,
     work_dir: Path,
@@ -471,8 +423,7 @@ def train(
         raise TunediffError(
             "training.device: is 'cuda' but torch sees no GPU; set it to cpu, or install torch for CUDA"
         )
-    run = _Run(out.name, settings, seed, training, work_dir)
+    run = _Run(out.name, settings, seed, store, training, work_dir)
     with _matmul_precision(training.matmul_precision):
-        run.load()
-        run.train(store)
-        run.finish(out, key, facts or {}, store)
+        run.train()
+        run.finish(out, key, facts or {})
