@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from tunediff.config.dictionaries import dictionary_settings
 from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import ActivationStore
-from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.training import train
 from tunediff.pipeline.job import job
 
@@ -12,7 +12,7 @@ with job(snakemake) as work:
     (settings, seed), out = work.params.training, work.out
     store = ActivationStore(work.paths("train"), key=work.key("train"))
     train(
-        dictionary_settings(settings, out.name),
+        dictionary_settings(settings),
         seed,
         store,
         TrainingSettings(**work.config["training"], seed=work.config["seed"], device=work.device),

@@ -64,6 +64,10 @@ class Settings:
 
     section: ClassVar[str]  # in messages
 
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = section
+
     def require(self, key: str, condition: bool, wanted: str) -> None:
         """Raise an error naming the key unless the condition holds."""
         if not condition:
@@ -95,12 +99,21 @@ class Variant(Settings):
     kinds: ClassVar[dict[str, Any]]  # of the family: of the class that names the tag
 
     def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
         if "tag" in vars(cls):
             cls.kinds = {}
         if "kind" in vars(cls):
             cls.section = cls.kind
             cls.kinds[cls.kind] = cls
+
+    @classmethod
+    def of(cls, own: Mapping[str, Any]) -> Any:
+        """Return the class of the kind that a section of the config names."""
+        return cls.kinds[own[cls.tag]]
+
+    @classmethod
+    def made(cls, own: Mapping[str, Any]) -> Any:
+        """Return the object of a section of the config, its values checked."""
+        return cls.of(own)(**{key: value for key, value in own.items() if key != cls.tag})
 
 
 def is_section(hint: Any) -> bool:

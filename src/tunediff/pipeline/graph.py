@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunediff.config.check import fingerprinted_paths
-from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings, kind_of
+from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings
 from tunediff.data.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
@@ -123,7 +123,7 @@ class Graph:
             f"{name}-seed{seed}": (settings, seed)
             for seed in self.config.get("training", {"seeds": []})["seeds"]
             for name, settings in self.crosscoders.items()
-            if issubclass(kind_of(settings), DictionarySettings)
+            if issubclass(CrosscoderSettings.of(settings), DictionarySettings)
         }
 
     @property
@@ -137,12 +137,18 @@ class Graph:
     @property
     def published(self) -> dict[str, dict[str, Any]]:
         """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
-        return {name: own for name, own in self.crosscoders.items() if not issubclass(kind_of(own), DictionarySettings)}
+        return {
+            name: own
+            for name, own in self.crosscoders.items()
+            if not issubclass(CrosscoderSettings.of(own), DictionarySettings)
+        }
 
     @property
     def with_norms(self) -> list[str]:
         """Names of the dictionaries that have Δnorm: those that reconstruct both models."""
-        trained = [name for name, (own, _) in self.trained.items() if kind_of(own).reconstructs == "models"]
+        trained = [
+            name for name, (own, _) in self.trained.items() if CrosscoderSettings.of(own).reconstructs == "models"
+        ]
         return [*self.published, *trained]
 
     @property
@@ -258,7 +264,7 @@ class Graph:
         """Add a dictionary that is trained on a pair's train activations."""
         c, (own, seed) = self.config, self.training(folder, name)
         shared = _without(c.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
-        settings = [own, kind_of(own).version, seed, shared, c["seed"]]
+        settings = [own, CrosscoderSettings.of(own).version, seed, shared, c["seed"]]
         self.add("train", f"{folder}crosscoders/{name}", settings, train=self.parts("train", folder))
 
     def _table(self, folder: str, name: str) -> None:
