@@ -44,9 +44,7 @@ rule export_crosscoder:
     params:
         content_keys=lambda wildcards: {
             "own": "",
-            f"{R}/crosscoders/{wildcards.name}": GRAPH.artifacts[
-                f"crosscoders/{wildcards.name}"
-            ].key,
+            f"{R}/crosscoders/{wildcards.name}": GRAPH.artifacts[f"crosscoders/{wildcards.name}"].key,
         },
     script:
         "../workflow/scripts/export_crosscoder.py"

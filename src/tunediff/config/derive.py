@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunediff.config.dictionaries import CrosscoderSettings, Run, trained
-from tunediff.config.settings import LocalSource, Source
+from tunediff.config.settings import LocalSource, Source, split_tokens
 from tunediff.data.corpora import documents, reads_same_data
 from tunediff.data.documents import Distinct, Document, Message, text_digest
 from tunediff.demo import DEMO, DEMO_MODELS
@@ -443,15 +443,13 @@ def derive(config: dict[str, Any], shipped: Path, fetch: bool = True) -> dict[st
     """
     blanks = Blanks()
     model = _Model(config.get("models"), shipped, fetch)
-    if "planted" in config:
-        train, validation = (config["planted"][f"{split}_tokens"] for split in SPLITS)
-    else:
+    if "planted" not in config:
         texts = _Texts(config)
         blanks.fill("models", config["models"], {"layer": lambda: model.value(LAYERS, "models.layer") // 2})
         blanks.fill("conversations", config["conversations"], {"source": texts.source})
         _derive_budgets(config, texts, blanks)
         blanks.fill("conversations", config["conversations"], {"count": texts.count})
-        train, validation = (sum(config["tokens"]["budgets"][split].values()) for split in SPLITS)
+    train, validation = (split_tokens(config, split) for split in SPLITS)
     blanks.fill("activations", config["activations"], _layout(config["activations"], train, validation))
     if trained(config["crosscoders"]):
         blanks.fill("training", config["training"], _training(config["training"], train))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, NUMBERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
-from tunediff.config.settings import Source
+from tunediff.config.settings import Source, split_tokens
 from tunediff.interventions import registry
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -132,9 +132,7 @@ class Setting(NamedTuple):
 
     def tokens(self, split: str) -> int:
         """Tokens of a split; of one planted pair."""
-        if self.planted:
-            return int(self.config["planted"][f"{split}_tokens"])
-        return sum(self.config["tokens"]["budgets"][split].values())
+        return split_tokens(self.config, split)
 
     @property
     def dtype(self) -> str:

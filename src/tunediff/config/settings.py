@@ -461,3 +461,10 @@ class Config(Settings, section="config"):
         propertyNames=NAME,
     )
     planted: PlantedSettings | None = setting(optional=True)
+
+
+def split_tokens(config: Mapping[str, Any], split: str) -> int:
+    """Return the tokens of a split of a checked config; of one planted pair."""
+    if "planted" in config:
+        return config["planted"][f"{split}_tokens"]
+    return sum(config["tokens"]["budgets"][split].values())
