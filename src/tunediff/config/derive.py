@@ -6,7 +6,7 @@ written out by hand gives the same keys. The rules are told key by key in config
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,23 +127,17 @@ def shape_value(config: Mapping[str, Any] | None, *names: str) -> int | None:
     return next((int(config[name]) for name in names if config and config.get(name) is not None), None)
 
 
-class _Model:
-    """The base model's config.json, read when a value is asked for."""
-
-    def __init__(self, models: Mapping[str, Any] | None, shipped: Path, fetch: bool) -> None:
-        self.models, self.shipped, self.fetch = models, shipped, fetch
-
-    def value(self, names: tuple[str, ...], key: str) -> int:
-        """Return a number that `key` is derived from; an error names the key."""
-        if self.models is None:
-            raise TunediffError(f"config: `{key}` is missing; add it: planted pairs have no model to derive it from")
-        found = shape_value(model_config(self.models, self.shipped, self.fetch), *names)
-        if found is None:
-            raise TunediffError(
-                f"config: `{key}` is missing, and no config.json of {self.models['base']} that states {names[0]} is in "
-                "reach; write `models.layer` and every `dict_size`"
-            )
-        return found
+def _model_value(models: Mapping[str, Any] | None, shipped: Path, fetch: bool, names: Sequence[str], key: str) -> int:
+    """Return a number of the base model's config.json that `key` is derived from; an error names the key."""
+    if models is None:
+        raise TunediffError(f"config: `{key}` is missing; add it: planted pairs have no model to derive it from")
+    found = shape_value(model_config(models, shipped, fetch), *names)
+    if found is None:
+        raise TunediffError(
+            f"config: `{key}` is missing, and no config.json of {models['base']} that states {names[0]} is in reach; "
+            "write `models.layer` and every `dict_size`"
+        )
+    return found
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -165,22 +159,8 @@ def _is_request(document: Document, conversations: Mapping[str, Any]) -> bool:
     return answered and fits and turns[0].role != "system"
 
 
-def _tokens(document: Document, max_length: int) -> int:
-    characters = sum(len(" ".join(message.content.split())) for message in document.messages)
-    return min(max_length, characters // CHARACTERS_PER_TOKEN)
-
-
 def _alternates(document: Document) -> bool:
     return all(turn.role == ("user", "assistant")[i % 2] for i, turn in enumerate(document.messages))
-
-
-def _passes(source: Mapping[str, Any], whole: bool) -> dict[str | None, Iterator[Document]]:
-    """Return documents by split: one pass over files that hold both splits (None), or one per split."""
-    if whole:
-        return {"validation": documents(source, "validation", 0, whole=True)}
-    if source.get("validation_path") is None:
-        return {None: documents(source, "train", 0, whole=True)}
-    return {split: documents(source, split, 0) for split in SPLITS}
 
 
 def survey(
@@ -205,7 +185,10 @@ def survey(
     found, others = Survey(), dict.fromkeys(SPLITS, 0)
     asked = Distinct()
     share = float(source.get("validation_share", LocalSource.validation_share))
-    for fixed, stream in _passes(source, whole).items():
+    separate = source.get("validation_path") is not None  # files of their own; else one pass reads both splits
+    passes = ("validation",) if whole else SPLITS if separate else (None,)
+    for fixed in passes:
+        stream = documents(source, fixed or "train", 0, whole=whole or not separate)
         seen: set[int] = set()
         for document in stream:
             digest = text_digest(document.messages)
@@ -214,7 +197,8 @@ def survey(
             seen.add(digest)
             split = fixed or ("validation" if digest < share * 2**64 else "train")
             tokens = found.tokens if not document.is_chat or _alternates(document) else others
-            tokens[split] += _tokens(document, max_length)
+            characters = sum(len(" ".join(message.content.split())) for message in document.messages)
+            tokens[split] += min(max_length, characters // CHARACTERS_PER_TOKEN)
             if split == "validation" and found.requests < requests and _is_request(document, conversations):
                 found.requests += asked.is_new([Message("user", document.messages[0].content)])
             enough = all(found.tokens[name] >= most[name] for name in SPLITS if fixed in (None, name))
@@ -400,10 +384,10 @@ def _training(training: Mapping[str, Any], train: int) -> dict[str, Callable[[],
     }
 
 
-def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, blanks: Blanks) -> None:
+def _derive_crosscoders(config: Mapping[str, Any], train: int, model: Callable[..., int], blanks: Blanks) -> None:
     """Fill in each trained crosscoder by its kind, then what follows the L0 of others."""
     found, steps, size = trained(config["crosscoders"]), config["training"]["steps"], config["training"]["batch_size"]
-    widths = {name: partial(model.value, WIDTH, f"crosscoders.{name}.dict_size") for name in found}
+    widths = {name: partial(model, WIDTH, f"crosscoders.{name}.dict_size") for name in found}
     runs = {name: Run(train, steps, size, width) for name, width in widths.items()}
     for name, (kind, own) in found.items():
         blanks.fill(f"crosscoders.{name}", own, kind.derived(own, runs[name]))
@@ -442,10 +426,10 @@ def derive(config: dict[str, Any], shipped: Path, fetch: bool = True) -> dict[st
         A value cannot be derived; the message names the key to write.
     """
     blanks = Blanks()
-    model = _Model(config.get("models"), shipped, fetch)
+    model = partial(_model_value, config.get("models"), shipped, fetch)
     if "planted" not in config:
         texts = _Texts(config)
-        blanks.fill("models", config["models"], {"layer": lambda: model.value(LAYERS, "models.layer") // 2})
+        blanks.fill("models", config["models"], {"layer": lambda: model(LAYERS, "models.layer") // 2})
         blanks.fill("conversations", config["conversations"], {"source": texts.source})
         _derive_budgets(config, texts, blanks)
         blanks.fill("conversations", config["conversations"], {"count": texts.count})

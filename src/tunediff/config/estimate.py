@@ -8,11 +8,11 @@ they are written; the rates turn them into seconds. Neither is exact: a factor o
 import math
 import os
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from textwrap import fill
+from timeit import repeat, timeit
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -79,10 +79,7 @@ class ModelShape(NamedTuple):
 
 
 # Taken where config.json is out of reach: an 8 B model, so that rules ask for enough.
-UNKNOWN = {
-    **dict(zip(NUMBERS, (32, 4096, 14336, 32, 8, 128, 128_256), strict=True)),
-    "tie_word_embeddings": False,
-}
+UNKNOWN = {**dict(zip(NUMBERS, (32, 4096, 14336, 32, 8, 128, 128_256), strict=True)), "tie_word_embeddings": False}
 
 
 def model_shape(config: Mapping[str, Any], layer: int) -> ModelShape:
@@ -292,14 +289,9 @@ def calibrate(cores: int, dtype: str, seconds: float = 0.1) -> Rates:
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     source, target = (np.ones(1 << 24, dtype=np.float32) for _ in range(2))
 
-    def best(work: Any, size: float) -> float:
-        work()
-        started, times = time.perf_counter(), list[float]()
-        while not times or time.perf_counter() - started < seconds / 2:
-            before = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - before)
-        return size / min(times)
+    def best(work: Callable[[], Any], size: float) -> float:
+        first = timeit(work, number=1)
+        return size / min(repeat(work, number=1, repeat=max(3, round(seconds / 2 / first))))
 
     product = best(lambda: left @ right, 2 * 1024**3) * min(1.0, cores / usable_cores())
     copy = best(lambda: np.copyto(target, source), 2 * source.nbytes)
