@@ -121,11 +121,6 @@ def is_section(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Settings)
 
 
-def has_kinds(hint: Any) -> bool:
-    """Whether a section is one of several kinds, which a config names."""
-    return "kinds" in vars(hint)
-
-
 def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON schema of a type; a section inside it is a reference by the name of its class."""
     origin, args = get_origin(hint), get_args(hint)
@@ -145,7 +140,7 @@ def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
         if options[-1] == {"type": "null"} and len(options) == 2 and "type" in options[0]:
             return options[0] | {"type": [options[0]["type"], "null"]}
         return {"anyOf": options}
-    if is_section(hint) and has_kinds(hint):
+    if is_section(hint) and "kinds" in vars(hint):  # one of several, which the config names
         branches = [{"$ref": f"#/$defs/{each.__name__}"} for each in hint.kinds.values()]
         return {"type": "object", "required": [hint.tag], "oneOf": branches}
     if is_section(hint):
@@ -159,6 +154,12 @@ def _validators(cls: type[Settings]) -> dict[str, Draft202012Validator]:
     return {key: Draft202012Validator(each) for key, each in nodes.items() if "$ref" not in str(each)}
 
 
+def types(schema: Mapping[str, Any]) -> list[str]:
+    """Return the types that a value may have."""
+    kinds = schema.get("type", "object")
+    return [kinds] if isinstance(kinds, str) else kinds
+
+
 def described(schema: Mapping[str, Any]) -> str:
     """Return the values that a key may have, in words."""
     if "anyOf" in schema:
@@ -166,8 +167,7 @@ def described(schema: Mapping[str, Any]) -> str:
     if "const" in schema or "enum" in schema:
         options = schema.get("enum", [schema.get("const")])
         return ("one of " if len(options) > 1 else "") + ", ".join(map(str, options))
-    kinds = schema.get("type", "object")
-    return " or ".join(WORDS.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    return " or ".join(WORDS.get(kind, kind) for kind in types(schema))
 
 
 def wanted(error: Any) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 
 from tunediff.config.dictionaries import CrosscoderSettings
-from tunediff.config.fields import Settings, Variant, has_kinds, is_section, node
+from tunediff.config.fields import Settings, Variant, is_section, node, types
 from tunediff.config.planted import PlantedArm
 from tunediff.config.settings import Adapter, Config, NullPair, Source
 
@@ -50,10 +50,6 @@ This page and `workflow/schemas/config.schema.yaml` are made from the settings i
 """
 
 
-def _help(cls: type[Settings]) -> str:
-    return " ".join((cls.__doc__ or "").split())
-
-
 def _written(hint: Any, optional: bool) -> Any:
     """Return the type of a key as it is written: what may be absent is None in Python only."""
     rest = [each for each in get_args(hint) if each is not NoneType]
@@ -64,7 +60,7 @@ def _key(entry: Field[Any], hint: Any) -> tuple[dict[str, Any], bool]:
     """Return the schema of a key, and whether it has to be written."""
     derived, optional, given = entry.metadata["derived"], entry.metadata["optional"], entry.metadata["help"]
     hint = _written(hint, optional)
-    if is_section(hint) and not has_kinds(hint):
+    if is_section(hint) and "kinds" not in vars(hint):
         sub = _section(hint)
         default, required = (MISSING, True) if "required" in sub else ({}, False)
     else:
@@ -81,15 +77,15 @@ def _key(entry: Field[Any], hint: Any) -> tuple[dict[str, Any], bool]:
 
 def _section(cls: type[Settings]) -> dict[str, Any]:
     """Return the schema of a section."""
+    about = " ".join((cls.__doc__ or "").split())
     properties: dict[str, Any] = {}
-    required: list[str] = []
     if issubclass(cls, Variant):
-        properties[cls.tag] = {"const": cls.kind, "description": _help(cls)}
-        required.append(cls.tag)
+        properties[cls.tag] = {"const": cls.kind, "description": about}
+    required = list(properties)
     for key, (entry, hint) in cls.keys().items():
         properties[key], needed = _key(entry, hint)
         required += [key] * needed
-    found: dict[str, Any] = {"type": "object", "additionalProperties": False, "description": _help(cls)}
+    found: dict[str, Any] = {"type": "object", "additionalProperties": False, "description": about}
     return found | ({"required": required} if required else {}) | {"properties": properties}
 
 
@@ -97,7 +93,7 @@ def _section(cls: type[Settings]) -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """Return the schema of a config; without `planted` it needs a pair of models and tokens."""
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_section(Config)}
-    whole |= {"if": {"required": ["planted"]}, "else": {"required": list(Config.without_planted)}}
+    whole |= {"if": {"required": ["planted"]}, "else": {"required": ["models", "tokens"]}}
     shared = (Adapter, NullPair, PlantedArm, *Source.kinds.values(), *CrosscoderSettings.kinds.values())
     return whole | {"$defs": {cls.__name__: _section(cls) for cls in shared}}
 
@@ -112,9 +108,8 @@ def _type_name(node: dict[str, Any]) -> str:
         return ", ".join(f"`{option}`" for option in node.get("enum", [node.get("const")]))
     if "$ref" in node:
         return node["$ref"].rsplit("/", 1)[-1].lower()
-    kinds = node.get("type", "object")
     names = {"object": "mapping", "array": "list", "string": "text"}
-    return " or ".join(names.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    return " or ".join(names.get(kind, kind) for kind in types(node))
 
 
 def _rows(node: dict[str, Any], prefix: str = "") -> Iterator[str]:

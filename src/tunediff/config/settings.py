@@ -430,8 +430,6 @@ class FigureSettings(Settings, section="figures"):
 class Config(Settings, section="config"):
     """Every key of a tunediff config. Unknown keys are errors; defaults are filled in from here."""
 
-    without_planted: ClassVar[tuple[str, ...]] = ("models", "tokens")  # required there
-
     results: str = setting("Folder that receives every artifact.", "results", minLength=1)
     seed: int = setting(
         "Seed of token sampling, row permutation, data order, controls and bootstraps (dictionaries have "
