@@ -31,7 +31,7 @@ rule export_crosscoder:
         crosscoder=[ancient(f"{R}/crosscoders/{{name}}")],
         manifest=ancient(f"{R}/crosscoders/{{name}}.json"),
     output:
-        directory(f"{R}/exports/{{name}}"),
+        store=directory(f"{R}/exports/{{name}}"),
     log:
         f"{R}/logs/exports/{{name}}.log",
     benchmark:

@@ -430,7 +430,7 @@ def _times(run: Setting, jobs: int, cores: int) -> str:
     stated = f"on an H100-class GPU about {_time(sum(map(gpu.seconds, work.values())))} (rates stated, not measured)"
     measured = f"{_time(sum(times.values()))} on {cores} CPU cores (calibrated: {cpu.dictionary / 1e9:.0f} GFLOP/s)"
     total = stated if run.on_gpu else measured if run.device == "cpu" else f"{measured}, {stated}"
-    taken = "" if run.planted else f"; answers, KL: conversations of {ANSWERED:.0%} of max_tokens on average"
+    taken = "" if run.planted else f"; answers, KL: conversations of {100 * ANSWERED:.0f} % of max_tokens on average"
     return ", ".join(f"{name} {_time(seconds)}" for name, seconds in times.items()) + f"; all {total}{taken}"
 
 
