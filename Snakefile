@@ -7,9 +7,7 @@ min_version("9.27")
 report: "report/workflow.rst"
 
 
-if (
-    not workflow.overwrite_configfiles
-):  # a config given by --configfile replaces the demo, it is not merged into it
+if not workflow.overwrite_configfiles:  # a config given by --configfile replaces the demo, it is not merged into it
 
     configfile: "config/config.yaml"
 

@@ -69,9 +69,7 @@ def reads(pattern):
         path = pattern.format(**wildcards)
         stores, manifests = GRAPH.inputs(path)
         mark = ancient if path in FRESH else str
-        found = {
-            role: [mark(store) for store in paths] for role, paths in stores.items()
-        }
+        found = {role: [mark(store) for store in paths] for role, paths in stores.items()}
         found["manifests"] = [mark(manifest) for manifest in manifests]
         return found | ({"changed": str(MARKER)} if path in CHANGED else {})
 
@@ -80,20 +78,9 @@ def reads(pattern):
 
 def makes(stage, pattern):
     """The outputs of an artifact's job: its manifest, and store(s) beside it."""
-    first, *more = [
-        (
-            directory(f"{R}/{pattern}{suffix[:-1]}")
-            if suffix.endswith("/")
-            else f"{R}/{pattern}{suffix}"
-        )
-        for suffix in STAGES[stage].suffixes
-    ] or [None]
-    found = {"store": first} if first else {}
-    return {
-        **found,
-        **{f"more{i}": path for i, path in enumerate(more)},
-        "manifest": f"{R}/{pattern}.json",
-    }
+    suffixes = STAGES[stage].suffixes
+    paths = [(directory if suffix.endswith("/") else str)(f"{R}/{pattern}{suffix.rstrip('/')}") for suffix in suffixes]
+    return dict(zip(("store", "more"), paths)) | {"manifest": f"{R}/{pattern}.json"}
 
 
 def keys(pattern):

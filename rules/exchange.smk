@@ -31,7 +31,7 @@ rule export_crosscoder:
         crosscoder=[ancient(f"{R}/crosscoders/{{name}}")],
         manifest=ancient(f"{R}/crosscoders/{{name}}.json"),
     output:
-        directory(f"{R}/exports/{{name}}"),
+        store=directory(f"{R}/exports/{{name}}"),
     log:
         f"{R}/logs/exports/{{name}}.log",
     benchmark:
@@ -44,9 +44,7 @@ rule export_crosscoder:
     params:
         content_keys=lambda wildcards: {
             "own": "",
-            f"{R}/crosscoders/{wildcards.name}": GRAPH.artifacts[
-                f"crosscoders/{wildcards.name}"
-            ].key,
+            f"{R}/crosscoders/{wildcards.name}": GRAPH.artifacts[f"crosscoders/{wildcards.name}"].key,
         },
     script:
         "../workflow/scripts/export_crosscoder.py"

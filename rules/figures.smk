@@ -1,12 +1,7 @@
 # Figures and tables: one file each in src/tunediff/report/{figures,tables}, which says what it reads; one script draws
 # them all. Beside them, what the run shows in plain words.
 DRAWINGS = drawings_of(GRAPH)
-DRAWN = [
-    f"{R}/{path}.{suffix}"
-    for path in DRAWINGS
-    if path != NULLS
-    for suffix in ("pdf", "png", "csv")
-]
+DRAWN = [f"{R}/{path}.{suffix}" for path in DRAWINGS if path != NULLS for suffix in ("pdf", "png", "csv")]
 
 
 rule drawing:
@@ -53,9 +48,7 @@ if not PLANTED:
         input:
             unpack(reads("summary")),
         output:
-            store=report(
-                f"{R}/summary.txt", caption="../report/summary.rst", category="Summary"
-            ),
+            store=report(f"{R}/summary.txt", caption="../report/summary.rst", category="Summary"),
             manifest=f"{R}/summary.json",
         log:
             f"{R}/logs/summary.log",

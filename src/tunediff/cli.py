@@ -41,37 +41,30 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=raw,
     )
-    inspect.add_argument("path", type=Path, help="a store (.zarr), table (.parquet), directory, or manifest (.json)")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
-    inspect.add_argument(
-        "--checksums",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compare every file's sha256 with the manifest (reads the whole store; default: yes)",
-    )
-    inspect.add_argument("--documents", type=int, default=2, metavar="N", help="documents of a token store to show (2)")
-    inspect.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="tokenizer for them (default: the chat model's of these results)"
-    )
     inspect.set_defaults(run=run_inspect)
+    add = inspect.add_argument
+    add("path", type=Path, help="a store (.zarr), table (.parquet), directory, or manifest (.json)")
+    add("--json", action="store_true", help="print JSON")
+    checksums = "compare every file's sha256 with the manifest (reads the whole store; default: yes)"
+    add("--checksums", action=argparse.BooleanOptionalAction, default=True, help=checksums)
+    add("--documents", type=int, default=2, metavar="N", help="documents of a token store to show (2)")
+    tokenizer = "tokenizer for them (default: the chat model's of these results)"
+    add("--tokenizer", type=Path, metavar="DIR", help=tokenizer)
     export = commands.add_parser(
         "export",
         help="write a crosscoder as the paper's library loads it",
         description="Write config.json and model.safetensors as the dictionary_learning library loads them: "
         "CrossCoder or BatchTopKCrossCoder.from_pretrained(OUT, from_hub=True).",
     )
-    export.add_argument("crosscoder", type=Path, metavar="NAME_DIR", help="a crosscoder: results/crosscoders/NAME")
-    export.add_argument("out", type=Path, metavar="OUT", help="directory to write")
-    export.add_argument("--k", type=int, metavar="K", help="k, where the crosscoder does not know its own")
-    export.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-5,
-        help="relative spread of thresholds · decoder norms that counts as one threshold (1e-5)",
-    )
-    export.add_argument("--push-to", metavar="HUB_ID", help="also upload to this hub repository (default: no upload)")
-    export.add_argument("--public", action="store_true", help="a repository that --push-to creates is public")
     export.set_defaults(run=run_export)
+    add = export.add_argument
+    add("crosscoder", type=Path, metavar="NAME_DIR", help="a crosscoder: results/crosscoders/NAME")
+    add("out", type=Path, metavar="OUT", help="directory to write")
+    add("--k", type=int, metavar="K", help="k, where the crosscoder does not know its own")
+    tolerance = "relative spread of thresholds · decoder norms that counts as one threshold (1e-5)"
+    add("--tolerance", type=float, default=1e-5, help=tolerance)
+    add("--push-to", metavar="HUB_ID", help="also upload to this hub repository (default: no upload)")
+    add("--public", action="store_true", help="a repository that --push-to creates is public")
     return parser
 
 

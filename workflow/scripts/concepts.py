@@ -1,8 +1,5 @@
 """Score every latent as a detector of every labelled concept."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from tunediff.data.activations import ActivationStore
 from tunediff.data.corpora import chat_concepts, concept_kinds
 from tunediff.data.tokens import TokenStore
@@ -11,20 +8,17 @@ from tunediff.latents.concepts import ConceptSettings, build_concepts
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.job import job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
 with job(snakemake) as work:
     sources, device = work.config["tokens"]["sources"], work.device
     build_concepts(
-        {name: Crosscoder.load(path, device, key=key) for name, path, key in work.each("crosscoders")},
-        {name: LatentTable.read(path, key=key) for name, path, key in work.each("latents")},
+        work.open_each(Crosscoder.load, "crosscoders", device),
+        work.open_each(LatentTable.read, "latents"),
         ActivationStore(work.paths("validation"), key=work.key("validation")),
-        TokenStore.open(work.path("tokens"), key=work.key("tokens")),
+        work.open(TokenStore.open, "tokens"),
         chat_concepts(sources),
         concept_kinds(sources),
         ConceptSettings(seed=work.config["seed"]),
-        Path(snakemake.output.store),
+        work.out,
         key=work.own_key,
         device=device,
     )

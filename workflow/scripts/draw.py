@@ -1,16 +1,12 @@
 """Draw one figure or table of the registry."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunediff.pipeline.artifacts import seal
 from tunediff.pipeline.job import job
 from tunediff.report.inputs import Results
 from tunediff.report.registry import drawings
 from tunediff.report.style import Style, save
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 with job(snakemake) as work:
     drawing, style, out = drawings()[work.wildcards.drawing], Style(**work.config["figures"]), snakemake.output

@@ -1,13 +1,9 @@
 """Resolve a model pair (the run's own or a null) and compare its tokenizers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tunediff.models.pair import prepare_pair
 from tunediff.pipeline.job import job
-
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
 
 with job(snakemake) as work:
     models, shipped = work.config["models"], Path(snakemake.scriptdir).parents[1] / "resources/demo-pair"
@@ -15,4 +11,4 @@ with job(snakemake) as work:
         models = models | work.config["nulls"][Path(work.wildcards.pair).name]
         models["demo"] = {**models["demo"], "retrain": False}
         shipped = work.path("own")  # the run's own demo models
-    prepare_pair(models, shipped, Path(snakemake.output.store), key=work.own_key)
+    prepare_pair(models, shipped, work.out, key=work.own_key)

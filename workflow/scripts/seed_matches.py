@@ -1,25 +1,19 @@
 """Match the latents of every crosscoder with those of its other seeds."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.seeds import build_matches, directions
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.job import job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
 with job(snakemake) as work:
     dictionaries = {
         name: directions(Crosscoder.load(path, work.device, key=key)) for name, path, key in work.each("crosscoders")
     }
-    tables = {name: LatentTable.read(path, key=key) for name, path, key in work.each("latents")}
+    tables = work.open_each(LatentTable.read, "latents")
     by_seed = work.params.dictionaries.items()
     build_matches(
         {name: {seed: dictionaries[own] for seed, own in seeds.items()} for name, seeds in by_seed},
         {name: {seed: tables[own] for seed, own in seeds.items()} for name, seeds in by_seed},
-        Path(snakemake.output.store),
+        work.out,
         key=work.own_key,
     )

@@ -1,17 +1,11 @@
 """Write what the run shows, in plain words."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from tunediff.pipeline.artifacts import seal, write_text
 from tunediff.pipeline.job import job
 from tunediff.report.inputs import Results
 from tunediff.report.summary import summary
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
 with job(snakemake) as work:
-    out = Path(snakemake.output.store)
+    out = work.out
     write_text(out, summary(Results.of(snakemake)) + "\n")
     seal(out, "summary", work.own_key, {})

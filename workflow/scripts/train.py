@@ -1,22 +1,18 @@
 """Train one dictionary."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from tunediff.config.dictionaries import dictionary_settings
 from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import ActivationStore
-from tunediff.dictionaries import dictionary_settings
 from tunediff.dictionaries.training import train
 from tunediff.pipeline.job import job
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
 with job(snakemake) as work:
-    (settings, seed), out = work.params.training, Path(snakemake.output.store)
+    (settings, seed), out = work.params.training, work.out
     store = ActivationStore(work.paths("train"), key=work.key("train"))
     train(
-        dictionary_settings(settings, out.name),
+        dictionary_settings(settings),
         seed,
         store,
         TrainingSettings(**work.config["training"], seed=work.config["seed"], device=work.device),

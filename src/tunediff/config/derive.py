@@ -6,28 +6,25 @@ written out by hand gives the same keys. The rules are told key by key in config
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tunediff.config.dictionaries import Run, kind_of, trained
-from tunediff.config.settings import LocalSource
+from tunediff.config.dictionaries import CrosscoderSettings, Run, trained
+from tunediff.config.settings import LocalSource, Source, split_tokens
 from tunediff.data.corpora import documents, reads_same_data
 from tunediff.data.documents import Distinct, Document, Message, text_digest
-from tunediff.demo import DEMO_MODELS
+from tunediff.demo import DEMO, DEMO_MODELS
 from tunediff.errors import TunediffError
 
 SPLITS = ("train", "validation")
 
 # Text files: an estimate from below, so that a derived budget is never larger than its source.
 CHARACTERS_PER_TOKEN = 6  # white space collapsed; tokenizers of large vocabularies need 3 (code) to 5 (prose)
-MOST_TOKENS = {"train": 5 << 20, "validation": 1 << 19}  # of one source
-LONGEST_READ = 2 * sum(MOST_TOKENS.values())
-DEMO_TOKENS = {"train": 1 << 18, "validation": 1 << 16}  # of one part of the demo
-CHAT_COLUMNS = ("messages", "conversation", "conversations", "chat", "turns")  # of data sets of the hub
+LONGEST_READ = 2 * sum(Source.budgets.values())
 
 MOST_CONVERSATIONS = 512
 REQUESTS_USED = 0.9  # of those found: some may still be refused by the chat template
@@ -38,10 +35,9 @@ LEAST_PART = 65_536
 SET_SHARE = 0.04  # of the latents: the paper's effective set is 3,176 of 73,728
 LOGITS_BYTES = 1 << 30
 
-DEFAULT_CROSSCODERS = {"l1": {"kind": "l1"}, "batchtopk": {"kind": "batchtopk"}}
-
 FEW_TOKENS = 5_000_000  # train tokens: two epochs from here on
-LEAST_STEPS, MOST_EPOCHS, BATCH, LEAST_BATCH = 1_000, 16, 2_048, 256
+LEAST_STEPS, MOST_EPOCHS = 1_000, 16
+BATCHES = (2_048, 1_024, 512, 256)  # tokens of a training step
 
 # config.json, as far as read here, of the gated models that configs of this project name: plans need no access to them.
 NUMBERS = (
@@ -53,9 +49,12 @@ KNOWN_MODELS = {
     "google/gemma-3-270m": (18, 640, 2048, 4, 1, 256, 262_144),
     "meta-llama/Llama-3.2-1B": (16, 2048, 8192, 32, 8, 64, 128_256),
 }
+WIDTH = ("hidden_size", "n_embd", "d_model")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise an error of the config unless the condition holds."""
     if not condition:
         raise TunediffError(f"config: {message}")
 
@@ -66,11 +65,11 @@ class Blanks:
     def __init__(self) -> None:
         self.filled: dict[str, Any] = {}
 
-    def fill(self, section: dict[str, Any], where: str, name: str, value: Callable[..., Any]) -> None:
-        """Set section[name] to value() where it is missing; `where` is the dotted key of the section."""
-        if name not in section:
-            section[name] = value()
-            self.filled[f"{where}.{name}"] = section[name]
+    def fill(self, where: str, section: dict[str, Any], values: Mapping[str, Callable[[], Any]]) -> None:
+        """Set each key that a section lacks to its value, in this order; `where` is the section's dotted key."""
+        for name, value in values.items():
+            if name not in section:
+                self.filled[f"{where}.{name}"] = section[name] = value()
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -107,22 +106,20 @@ def model_config(models: Mapping[str, Any], shipped: Path, fetch: bool = True) -
     named, revision = models["base"], models.get("base_revision")
     if isinstance(named, Mapping):  # with an adapter, which changes no shape
         named, revision = named["base"], named["base_revision"]
-    demo = models.get("demo", {})
-    path = (shipped / "base" if named in DEMO_MODELS or named == "demo" else Path(named).expanduser()) / "config.json"
+    path = (shipped / "base" if named in (DEMO, *DEMO_MODELS) else Path(named).expanduser()) / "config.json"
     try:
         if path.is_file():
             config = json.loads(path.read_text(encoding="utf-8"))
         else:
             config = _from_hub(named, revision, fetch) if named.count("/") == 1 else None
     except ValueError as error:
-        raise TunediffError(
-            f"config: `models.base`: config.json of {named} is not JSON ({error}); replace it"
-        ) from error
+        wrong = f"config: `models.base`: config.json of {named} is not JSON ({error}); replace it"
+        raise TunediffError(wrong) from error
     if config is None:
         return None
-    config = dict(config.get("text_config") or config)
-    written = {"hidden_size": demo.get("d_model"), "num_hidden_layers": demo.get("layers")}
-    return config | {name: value for name, value in written.items() if value is not None}
+    recipe = models.get("demo", {})
+    written = {"hidden_size": recipe.get("d_model"), "num_hidden_layers": recipe.get("layers")}
+    return (config.get("text_config") or config) | {name: n for name, n in written.items() if n is not None}
 
 
 def shape_value(config: Mapping[str, Any] | None, *names: str) -> int | None:
@@ -130,31 +127,17 @@ def shape_value(config: Mapping[str, Any] | None, *names: str) -> int | None:
     return next((int(config[name]) for name in names if config and config.get(name) is not None), None)
 
 
-WIDTH = ("hidden_size", "n_embd", "d_model")
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-
-
-class _Model:
-    """The base model's config.json, read when a value is asked for."""
-
-    def __init__(self, models: Mapping[str, Any] | None, shipped: Path, fetch: bool) -> None:
-        self.models, self.shipped, self.fetch = models, shipped, fetch
-
-    def read(self, fetch: bool) -> dict[str, Any] | None:
-        """Return it, or None."""
-        return None if self.models is None else model_config(self.models, self.shipped, fetch)
-
-    def value(self, names: tuple[str, ...], key: str) -> int:
-        """Return a number that `key` is derived from; an error names the key."""
-        if self.models is None:
-            raise TunediffError(f"config: `{key}` is missing; add it: planted pairs have no model to derive it from")
-        found = shape_value(self.read(self.fetch), *names)
-        if found is None:
-            raise TunediffError(
-                f"config: `{key}` is missing, and no config.json of {self.models['base']} that states {names[0]} is in "
-                "reach; write `models.layer` and every `dict_size`"
-            )
-        return found
+def _model_value(models: Mapping[str, Any] | None, shipped: Path, fetch: bool, names: Sequence[str], key: str) -> int:
+    """Return a number of the base model's config.json that `key` is derived from; an error names the key."""
+    if models is None:
+        raise TunediffError(f"config: `{key}` is missing; add it: planted pairs have no model to derive it from")
+    found = shape_value(model_config(models, shipped, fetch), *names)
+    if found is None:
+        raise TunediffError(
+            f"config: `{key}` is missing, and no config.json of {models['base']} that states {names[0]} is in reach; "
+            "write `models.layer` and every `dict_size`"
+        )
+    return found
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -176,24 +159,8 @@ def _is_request(document: Document, conversations: Mapping[str, Any]) -> bool:
     return answered and fits and turns[0].role != "system"
 
 
-def _tokens(document: Document, max_length: int) -> int:
-    characters = sum(len(" ".join(message.content.split())) for message in document.messages)
-    return min(max_length, characters // CHARACTERS_PER_TOKEN)
-
-
 def _alternates(document: Document) -> bool:
     return all(turn.role == ("user", "assistant")[i % 2] for i, turn in enumerate(document.messages))
-
-
-def _passes(source: Mapping[str, Any], whole: bool) -> Iterator[tuple[str | None, Iterator[Document]]]:
-    """Yield (split, documents): one pass over files that hold both splits (None), or one per split."""
-    if whole:
-        yield "validation", documents(source, "validation", 0, whole=True)
-    elif source.get("validation_path") is None:
-        yield None, documents(source, "train", 0, whole=True)
-    else:
-        for split in SPLITS:
-            yield split, documents(source, split, 0)
 
 
 def survey(
@@ -218,7 +185,10 @@ def survey(
     found, others = Survey(), dict.fromkeys(SPLITS, 0)
     asked = Distinct()
     share = float(source.get("validation_share", LocalSource.validation_share))
-    for fixed, stream in _passes(source, whole):
+    separate = source.get("validation_path") is not None  # files of their own; else one pass reads both splits
+    passes = ("validation",) if whole else SPLITS if separate else (None,)
+    for fixed in passes:
+        stream = documents(source, fixed or "train", 0, whole=whole or not separate)
         seen: set[int] = set()
         for document in stream:
             digest = text_digest(document.messages)
@@ -227,7 +197,8 @@ def survey(
             seen.add(digest)
             split = fixed or ("validation" if digest < share * 2**64 else "train")
             tokens = found.tokens if not document.is_chat or _alternates(document) else others
-            tokens[split] += _tokens(document, max_length)
+            characters = sum(len(" ".join(message.content.split())) for message in document.messages)
+            tokens[split] += min(max_length, characters // CHARACTERS_PER_TOKEN)
             if split == "validation" and found.requests < requests and _is_request(document, conversations):
                 found.requests += asked.is_new([Message("user", document.messages[0].content)])
             enough = all(found.tokens[name] >= most[name] for name in SPLITS if fixed in (None, name))
@@ -254,12 +225,13 @@ class _Texts:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.conversations, self.tokens = config["conversations"], config["tokens"]
+        self.sources: dict[str, dict[str, Any]] = self.tokens["sources"]
         self.surveys: dict[str, Survey] = {}
 
     def _survey(self, where: str, source: Mapping[str, Any], whole: bool = False) -> Survey:
         if where not in self.surveys:
             budgets_written = all(split in self.tokens["budgets"] for split in SPLITS)
-            most = dict.fromkeys(SPLITS, 0) if budgets_written or whole else MOST_TOKENS
+            most = dict.fromkeys(SPLITS, 0) if budgets_written or whole else Source.of(source).budgets
             asked = "count" not in self.conversations and self.conversations["source"] == source
             requests = math.ceil(MOST_CONVERSATIONS / REQUESTS_USED) if asked else 0
             with _named(where):
@@ -267,24 +239,23 @@ class _Texts:
             self.surveys[where] = found
         return self.surveys[where]
 
-    def is_chat(self, name: str) -> bool:
+    def _is_chat(self, name: str) -> bool:
         """Return whether a source of `tokens.sources` holds conversations."""
-        source = self.tokens["sources"][name]
-        if source["from"] == "demo":
-            return bool(source["part"] != "web")
-        if source["from"] == "hub":
-            return source["column"] in CHAT_COLUMNS
+        source = self.sources[name]
+        known = Source.of(source).holds_chat(source)
+        if known is not None:
+            return known
         with _named(f"tokens.sources.{name}"):
             first = next(documents(source, "train", 0, whole=True), None)
         return first is not None and first.is_chat
 
     def available(self, name: str, split: str) -> int:
         """Return the budget of a source where it is left to itself."""
-        source = self.tokens["sources"][name]
-        if source["from"] != "local":
-            return (DEMO_TOKENS if source["from"] == "demo" else MOST_TOKENS)[split]
+        source = self.sources[name]
+        if not Source.of(source).files:
+            return Source.of(source).budgets[split]
         found = self._survey(f"tokens.sources.{name}", source).tokens[split]
-        _require(
+        require(
             found > 0,
             f"`tokens.sources.{name}`: no text for {split} in column `{source['column']}`; give larger files, or "
             f"`validation_path`, or write `tokens.budgets.{split}`",
@@ -293,30 +264,28 @@ class _Texts:
 
     def source(self) -> dict[str, Any]:
         """Return the source of the conversations: the token source that holds conversations."""
-        name = next((name for name in self.tokens["sources"] if self.is_chat(name)), None)
-        if name is None:
+        source = next((source for name, source in self.sources.items() if self._is_chat(name)), None)
+        if source is None:
             raise TunediffError(
                 "config: `conversations.source` is missing, and no source of `tokens.sources` holds conversations (a "
                 "column of lists of turns); add it: a source of requests"
             )
-        source = dict(self.tokens["sources"][name])
-        return source | {"part": "requests"} if source["from"] == "demo" else source
+        return Source.of(source).requests(source)
 
     def count(self) -> int:
         """Return the number of conversations: fewer where local files have fewer requests."""
         source = self.conversations["source"]
-        if source["from"] != "local":
+        if not Source.of(source).files:
             return MOST_CONVERSATIONS
-        others = self.tokens["sources"]
-        same = next((name for name, other in others.items() if other == source), None)
+        same = next((name for name, other in self.sources.items() if other == source), None)
         if same is not None:
             found = self._survey(f"tokens.sources.{same}", source)
         else:
-            same = next((name for name, other in others.items() if reads_same_data(source, other)), None)
+            same = next((name for name, other in self.sources.items() if reads_same_data(source, other)), None)
             found = self._survey("conversations.source", source, whole=same is None)
         count = min(MOST_CONVERSATIONS, int(REQUESTS_USED * found.requests))
         share = f" (only its validation share is used: `tokens.sources.{same}` reads the same files)" if same else ""
-        _require(
+        require(
             count >= 2,
             f"`conversations.source` has {found.requests} different requests to ask{share}; give a larger one, or "
             "write `conversations.count`",
@@ -334,27 +303,28 @@ def whole_shards(budget: Mapping[str, int], shard: int) -> dict[str, int]:
 
 
 def _derive_budgets(config: Mapping[str, Any], texts: _Texts, blanks: Blanks) -> None:
-    tokens = config["tokens"]
-    open_splits = [split for split in SPLITS if split not in tokens["budgets"]]
-    if not open_splits:
-        return
-    found = {split: {name: texts.available(name, split) for name in tokens["sources"]} for split in open_splits}
-    written = [sum(budget.values()) for budget in tokens["budgets"].values()]
-    totals = [*written, *(sum(budget.values()) for budget in found.values())]
+    budgets = config["tokens"]["budgets"]
+    found = {
+        split: {name: texts.available(name, split) for name in texts.sources}
+        for split in SPLITS
+        if split not in budgets
+    }
+    written = [sum(budget.values()) for budget in budgets.values()]
+    totals = {split: sum(budget.values()) for split, budget in found.items()}
     shard = config["activations"].get("shard_tokens")
     if shard is None:
         shard = SHARD
-        while shard > LEAST_SHARD and min(totals) < 8 * shard:
+        while shard > LEAST_SHARD and min(*written, *totals.values()) < 8 * shard:
             shard //= 2
         for total in written:  # of the other split: it has to be whole shards too
             shard = largest_divisor(total, shard)
-    for split, budget in found.items():
-        _require(
-            sum(budget.values()) >= shard,
-            f"`tokens.sources` hold about {sum(budget.values())} tokens for {split}, less than a shard of {shard}; "
+    for split, total in totals.items():
+        require(
+            total >= shard,
+            f"`tokens.sources` hold about {total} tokens for {split}, less than a shard of {shard}; "
             f"give larger files, or write `tokens.budgets.{split}`",
         )
-        blanks.fill(tokens["budgets"], "tokens.budgets", split, lambda budget=budget: whole_shards(budget, shard))
+        blanks.fill("tokens.budgets", budgets, {split: partial(whole_shards, found[split], shard)})
 
 
 # -- layout, training, crosscoders -------------------------------------------------------------------------------------
@@ -370,7 +340,7 @@ def shard_size(train: int, validation: int, chunk: int = 1, part: int | None = N
     """Return the tokens of a shard: the largest common divisor up to 65,536, in whole chunks."""
     common = math.gcd(train, validation, part or 0)
     shard = chunk * largest_divisor(common // chunk, SHARD // chunk) if common % chunk == 0 else chunk
-    _require(
+    require(
         shard >= min(LEAST_SHARD, train, validation),
         f"`tokens.budgets` add up to {train} and {validation} tokens, whose common divisor up to {SHARD} is {shard}: "
         f"write multiples of {SHARD}, or `activations.shard_tokens`",
@@ -384,79 +354,64 @@ def part_size(train: int, shard: int) -> int:
     return shard * min(shards, max(math.ceil(shards / parts), math.ceil(LEAST_PART / shard)))
 
 
-def _derive_layout(acts: dict[str, Any], train: int, validation: int, blanks: Blanks) -> None:
-    where = "activations"
+def _layout(acts: Mapping[str, Any], train: int, validation: int) -> dict[str, Callable[[], int]]:
     chunk, part = acts.get("chunk_tokens", 1), acts.get("part_tokens")
-    blanks.fill(acts, where, "shard_tokens", lambda: shard_size(train, validation, chunk, part))
-    shard = acts["shard_tokens"]
-    blanks.fill(acts, where, "part_tokens", lambda: part_size(train, shard))
-    blanks.fill(acts, where, "chunk_tokens", lambda: largest_divisor(shard, min(CHUNK, shard // 8)))
+    return {
+        "shard_tokens": lambda: shard_size(train, validation, chunk, part),
+        "part_tokens": lambda: part_size(train, acts["shard_tokens"]),
+        "chunk_tokens": lambda: largest_divisor(acts["shard_tokens"], min(CHUNK, acts["shard_tokens"] // 8)),
+    }
 
 
-def batch_size(train: int) -> int:
-    """Return the tokens of a training step: fewer where four epochs would be fewer than 1,000 steps."""
-    size = BATCH
-    while size > LEAST_BATCH and 4 * train < LEAST_STEPS * size:
-        size //= 2
-    return size
+def _training(training: Mapping[str, Any], train: int) -> dict[str, Callable[[], float]]:
+    """Return how training is set: the paper's learning rate for its 97,656 steps, a larger one for short runs."""
+
+    def steps() -> int:
+        size = training["batch_size"]
+        epochs = 4 if train < FEW_TOKENS else 2
+        return max(1, epochs * train // size, min(LEAST_STEPS, MOST_EPOCHS * train // size))
+
+    def learning_rate() -> float:
+        return 2e-3 if training["steps"] <= 3_000 else 3e-4 if training["steps"] <= 30_000 else 1e-4
+
+    return {
+        "batch_size": lambda: next((n for n in BATCHES if 4 * train >= LEAST_STEPS * n), BATCHES[-1]),
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "warmup_steps": lambda: min(1_000, training["steps"] // 10),
+        "checkpoint_every": lambda: min(10_000, max(50, training["steps"] // 10)),
+        "log_every": lambda: min(100, max(1, training["steps"] // 100)),
+    }
 
 
-def training_steps(train: int, size: int) -> int:
-    """Return the steps of two epochs, of four below 5 M tokens, of up to 16 where that were fewer than 1,000."""
-    steps = (4 if train < FEW_TOKENS else 2) * train // size
-    return max(1, steps, min(LEAST_STEPS, MOST_EPOCHS * train // size))
-
-
-def learning_rate(steps: int) -> float:
-    """Return Adam's learning rate: the paper's for its 97,656 steps, larger for short runs."""
-    return 2e-3 if steps <= 3_000 else 3e-4 if steps <= 30_000 else 1e-4
-
-
-def _derive_training(training: dict[str, Any], train: int, blanks: Blanks) -> None:
-    where = "training"
-    blanks.fill(training, where, "batch_size", lambda: batch_size(train))
-    blanks.fill(training, where, "steps", lambda: training_steps(train, training["batch_size"]))
-    steps = training["steps"]
-    blanks.fill(training, where, "learning_rate", lambda: learning_rate(steps))
-    blanks.fill(training, where, "warmup_steps", lambda: min(1_000, steps // 10))
-    blanks.fill(training, where, "checkpoint_every", lambda: min(10_000, max(50, steps // 10)))
-    blanks.fill(training, where, "log_every", lambda: min(100, max(1, steps // 100)))
-
-
-def _derive_crosscoders(config: Mapping[str, Any], train: int, model: _Model, blanks: Blanks) -> None:
+def _derive_crosscoders(config: Mapping[str, Any], train: int, model: Callable[..., int], blanks: Blanks) -> None:
     """Fill in each trained crosscoder by its kind, then what follows the L0 of others."""
     found, steps, size = trained(config["crosscoders"]), config["training"]["steps"], config["training"]["batch_size"]
-    widths = {name: partial(model.value, WIDTH, f"crosscoders.{name}.dict_size") for name in found}
+    widths = {name: partial(model, WIDTH, f"crosscoders.{name}.dict_size") for name in found}
     runs = {name: Run(train, steps, size, width) for name, width in widths.items()}
     for name, (kind, own) in found.items():
-        for key, value in kind.derived(own, runs[name]).items():
-            blanks.fill(own, f"crosscoders.{name}", key, value)
+        blanks.fill(f"crosscoders.{name}", own, kind.derived(own, runs[name]))
     l0 = next((l0 for kind, own in found.values() if (l0 := kind.asked_l0(own)) is not None), None)
     for name, (kind, own) in found.items():
-        for key, value in kind.matched(own, runs[name], l0).items():
-            blanks.fill(own, f"crosscoders.{name}", key, value)
+        blanks.fill(f"crosscoders.{name}", own, kind.matched(own, runs[name], l0))
 
 
 def _derive_causal(config: Mapping[str, Any], blanks: Blanks) -> None:
     """Fill in the size of the effective sets: the L1 crosscoder's chat-only latents, else 4 % of the dictionary."""
     causal, crosscoders = config["causal"], config["crosscoders"]
-    reference = next((name for name, own in crosscoders.items() if kind_of(own).sizes_sets), None)
+    reference = next((name for name, own in crosscoders.items() if CrosscoderSettings.of(own).sizes_sets), None)
     sizes = [own["dict_size"] for own in crosscoders.values() if "dict_size" in own]
-    counted = reference is not None or "reference" in causal or not sizes
-    blanks.fill(causal, "causal", "set_size", lambda: None if counted else max(2, round(SET_SHARE * min(sizes))))
-    blanks.fill(causal, "causal", "reference", lambda: reference or next(iter(crosscoders)))
+    size = None if reference or "reference" in causal or not sizes else max(2, round(SET_SHARE * min(sizes)))
+    blanks.fill("causal", causal, {"set_size": lambda: size, "reference": lambda: reference or next(iter(crosscoders))})
 
 
-def _derive_batches(config: Mapping[str, Any], model: _Model, blanks: Blanks) -> None:
+def _derive_batches(config: Mapping[str, Any], shipped: Path, blanks: Blanks) -> None:
     """Fill in how many documents are run at once: its logits take 1 GiB in float32 at most."""
-    found = model.read(fetch=False)
-    vocabulary = shape_value(found, "vocab_size")
-    for section, length in (
-        ("evaluation", config["tokens"]["max_length"]),
-        ("causal", config["conversations"]["max_tokens"]),
-    ):
+    vocabulary = shape_value(model_config(config["models"], shipped, fetch=False), "vocab_size")
+    lengths = {"evaluation": config["tokens"]["max_length"], "causal": config["conversations"]["max_tokens"]}
+    for section, length in lengths.items():
         fitting = 4 if vocabulary is None else LOGITS_BYTES // (4 * length * vocabulary)
-        blanks.fill(config[section], section, "batch_size", lambda n=fitting: min(16, max(1, n)))
+        blanks.fill(section, config[section], {"batch_size": partial(min, 16, max(1, fitting))})
 
 
 def derive(config: dict[str, Any], shipped: Path, fetch: bool = True) -> dict[str, Any]:
@@ -471,21 +426,19 @@ def derive(config: dict[str, Any], shipped: Path, fetch: bool = True) -> dict[st
         A value cannot be derived; the message names the key to write.
     """
     blanks = Blanks()
-    model = _Model(config.get("models"), shipped, fetch)
-    if "planted" in config:
-        train, validation = (config["planted"][f"{split}_tokens"] for split in SPLITS)
-    else:
+    model = partial(_model_value, config.get("models"), shipped, fetch)
+    if "planted" not in config:
         texts = _Texts(config)
-        blanks.fill(config["models"], "models", "layer", lambda: model.value(LAYERS, "models.layer") // 2)
-        blanks.fill(config["conversations"], "conversations", "source", texts.source)
+        blanks.fill("models", config["models"], {"layer": lambda: model(LAYERS, "models.layer") // 2})
+        blanks.fill("conversations", config["conversations"], {"source": texts.source})
         _derive_budgets(config, texts, blanks)
-        blanks.fill(config["conversations"], "conversations", "count", texts.count)
-        train, validation = (sum(config["tokens"]["budgets"][split].values()) for split in SPLITS)
-    _derive_layout(config["activations"], train, validation, blanks)
+        blanks.fill("conversations", config["conversations"], {"count": texts.count})
+    train, validation = (split_tokens(config, split) for split in SPLITS)
+    blanks.fill("activations", config["activations"], _layout(config["activations"], train, validation))
     if trained(config["crosscoders"]):
-        _derive_training(config["training"], train, blanks)
+        blanks.fill("training", config["training"], _training(config["training"], train))
         _derive_crosscoders(config, train, model, blanks)
     if "planted" not in config:
         _derive_causal(config, blanks)
-        _derive_batches(config, model, blanks)
+        _derive_batches(config, shipped, blanks)
     return blanks.filled

@@ -240,13 +240,16 @@ class PublishedSettings(CrosscoderSettings):
         return sorted(p for p in weights.parent.iterdir() if p.name in (weights.name, "config.json", "cfg.json"))
 
 
-def kind_of(own: Mapping[str, Any]) -> type[CrosscoderSettings]:
-    """Return the class of one crosscoder's section."""
-    found: type[CrosscoderSettings] = CrosscoderSettings.kinds[own["kind"]]
-    return found
+DEFAULT_CROSSCODERS = {each.kind: {each.tag: each.kind} for each in (L1Settings, BatchTopKSettings)}
+
+
+def dictionary_settings(own: Mapping[str, Any]) -> DictionarySettings:
+    """Return the object of a section of a crosscoder that is trained; a value that is no good is an error."""
+    settings: DictionarySettings = CrosscoderSettings.made(own)
+    return settings
 
 
 def trained(crosscoders: Mapping[str, dict[str, Any]]) -> dict[str, tuple[type[DictionarySettings], dict[str, Any]]]:
     """Return class and section of each crosscoder that is trained, by its name in the config."""
-    found = ((name, kind_of(own), own) for name, own in crosscoders.items())
+    found = ((name, CrosscoderSettings.of(own), own) for name, own in crosscoders.items())
     return {name: (kind, own) for name, kind, own in found if issubclass(kind, DictionarySettings)}

@@ -8,20 +8,22 @@ they are written; the rates turn them into seconds. Neither is exact: a factor o
 import math
 import os
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from textwrap import fill
+from timeit import repeat, timeit
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from tunediff.config.derive import LAYERS, WIDTH, model_config, shape_value
+from tunediff.config.derive import LAYERS, NUMBERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
+from tunediff.config.settings import Source, split_tokens
 from tunediff.interventions import registry
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOSC = 2 / 3  # of the uncompressed bytes
-MB, GB = 10**6, 10**9
+MB = 10**6
 
 # Memory. Measured on 2 cores with Gemma 3 270M (float32, 65,536 tokens a part): 2.0 GB for the hooks, 3.7 to 4.1 GB for
 # the harvest, 1.1 GB for the pair's tokenizers.
@@ -40,7 +42,8 @@ LATENTS = 100  # active on a token, at most
 ADAM = 28  # bytes read and written for a parameter
 MODEL_EFFICIENCY = 0.5  # of a large product's rate: the harvest of Gemma 3 270M on 2 cores
 HALF_ON_CPU = 1 / 7  # of the rate in float32, on a CPU without bfloat16 products (measured)
-FILLED = 0.6  # of their allowed length that texts and answers have
+FILLED = 0.6  # of their allowed length that texts have, and the longest conversation of a batch
+ANSWERED = 0.3  # the same of all conversations: 0.18 in the demo
 TOKENS_PER_SECOND = 50_000  # tokenisation, one core
 STEP_SECONDS = 0.002  # of a training step, beside its products
 FORWARD_SECONDS = 0.02  # of a forward pass, beside its products
@@ -76,16 +79,7 @@ class ModelShape(NamedTuple):
 
 
 # Taken where config.json is out of reach: an 8 B model, so that rules ask for enough.
-UNKNOWN = {
-    "num_hidden_layers": 32,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128_256,
-    "tie_word_embeddings": False,
-}
+UNKNOWN = {**dict(zip(NUMBERS, (32, 4096, 14336, 32, 8, 128, 128_256), strict=True)), "tie_word_embeddings": False}
 
 
 def model_shape(config: Mapping[str, Any], layer: int) -> ModelShape:
@@ -135,14 +129,27 @@ class Setting(NamedTuple):
 
     def tokens(self, split: str) -> int:
         """Tokens of a split; of one planted pair."""
-        if self.planted:
-            return int(self.config["planted"][f"{split}_tokens"])
-        return sum(self.config["tokens"]["budgets"][split].values())
+        return split_tokens(self.config, split)
+
+    @property
+    def dtype(self) -> str:
+        """Type of a weight and of a residual where the models run."""
+        return "float32" if self.planted else self.config["models"]["dtype"]
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a weight and of a residual where the models run."""
-        return ITEMSIZE["float32" if self.planted else self.config["models"]["dtype"]]
+        """Bytes of it."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def device(self) -> str:
+        """The device of the config."""
+        return self.config["planted" if self.planted else "models"]["device"]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is a GPU, as far as this machine has one."""
+        return self.device.startswith("cuda") or (self.device == "auto" and sees_gpu())
 
 
 def setting(config: Mapping[str, Any], shipped: Path, fetch: bool = True) -> Setting:
@@ -205,7 +212,8 @@ def memory_mb(run: Setting) -> dict[str, int]:
         2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
     )
     # labelled tokens alone: all nonzeros of one dictionary's code, ranked
-    labelled = run.tokens("validation") if any(s["from"] == "demo" for s in c["tokens"]["sources"].values()) else 0
+    labels = any(Source.of(source).generated for source in c["tokens"]["sources"].values())
+    labelled = run.tokens("validation") if labels else 0
     needs["concepts"] = sum(4 * parameters(d, size) for size in dictionaries) + 2 * CODES + 80 * LATENTS * labelled
     codes = FILLED * c["conversations"]["count"] * asked * (4 * d + 20 * LATENTS * len(dictionaries))
     edits = sum(6 * 4 * d * size for size in dictionaries)  # weights, and two decoders made of them
@@ -246,9 +254,6 @@ class Work(NamedTuple):
     traffic: float = 0  # bytes read and written
     seconds: float = 0  # that no device shortens
 
-    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
-        return Work(*(a + b for a, b in zip(self, other, strict=True)))
-
 
 class Rates(NamedTuple):
     """What a device does in a second."""
@@ -284,14 +289,9 @@ def calibrate(cores: int, dtype: str, seconds: float = 0.1) -> Rates:
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     source, target = (np.ones(1 << 24, dtype=np.float32) for _ in range(2))
 
-    def best(work: Any, size: float) -> float:
-        work()
-        started, times = time.perf_counter(), list[float]()
-        while not times or time.perf_counter() - started < seconds / 2:
-            before = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - before)
-        return size / min(times)
+    def best(work: Callable[[], Any], size: float) -> float:
+        first = timeit(work, number=1)
+        return size / min(repeat(work, number=1, repeat=max(3, round(seconds / 2 / first))))
 
     product = best(lambda: left @ right, 2 * 1024**3) * min(1.0, cores / usable_cores())
     copy = best(lambda: np.copyto(target, source), 2 * source.nbytes)
@@ -313,41 +313,37 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     """Return the work of a whole run from nothing, per stage; `jobs` is the number of its jobs."""
     c, shape = run.config, run.shape
     d, train, validation = shape.d_model, run.tokens("train"), run.tokens("validation")
-    learned = Work()
-    for kind, size in [each for factor in run.pairs for each in run.trained(factor)]:
-        steps, batch = c["training"]["steps"], c["training"]["batch_size"]
-        products = kind.products * 4 * d * size * batch * steps
-        learned += Work(0, products, ADAM * parameters(d, size) * steps, STEP_SECONDS * steps)
+    steps, batch = (c["training"].get(key, 0) for key in ("steps", "batch_size"))  # absent where nothing is trained
+    trained = [each for factor in run.pairs for each in run.trained(factor)]
+    products = sum(kind.products * 4 * d * size for kind, size in trained)
+    moved = ADAM * sum(parameters(d, size) for _, size in trained)
+    learned = Work(0, products * batch * steps, moved * steps, STEP_SECONDS * steps * len(trained))
     dictionaries = [size for factor in run.pairs for size in run.dictionaries(factor)]
     encoded = sum(4 * d * size for size in dictionaries)  # operations a token
     fitted = min(train, c["latents"]["fit_tokens"] or train)
     tables = Work(0, 2 * encoded * (fitted + validation))
-    starts = Work(seconds=JOB_SECONDS * jobs)
+    texts, starts = Work(seconds=len(run.pairs) * (train + validation) / TOKENS_PER_SECOND), JOB_SECONDS * jobs
     if run.planted:
-        return {
-            "stores": Work(seconds=len(run.pairs) * (train + validation) / TOKENS_PER_SECOND),
-            "training": learned,
-            "latent tables": tables,
-            "starts of jobs": starts,
-        }
+        return {"stores": texts, "training": learned, "latent tables": tables, "starts of jobs": Work(seconds=starts)}
     lower, upper = shape.flops(0, shape.layer + 1), shape.flops(shape.layer + 1, shape.n_layers, logits=True)
     held_out = len(c["tokens"]["sources"]) * c["evaluation"]["documents"] * FILLED * c["tokens"]["max_length"]
     spliced = len(dictionaries) * held_out * 2 * (lower + 3 * upper)  # per dictionary both models, each three times
     asked = c["conversations"]
-    answers, answered = asked["count"] * FILLED * asked["max_tokens"], asked["answers"] == "generate"
+    answers, answered = asked["count"] * ANSWERED * asked["max_tokens"], asked["answers"] == "generate"
     calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
     runs = interventions(c, len(dictionaries))
     batches = math.ceil(asked["count"] / c["causal"]["batch_size"])
     return {
-        "tokens": Work(seconds=(train + validation) / TOKENS_PER_SECOND),
+        "tokens": texts,
         "activations": Work((train + validation) * 2 * lower),
         "training": learned,
         "latent tables": tables,
         "held-out metrics": Work(spliced, 2 * encoded * validation),
-        "answers": Work(answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, 0)
-        + Work(seconds=calls * FORWARD_SECONDS),
+        "answers": Work(
+            answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, calls * FORWARD_SECONDS
+        ),
         "KL": Work(answers * (4 * lower + runs * upper), 0, 0, batches * runs * FORWARD_SECONDS),
-        "starts of jobs": starts,
+        "starts of jobs": Work(seconds=starts),
     }
 
 
@@ -395,28 +391,25 @@ def warnings(run: Setting) -> list[str]:
     """Return what does not fit: steps and tokens, the models and this machine, needed and free disk."""
     found, training = [], run.config["training"]
     if run.trained(1.0):
-        train, read = run.tokens("train"), training["steps"] * training["batch_size"]
+        train, steps, batch = run.tokens("train"), training["steps"], training["batch_size"]
+        read, said = steps * batch, f"{steps:,} steps of {batch:,} read"
         if read > MANY_EPOCHS * train:
             found.append(
-                f"{training['steps']:,} steps of {training['batch_size']:,} read the {train:,} train tokens "
-                f"{read / train:,.0f} times; give more tokens (`tokens.budgets`), or lower `training.steps` to "
-                f"{max(1, 4 * train // training['batch_size']):,} (4 epochs)"
+                f"{said} the {train:,} train tokens {read / train:,.0f} times; give more tokens (`tokens.budgets`), or "
+                f"lower `training.steps` to {max(1, 4 * train // batch):,} (4 epochs)"
             )
         if read < FEW_EPOCHS * train:
             found.append(
-                f"{training['steps']:,} steps of {training['batch_size']:,} read only {100 * read / train:.0f} % of "
-                f"the {train:,} train tokens; raise `training.steps` to {math.ceil(train / training['batch_size']):,} "
-                "(1 epoch), or lower `tokens.budgets`"
+                f"{said} only {100 * read / train:.0f} % of the {train:,} train tokens; raise `training.steps` to "
+                f"{math.ceil(train / batch):,} (1 epoch), or lower `tokens.budgets`"
             )
     if not run.known:
         found.append(
             f"no config.json of {run.config['models']['base']} in reach: taken as a model of 8 B parameters, for the "
             "memory that jobs ask for too"
         )
-    if not run.planted:
-        dtype, device = run.config["models"]["dtype"], run.config["models"]["device"]
-        if slow_in(dtype) and (device == "cpu" or (device == "auto" and not sees_gpu())):
-            found.append(f"this CPU is about 7 times slower in {dtype}; without a GPU write `models.dtype: float32`")
+    if slow_in(run.dtype) and not run.on_gpu:
+        found.append(f"this CPU is about 7 times slower in {run.dtype}; without a GPU write `models.dtype: float32`")
     results = Path(run.config["results"]).expanduser()
     have = sum(path.stat().st_size for path in results.rglob("*") if path.is_file()) if results.is_dir() else 0
     folder = next(parent for parent in (results.absolute(), *results.absolute().parents) if parent.exists())
@@ -431,17 +424,14 @@ def warnings(run: Setting) -> list[str]:
 
 def _times(run: Setting, jobs: int, cores: int) -> str:
     """Return the time of each stage and of all on the device in sight, and in all on a GPU where that is the CPU."""
-    own = run.config["planted" if run.planted else "models"]
-    dtype = "float32" if run.planted else own["dtype"]
-    gpu = Rates(GPU_MODEL[dtype], GPU_DICTIONARY[run.config["training"]["matmul_precision"]], GPU_TRAFFIC)
-    cpu = calibrate(cores, dtype)
-    on_gpu = own["device"].startswith("cuda") or (own["device"] == "auto" and sees_gpu())
-    work = stages(run, jobs)
-    times = {name: (gpu if on_gpu else cpu).seconds(one) for name, one in work.items()}
+    gpu = Rates(GPU_MODEL[run.dtype], GPU_DICTIONARY[run.config["training"]["matmul_precision"]], GPU_TRAFFIC)
+    cpu, work = calibrate(cores, run.dtype), stages(run, jobs)
+    times = {name: (gpu if run.on_gpu else cpu).seconds(one) for name, one in work.items()}
     stated = f"on an H100-class GPU about {_time(sum(map(gpu.seconds, work.values())))} (rates stated, not measured)"
     measured = f"{_time(sum(times.values()))} on {cores} CPU cores (calibrated: {cpu.dictionary / 1e9:.0f} GFLOP/s)"
-    total = stated if on_gpu else measured if own["device"] == "cpu" else f"{measured}, {stated}"
-    return ", ".join(f"{name} {_time(seconds)}" for name, seconds in times.items()) + f"; all {total}"
+    total = stated if run.on_gpu else measured if run.device == "cpu" else f"{measured}, {stated}"
+    taken = "" if run.planted else f"; answers, KL: conversations of {100 * ANSWERED:.0f} % of max_tokens on average"
+    return ", ".join(f"{name} {_time(seconds)}" for name, seconds in times.items()) + f"; all {total}{taken}"
 
 
 def report(run: Setting, derived: Mapping[str, Any], jobs: int, cores: int) -> str:
@@ -468,9 +458,6 @@ def report(run: Setting, derived: Mapping[str, Any], jobs: int, cores: int) -> s
     if c["nulls"]:
         lines.append(("nulls", f"{len(c['nulls'])} more pairs, on request: each its activations, training and tables"))
     lines += [("warning", text) for text in warnings(run)]
-    wrapped = [
-        fill(f"  {name:8} {text}", 118, subsequent_indent=" " * 11, break_on_hyphens=False, break_long_words=False)
-        for name, text in lines
-        if text
-    ]
+    wrap = partial(fill, width=118, subsequent_indent=" " * 11, break_on_hyphens=False, break_long_words=False)
+    wrapped = [wrap(f"  {name:8} {text}") for name, text in lines if text]
     return "\n".join(["estimate of the whole run, from nothing (a factor of two is possible):", *wrapped])

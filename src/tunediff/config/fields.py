@@ -64,6 +64,10 @@ class Settings:
 
     section: ClassVar[str]  # in messages
 
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        if section is not None:
+            cls.section = section
+
     def require(self, key: str, condition: bool, wanted: str) -> None:
         """Raise an error naming the key unless the condition holds."""
         if not condition:
@@ -95,22 +99,26 @@ class Variant(Settings):
     kinds: ClassVar[dict[str, Any]]  # of the family: of the class that names the tag
 
     def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
         if "tag" in vars(cls):
             cls.kinds = {}
         if "kind" in vars(cls):
             cls.section = cls.kind
             cls.kinds[cls.kind] = cls
 
+    @classmethod
+    def of(cls, own: Mapping[str, Any]) -> Any:
+        """Return the class of the kind that a section of the config names."""
+        return cls.kinds[own[cls.tag]]
+
+    @classmethod
+    def made(cls, own: Mapping[str, Any]) -> Any:
+        """Return the object of a section of the config, its values checked."""
+        return cls.of(own)(**{key: value for key, value in own.items() if key != cls.tag})
+
 
 def is_section(hint: Any) -> bool:
     """Whether a key's type is a section."""
     return isinstance(hint, type) and issubclass(hint, Settings)
-
-
-def has_kinds(hint: Any) -> bool:
-    """Whether a section is one of several kinds, which a config names."""
-    return "kinds" in vars(hint)
 
 
 def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
         if options[-1] == {"type": "null"} and len(options) == 2 and "type" in options[0]:
             return options[0] | {"type": [options[0]["type"], "null"]}
         return {"anyOf": options}
-    if is_section(hint) and has_kinds(hint):
+    if is_section(hint) and "kinds" in vars(hint):  # one of several, which the config names
         branches = [{"$ref": f"#/$defs/{each.__name__}"} for each in hint.kinds.values()]
         return {"type": "object", "required": [hint.tag], "oneOf": branches}
     if is_section(hint):
@@ -146,6 +154,12 @@ def _validators(cls: type[Settings]) -> dict[str, Draft202012Validator]:
     return {key: Draft202012Validator(each) for key, each in nodes.items() if "$ref" not in str(each)}
 
 
+def types(schema: Mapping[str, Any]) -> list[str]:
+    """Return the types that a value may have."""
+    kinds = schema.get("type", "object")
+    return [kinds] if isinstance(kinds, str) else kinds
+
+
 def described(schema: Mapping[str, Any]) -> str:
     """Return the values that a key may have, in words."""
     if "anyOf" in schema:
@@ -153,8 +167,7 @@ def described(schema: Mapping[str, Any]) -> str:
     if "const" in schema or "enum" in schema:
         options = schema.get("enum", [schema.get("const")])
         return ("one of " if len(options) > 1 else "") + ", ".join(map(str, options))
-    kinds = schema.get("type", "object")
-    return " or ".join(WORDS.get(kind, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    return " or ".join(WORDS.get(kind, kind) for kind in types(schema))
 
 
 def wanted(error: Any) -> str | None:

@@ -4,14 +4,10 @@ A training object (here) and the inference object (`tunediff.dictionaries.crossc
 kind needs only while it learns (k, μ, dead counters, the threshold's average) stays on this side.
 """
 
-from collections.abc import Mapping
-from dataclasses import fields
 from importlib import import_module
-from typing import Any
 
-from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings
+from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings, dictionary_settings
 from tunediff.dictionaries.base import Dictionary, StepResult
-from tunediff.errors import TunediffError
 
 
 def _classes() -> dict[str, type[Dictionary]]:
@@ -25,23 +21,6 @@ def _classes() -> dict[str, type[Dictionary]]:
 
 
 DICTIONARIES = _classes()
-
-
-def dictionary_settings(section: Mapping[str, Any], name: str = "dictionary") -> DictionarySettings:
-    """Return the checked settings of one config section; unknown and missing keys are errors that name the key."""
-    kind = section.get("kind")
-    if kind not in DICTIONARIES:
-        raise TunediffError(f"{name}.kind: {kind!r} is not known; use one of {', '.join(DICTIONARIES)}")
-    settings = DICTIONARIES[kind].settings_type
-    known = [entry.name for entry in fields(settings)]
-    values = {key: value for key, value in section.items() if key != "kind"}
-    for key in values:
-        if key not in known:
-            raise TunediffError(f"{name}.{key}: not a setting of kind {kind}; use {', '.join(known)}")
-    try:
-        return settings(**values)
-    except TypeError as error:
-        raise TunediffError(f"{name}: {str(error).partition('__init__() ')[2]}; add the key to the config") from error
 
 
 def build(settings: DictionarySettings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> Dictionary:

@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,16 +24,8 @@ from tunediff.errors import TunediffError
 
 STORE_SUFFIXES = (".zarr", ".parquet", ".csv", ".txt", "")
 RECORDED_PACKAGES = (
-    "tunediff",
-    "torch",
-    "transformers",
-    "peft",
-    "nnsight",
-    "datasets",
-    "zarr",
-    "numpy",
-    "pandas",
-    "snakemake",
+    *("tunediff", "torch", "transformers", "peft", "nnsight"),
+    *("datasets", "zarr", "numpy", "pandas", "snakemake"),
 )
 
 
@@ -62,20 +54,14 @@ def building(target: Path) -> Iterator[Path]:
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         yield partial
-        if partial.is_dir():
-            for path in sorted(partial.rglob("*")):
-                if path.is_file():
-                    _fsync(path)
-            if target.exists():
-                retired = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.retired"
-                target.rename(retired)
-                partial.rename(target)
-                shutil.rmtree(retired, ignore_errors=True)
-            else:
-                partial.rename(target)
-        else:
-            _fsync(partial)
-            partial.replace(target)
+        for path in (partial, *sorted(partial.rglob("*"))):
+            if path.is_file():
+                _fsync(path)
+        retired = partial.with_suffix(".retired")
+        if partial.is_dir() and target.exists():
+            target.rename(retired)
+        partial.replace(target)
+        shutil.rmtree(retired, ignore_errors=True)
         _fsync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -123,23 +109,15 @@ def store_of(manifest: Path) -> Path:
     return next((store for store in stores if store.exists()), stores[-1])
 
 
-def _store_files(store: Path) -> list[Path]:
-    if store.is_file():
-        return [store]
-    return sorted(p for p in store.rglob("*") if p.is_file() and not p.name.startswith(".snakemake"))
-
-
 def seal(
     store: Path, kind: str, key: str, facts: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
 ) -> Manifest:
     """Write the manifest (last) and the provenance of a finished store; this is what makes it complete."""
-    files = {
-        "" if path == store else path.relative_to(store).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
-        for path in _store_files(store)
-    }
+    inside = sorted(p for p in store.rglob("*") if p.is_file() and not p.name.startswith(".snakemake"))
+    files = {}
+    for path in [store] if store.is_file() else inside:
+        name = "" if path == store else path.relative_to(store).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     manifest = Manifest(kind, key, files, dict(facts))
     if provenance is not None:
         write_text(store.with_suffix(".provenance.json"), json.dumps(dict(provenance), indent=1, sort_keys=True) + "\n")
@@ -208,10 +186,8 @@ def provenance(started: float, device: str = "cpu", **facts: Any) -> dict[str, A
     """Return what made an artifact and may differ between runs: versions, machine, device, wall time in seconds."""
     versions = {}
     for package in RECORDED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "packages": versions,
         "python": platform.python_version(),

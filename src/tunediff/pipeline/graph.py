@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunediff.config.check import fingerprinted_paths
-from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings, kind_of
+from tunediff.config.dictionaries import CrosscoderSettings, trained
+from tunediff.config.settings import Source, split_tokens
 from tunediff.data.corpora import reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
@@ -53,11 +54,8 @@ STAGES = {
 }
 # What a drawing reads of an artifact where it is not the store: manifests of large ones, files beside others.
 FILES = {
-    "sets": ".sets.json",
-    "histories": ".history.parquet",
-    "crosscoders": ".json",
-    "activations_train": ".json",
-    "activations_validation": ".json",
+    **{"sets": ".sets.json", "histories": ".history.parquet"},
+    **dict.fromkeys(("crosscoders", "activations_train", "activations_validation"), ".json"),
 }
 
 
@@ -73,11 +71,6 @@ class Artifact:
 
 def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name not in names}
-
-
-def _versioned(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a source's settings, with the version of the demo's texts where they are read."""
-    return {**source, "demo": DEMO_VERSION} if source["from"] == "demo" else dict(source)
 
 
 class Graph:
@@ -110,40 +103,37 @@ class Graph:
     @cached_property
     def crosscoders(self) -> dict[str, dict[str, Any]]:
         """Config sections by name, in an order that does not depend on the order in the file: kind, then name."""
-        kinds = list(CrosscoderSettings.kinds)
-        sections = self.config["crosscoders"].items()
+        kinds, sections = list(CrosscoderSettings.kinds), self.config["crosscoders"]
         return {
-            name: dict(own) for name, own in sorted(sections, key=lambda item: (kinds.index(item[1]["kind"]), item[0]))
+            name: dict(sections[name]) for name in sorted(sections, key=lambda n: (kinds.index(sections[n]["kind"]), n))
         }
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that each dictionary is trained from."""
+        return self.config["training"]["seeds"]
 
     @cached_property
     def trained(self) -> dict[str, tuple[dict[str, Any], int]]:
-        """Settings and seed per trained dictionary, by its name NAME-seedN."""
-        return {
-            f"{name}-seed{seed}": (settings, seed)
-            for seed in self.config.get("training", {"seeds": []})["seeds"]
-            for name, settings in self.crosscoders.items()
-            if issubclass(kind_of(settings), DictionarySettings)
-        }
+        """Settings and seed per trained dictionary, by its name NAME-seedN; see `training` for those of a pair."""
+        found = trained(self.crosscoders).items()
+        return {f"{name}-seed{seed}": (own, seed) for seed in self.seeds for name, (_, own) in found}
 
     @property
     def trained_seeds(self) -> dict[str, dict[int, str]]:
         """Names of the trained dictionaries per crosscoder of the config and seed."""
-        found: dict[str, dict[int, str]] = {}
-        for name, (_, seed) in self.trained.items():
-            found.setdefault(name.removesuffix(f"-seed{seed}"), {})[seed] = name
-        return found
+        return {name: {seed: f"{name}-seed{seed}" for seed in self.seeds} for name in trained(self.crosscoders)}
 
     @property
     def published(self) -> dict[str, dict[str, Any]]:
         """Settings per published dictionary, by its name NAME: read, not trained, so without a seed or a history."""
-        return {name: own for name, own in self.crosscoders.items() if not issubclass(kind_of(own), DictionarySettings)}
+        return {name: own for name, own in self.crosscoders.items() if name not in trained(self.crosscoders)}
 
     @property
     def with_norms(self) -> list[str]:
         """Names of the dictionaries that have Δnorm: those that reconstruct both models."""
-        trained = [name for name, (own, _) in self.trained.items() if kind_of(own).reconstructs == "models"]
-        return [*self.published, *trained]
+        own = {name: settings for name, (settings, _) in self.trained.items()}
+        return [*self.published, *(name for name in own if CrosscoderSettings.of(own[name]).reconstructs == "models")]
 
     @property
     def dictionaries(self) -> list[str]:
@@ -160,8 +150,7 @@ class Graph:
 
     def parts(self, split: str, folder: str = "") -> list[str]:
         """Return the parts of a split's activation store of a pair."""
-        total = sum(self.config["tokens"]["budgets"][split].values())
-        count = -(-total // self.config["activations"]["part_tokens"])
+        count = -(-split_tokens(self.config, split) // self.config["activations"]["part_tokens"])
         return [f"{folder}activations/{split}/part-{i:03d}" for i in range(count)]
 
     def each(self, stage: str, names: Iterable[str], folder: str = "") -> list[str]:
@@ -180,16 +169,16 @@ class Graph:
         """Digests of the local files the config names, and of the shipped pair where it is used."""
         found = {name: fingerprint(paths) for name, paths in fingerprinted_paths(self.config).items()}
         models = self.config["models"]
-        if models["base"] in DEMO_MODELS and not models["demo"].get("retrain", False):
+        recipe = models["demo"]
+        if models["base"] in DEMO_MODELS and not recipe.get("retrain", False):
             found["shipped"] = fingerprint(sorted(p for p in self.shipped.rglob("*") if p.is_file()))
         return found
 
     @cached_property
     def conversations_shared_with(self) -> str | None:
         """Name of the token source that reads the same data as the conversations, if one does."""
-        source = self.config["conversations"]["source"]
-        sources = self.config["tokens"]["sources"].items()
-        return next((name for name, other in sources if reads_same_data(source, other)), None)
+        source, sources = self.config["conversations"]["source"], self.config["tokens"]["sources"]
+        return next((name for name, other in sources.items() if reads_same_data(source, other)), None)
 
     def build(self) -> None:
         """Add all artifacts, in pipeline order."""
@@ -226,7 +215,8 @@ class Graph:
         self.add("hooks", f"{folder}hooks", [models["layer"], models["dtype"]], models=[f"{folder}models"])
 
     def _source(self, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
-        return {**_versioned(source), "fingerprint": self.fingerprints.get(f"source.{name}")}
+        version = {"demo": DEMO_VERSION} if Source.of(source).generated else {}
+        return {**source, **version, "fingerprint": self.fingerprints.get(f"source.{name}")}
 
     def _tokens(self) -> None:
         c, seed = self.config, self.config["seed"]
@@ -257,30 +247,23 @@ class Graph:
     def _trained(self, folder: str, name: str) -> None:
         """Add a dictionary that is trained on a pair's train activations."""
         c, (own, seed) = self.config, self.training(folder, name)
-        shared = _without(c.get("training", {}), "checkpoint_every", "log_every", "log_to", "seeds")
-        settings = [own, kind_of(own).version, seed, shared, c["seed"]]
+        shared = _without(c["training"], "checkpoint_every", "log_every", "log_to", "seeds")
+        settings = [own, CrosscoderSettings.of(own).version, seed, shared, c["seed"]]
         self.add("train", f"{folder}crosscoders/{name}", settings, train=self.parts("train", folder))
 
     def _table(self, folder: str, name: str) -> None:
         """Add the latent table of a dictionary."""
-        c = self.config
         stores = {split: self.parts(split, folder) for split in SPLITS}
-        of = [f"{folder}crosscoders/{name}"]
-        self.add("latents", f"{folder}latents/{name}", [c["latents"], c["seed"]], crosscoder=of, **stores)
+        settings, of = [self.config["latents"], self.config["seed"]], [f"{folder}crosscoders/{name}"]
+        self.add("latents", f"{folder}latents/{name}", settings, crosscoder=of, **stores)
 
     def _measures(self, folder: str, name: str) -> None:
         """Add the latent table and the held-out metrics of a dictionary."""
         self._table(folder, name)
-        self.add(
-            "evaluation",
-            f"{folder}evaluation/{name}",
-            [_without(self.config["evaluation"], "batch_size")],
-            models=[f"{folder}models"],
-            hooks=[f"{folder}hooks"],
-            tokens=["tokens/validation"],
-            crosscoder=[f"{folder}crosscoders/{name}"],
-            validation=self.parts("validation", folder),
-        )
+        settings = [_without(self.config["evaluation"], "batch_size")]
+        models = {"models": [f"{folder}models"], "hooks": [f"{folder}hooks"], "tokens": ["tokens/validation"]}
+        own = {"crosscoder": [f"{folder}crosscoders/{name}"], "validation": self.parts("validation", folder)}
+        self.add("evaluation", f"{folder}evaluation/{name}", settings, **models, **own)
 
     def _across(self) -> None:
         """Add what is measured on the dictionaries of the run's own pair together."""
@@ -312,9 +295,7 @@ class Graph:
             "concepts": ["concepts/concepts"],
             "seeds": ["seeds/matches"],
             "crosscoders": self.each("crosscoders", dictionaries),
-            "pairs": [
-                path for pair in self.pairs for stage in measured for path in self.each(stage, self.trained, pair)
-            ],
+            "pairs": [path for pair in self.pairs for each in measured for path in self.each(each, self.trained, pair)],
             "scores": [f"{pair}scores" for pair in self.pairs],
         }
         every |= {f"activations_{split}": self.parts(split) for split in SPLITS}
@@ -327,9 +308,7 @@ class Graph:
         for this very config, by their key: were they among what it reads, every run could start their whole chain.
         """
         c = self.config
-        chosen = drawings_of(self)
-        first = sorted(chosen.items(), key=lambda item: "nulls" in item[1].reads)
-        for path, drawing in first:
+        for path, drawing in sorted(drawings_of(self).items(), key=lambda item: "nulls" in item[1].reads):
             shown = [c["figures"], c["seed"], self.nulls_key if "nulls" in drawing.reads else ""]
             self.add("drawing", path, shown, drawing.version, **self.read_by(drawing.reads))
         if "planted" not in c:
@@ -346,8 +325,8 @@ class Graph:
 
     def store(self, path: str) -> str:
         """Return the store of an artifact: its first file or folder, or its JSON file where it has no other."""
-        suffixes = STAGES[self.artifacts[path].stage].suffixes
-        return f"{self.results / path}{suffixes[0].removesuffix('/') if suffixes else '.json'}"
+        suffix, *_ = STAGES[self.artifacts[path].stage].suffixes or (".json",)
+        return f"{self.results / path}{suffix.removesuffix('/')}"
 
     def inputs(self, path: str) -> tuple[dict[str, list[str]], list[str]]:
         """Return the stores that an artifact's job reads, by role, and all their manifests."""
@@ -378,30 +357,23 @@ class PlantedGraph(Graph):
     @property
     def runs(self) -> list[tuple[str, str, int]]:
         """Folder, arm and seed of every pair."""
-        planted = self.config["planted"]
-        return [(f"{arm}/seed{seed}/", arm, seed) for arm in planted["arms"] for seed in planted["seeds"]]
+        return [(f"{arm}/seed{seed}/", arm, seed) for arm in self.config["planted"]["arms"] for seed in self.seeds]
 
     @property
     def pairs(self) -> list[str]:
         """Folders of all pairs."""
         return [folder for folder, _, _ in self.runs]
 
-    @cached_property
-    def trained(self) -> dict[str, tuple[dict[str, Any], int]]:
-        """Settings and seed of the dictionaries of the arms of size 1, by name; see `training` for the others."""
-        seeds = self.config["planted"]["seeds"]
-        return {f"{name}-seed{seed}": (own, seed) for seed in seeds for name, own in self.crosscoders.items()}
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the pairs; a dictionary is trained from that of its pair."""
+        return self.config["planted"]["seeds"]
 
     def training(self, folder: str, name: str) -> tuple[dict[str, Any], int]:
         """Return settings and seed of a dictionary: the arm states its size relative to the config's."""
         settings, seed = self.trained[name]
         factor = self.config["planted"]["arms"][folder.split("/")[0]]["dictionary"]
         return {**settings, "dict_size": round(factor * settings["dict_size"])}, seed
-
-    def parts(self, split: str, folder: str = "") -> list[str]:
-        """Return the parts of a split's activation store of a pair."""
-        count = -(-self.config["planted"][f"{split}_tokens"] // self.config["activations"]["part_tokens"])
-        return [f"{folder}activations/{split}/part-{i:03d}" for i in range(count)]
 
     def stores(self, folder: str) -> list[str]:
         """Return everything that the one job which plants a pair writes."""
@@ -415,11 +387,10 @@ class PlantedGraph(Graph):
     def build(self) -> None:
         """Add all artifacts, in pipeline order."""
         c = self.config
-        planted = c["planted"]
-        sizes = [planted[f"{split}_tokens"] for split in SPLITS] + [_without(c["activations"], "batch_tokens")]
+        sizes = [split_tokens(c, split) for split in SPLITS] + [_without(c["activations"], "batch_tokens")]
         for folder, arm, seed in self.runs:
             for path in self.stores(folder):
-                self.add("planted", path, [_without(planted["arms"][arm], "dictionary"), sizes, seed])
+                self.add("planted", path, [_without(c["planted"]["arms"][arm], "dictionary"), sizes, seed])
             names = [f"{name}-seed{seed}" for name in self.crosscoders]
             for name in names:
                 self._trained(folder, name)

@@ -3,14 +3,16 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import manifest_path
 from tunediff.pipeline.keys import stored_key
+
+T = TypeVar("T")
 
 
 class _Tee:
@@ -51,9 +53,14 @@ class Job:
     """What a script is given: its inputs by role with the keys they must have, its own key, config and device."""
 
     def __init__(self, snakemake: Any) -> None:
-        self.input, self.params, self.config = snakemake.input, snakemake.params, snakemake.config
-        self.wildcards = snakemake.wildcards
+        self.snakemake, self.input, self.params = snakemake, snakemake.input, snakemake.params
+        self.config, self.wildcards = snakemake.config, snakemake.wildcards
         self.own_key: str = snakemake.params.content_keys["own"]
+
+    @property
+    def out(self) -> Path:
+        """The store of the artifact to make; its manifest where it has no other file."""
+        return Path(self.snakemake.output.get("store") or self.snakemake.output.manifest)
 
     def paths(self, role: str) -> list[Path]:
         """Return the stores of a role."""
@@ -72,25 +79,24 @@ class Job:
         for path in self.paths(role):
             yield manifest_path(path).stem, path, self.params.content_keys[str(path)]
 
+    def open(self, reader: Callable[..., T], role: str, *arguments: Any) -> T:
+        """Return what a reader, which is given the key, makes of the one store of a role."""
+        return reader(self.path(role), *arguments, key=self.key(role))
+
+    def open_each(self, reader: Callable[..., T], role: str, *arguments: Any) -> dict[str, T]:
+        """Return the same of every store of a role, by name."""
+        return {name: reader(path, *arguments, key=key) for name, path, key in self.each(role)}
+
     @property
     def device(self) -> str:
         """The device of the config, "auto" resolved."""
         return resolve_device(self.config["planted" if "planted" in self.config else "models"]["device"])
 
     def check_inputs(self) -> None:
-        """Compare the key in every input's manifest with the one expected of this config.
-
-        Raises
-        ------
-        TunediffError
-            An input has no readable manifest or was made by other inputs.
-        """
+        """Raise a `TunediffError` where an input's manifest has no key, or not the one expected of this config."""
         for path, key in self.params.content_keys.items():
-            if path == "own":
-                continue
             manifest = manifest_path(Path(path))
-            found = stored_key(manifest)
-            if found != key:
+            if path != "own" and (found := stored_key(manifest)) != key:
                 what = "states no key" if found is None else f"was made by other inputs (key {found}, expected {key})"
                 raise TunediffError(f"{manifest}: {what}; delete it and run snakemake again")
 

@@ -35,30 +35,25 @@ def _module_path(name: str) -> Path | None:
     return None
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
-                node.body = node.body[1:]
-    return tree
-
-
-def _imports(tree: ast.Module) -> set[str]:
-    names: set[str] = set()
+def _imports(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name != "tunediff" and _module_path(name) is not None}
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 @cache
-def _read(path: Path) -> tuple[str, frozenset[str]]:
-    tree = _without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_imports(tree))
+def _read(path: Path) -> tuple[str, frozenset[Path]]:
+    """Return the digest of a file's code and the modules of this package that it imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and type(first.value.value) is str:
+                node.body = node.body[1:]
+    imported = {_module_path(name) for name in _imports(tree) if name != "tunediff" and not name.startswith(NO_RESULTS)}
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(path for path in imported if path)
 
 
 def code_digest(unit: Unit, others: frozenset[Path]) -> str:
@@ -67,14 +62,8 @@ def code_digest(unit: Unit, others: frozenset[Path]) -> str:
     todo = list(unit.start)
     while todo:
         path = todo.pop()
-        digest, imports = _read(path)
-        digests["/".join(path.parts[-2:])] = digest
-        for name in imports:
-            imported = _module_path(name)
-            if imported is None or imported in others or name.startswith(NO_RESULTS):
-                continue
-            if "/".join(imported.parts[-2:]) not in digests:
-                todo.append(imported)
+        digests["/".join(path.parts[-2:])], imports = _read(path)
+        todo += [path for path in imports - others if "/".join(path.parts[-2:]) not in digests]
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
 
 
@@ -109,16 +98,14 @@ def differences(recorded: dict[str, dict[str, int | str]], now: dict[str, dict[s
     """Yield one line per unit whose code or version is not the recorded one, with the ways out."""
     for name in sorted(recorded.keys() | now.keys()):
         before, after = recorded.get(name), now.get(name)
-        if before == after:
-            continue
         if before is None or after is None:
             yield f"{name}: {'new' if before is None else 'gone'}; run `make stages`"
-        elif before["version"] == after["version"]:
+        elif before != after and before["version"] == after["version"]:
             yield (
                 f"{name}: its code changed, its version did not. If its results change, raise its version and run "
                 "`make stages`; if they stay the same, run `make stages`"
             )
-        else:
+        elif before != after:
             yield f"{name}: version {after['version']}, {before['version']} is recorded; run `make stages`"
 
 
