@@ -167,9 +167,9 @@ def rank_latents(
     tied, orders = np.flatnonzero(~frame["dead"].to_numpy()), {}
     for ranking in rankings(dictionary).values():
         values = (frame[ranking.column].to_numpy() if ranking.column else single)[tied]
-        if ranking.partial:
+        if ranking.rising:
             values[frame["reversed"].to_numpy()[tied]] = np.nan
-        orders[ranking.name] = tied[np.argsort(-values if ranking.falling else values, kind="stable")]  # NaN last
+        orders[ranking.name] = tied[np.argsort(values if ranking.rising else -values, kind="stable")]  # NaN last
         tied = next(iter(orders.values()))
     return orders
 
@@ -315,7 +315,7 @@ def latent_sets(
     ways = []
     for ranking in rankings(dictionary).values():
         ways.append(f"by {ranking.by}")
-        if ranking.partial:
+        if ranking.rising:
             ways[-1] += f" ({int(frame[ranking.column].iloc[effective].isna().sum())} without it, ranked last)"
     rule = (
         f"{name}; {len(choice.lost)} reversed among the first {n}; size: {reason}; best/worst: first/last "
