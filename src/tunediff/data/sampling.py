@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tunediff.data.corpora import concepts as source_concepts
-from tunediff.data.corpora import documents
+from tunediff.data.corpora import documents, labels
 from tunediff.data.documents import Distinct, Document
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, cut
@@ -133,7 +132,7 @@ def tokenize_split(
         A source is too small or unreadable, or the tokenizer is slow or has no chat template.
     """
     started = time.time()
-    concepts = list(dict.fromkeys(name for source in sources.values() for name in source_concepts(source)))
+    concepts = labels(sources.values()).concepts
     wanted = {name: source for name, source in sources.items() if budgets.get(name, 0) > 0}
     renderer = ChatRenderer(tokenizer, concepts, ignore_first_tokens)
     encodings, doc_source, per_source = encode_budgets(
