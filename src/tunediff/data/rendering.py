@@ -230,19 +230,3 @@ class ChatRenderer:
             if message.role == "assistant" and inside.any():
                 self._label_onset(int(np.flatnonzero(inside)[0]), label)
         return self._finish(token_id, mask, label)
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int, concepts: Sequence[str] = ()
-) -> Encoding:
-    """Return token ids, masks and labels of one conversation.
-
-    Raises
-    ------
-    RenderError
-        The chat template refuses the conversation.
-    """
-    result = ChatRenderer(tokenizer, concepts).chats([document], max_length)[0]
-    if isinstance(result, RenderError):
-        raise result
-    return result

@@ -25,16 +25,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import CausalSettings
-from tunediff.data.masks import LEFT_OUT, Mask, first_response_positions, response_positions
+from tunediff.data.masks import Mask, first_response_positions, response_positions
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, sparse_decode
 from tunediff.errors import TunediffError
 from tunediff.interventions.registry import KEY, Capabilities, Edit, Intervention, interventions
 from tunediff.interventions.sets import EditEnergy, LatentSets, effective_size, latent_sets
+from tunediff.latents.evaluation import padded_documents
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
-from tunediff.pipeline.artifacts import building, provenance, seal, write_text
+from tunediff.pipeline.artifacts import provenance, write_frame, write_text
 
 _KL_DTYPES = {"n_all": "int32", "n_first": "int32", "conversation": "int32"}
 _KL_DTYPES |= {"draw": "int32", "point": "int32", "n_latents": "int32"}
@@ -54,25 +55,13 @@ class ConversationBatch(NamedTuple):
 
 def conversation_batches(store: TokenStore, batch_size: int, device: str) -> Iterator[ConversationBatch]:
     """Yield all conversations, those of similar length together."""
-    spans = [store.document(i) for i in range(store.n_documents)]
-    lengths = np.array([span.stop - span.start for span in spans])
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        group = order[start : start + batch_size].tolist()
-        width = int(lengths[group].max())
-        token_id, attention = (np.zeros((len(group), width), dtype=np.int64) for _ in range(2))
-        counted, template, response, first = (np.zeros((len(group), width), dtype=bool) for _ in range(4))
-        for row, i in enumerate(group):
-            inside = slice(0, lengths[i])
-            mask = np.asarray(store.mask[spans[i]])
-            token_id[row, inside] = store.token_id[spans[i]]
-            attention[row, inside] = 1
-            counted[row, inside] = (mask & int(LEFT_OUT)) == 0
-            template[row, inside] = counted[row, inside] & ((mask & int(Mask.TEMPLATE)) != 0)
-            response[row, inside] = response_positions(mask)
-            first[row, inside] = first_response_positions(mask)
-        arrays = (token_id, attention, counted, template, response, first)
-        yield ConversationBatch(group, *(torch.from_numpy(array).to(device) for array in arrays))
+    for batch in padded_documents(store, range(store.n_documents), batch_size, device):
+        template = batch.counted & torch.from_numpy((batch.mask & int(Mask.TEMPLATE)) != 0).to(device)
+        response, first = (
+            torch.from_numpy(np.stack([which(row) for row in batch.mask])).to(device)
+            for which in (response_positions, first_response_positions)
+        )
+        yield ConversationBatch(*batch[:3], batch.counted, template, response, first)
 
 
 def _finite(values: Tensor, batch: ConversationBatch, row: Tensor, what: str) -> None:
@@ -351,8 +340,6 @@ def build_kl(
         sets[name] = latent_sets(tables[name], energies.pop(name), n, reason, settings, capabilities(crosscoder))
     frame = kl_table(lower, crosscoders, sets, settings)
     write_text(out.with_suffix(".sets.json"), json.dumps({name: own.describe() for name, own in sets.items()}) + "\n")
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
     none = frame[frame["intervention"] == "none"]
     facts = {
         "settings": {name: value for name, value in asdict(settings).items() if name != "bootstrap_samples"},
@@ -363,5 +350,5 @@ def build_kl(
         "rules": {name: chosen.rule for name, chosen in sets.items()},
         "notes": {name: chosen.notes for name, chosen in sets.items()},
     }
-    seal(out, "kl", key, facts, provenance(started, device))
+    write_frame(frame, out, "kl", key, facts, provenance(started, device))
     return frame

@@ -24,7 +24,7 @@ from tunediff.interventions.registry import (
     RANKINGS,
     pairs,
 )
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import provenance, write_frame
 from tunediff.statistics import area_under, percentile_interval, resample_weights
 
 POSITIONS = ("all", "first")
@@ -157,7 +157,6 @@ def build_summary(kl: pd.DataFrame, out: Path, n_bootstrap: int, seed: int, *, k
     """Summarise the KL sums and write the table (kind `kl-summary`) at `out`."""
     started = time.time()
     frame = summarise(kl, n_bootstrap, seed)
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
-    seal(out, "kl-summary", key, {"bootstrap_samples": n_bootstrap, "seed": seed}, provenance(started))
+    facts = {"bootstrap_samples": n_bootstrap, "seed": seed}
+    write_frame(frame, out, "kl-summary", key, facts, provenance(started))
     return frame

@@ -31,17 +31,15 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from tunediff.data.activations import ActivationStore
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.data.documents import ANSWER_ONSET, ONSET
-from tunediff.data.passes import counted_batches
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.scaling import document_block
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import provenance, write_frame
 
 CHAT_SPECIFIC, ALL_LATENTS = "chat-specific", "all"  # pools that a concept's latent is chosen from
-POOLS = (CHAT_SPECIFIC, ALL_LATENTS)
 ALL_TOKENS = "all tokens"  # in column `among`
 DETECTED_AUROC = 0.9  # from which a latent detects a concept
 DETECTED_SHARE = 0.05  # of the control's draws that may do as well
@@ -85,9 +83,7 @@ class ConceptSettings:
 
     batch_size: int = 2048  # tokens encoded at once
     min_positive: int = 10  # labelled tokens, in each half, under which a concept is not scored
-    max_tokens: int | None = (
-        1 << 18
-    )  # counted validation tokens used at most; 12 bytes are kept per nonzero of the code
+    max_tokens: int | None = 1 << 18  # counted validation tokens used; 12 bytes are kept per nonzero of the code
     control_draws: int = 500  # pools of latents that are not chat-specific
     seed: int = 0  # of the control's draws
 
@@ -124,7 +120,7 @@ def collect(
                 of_chats[batch.source],
             )
         )
-        seen += len(batch)
+        seen += len(batch.row)
     return Firings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -151,16 +147,13 @@ class Scores(NamedTuple):
     n_positive: NDArray[np.int64]  # per concept: labelled tokens
 
 
-class Ranked(NamedTuple):
-    """The nonzeros with their rank among all tokens of their latent, zeros included, ties averaged."""
+def ranked(
+    firings: Firings, zeros: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.float64]]:
+    """Return (latent, label of the token, rank) of the nonzeros among all tokens of their latent, ties averaged.
 
-    latent: NDArray[np.int32]
-    label: NDArray[np.uint64]  # of the token
-    rank: NDArray[np.float64]
-
-
-def ranked(firings: Firings, zeros: NDArray[np.int64]) -> Ranked:
-    """Rank the nonzeros; `zeros` counts the tokens without each latent, which rank below."""
+    `zeros` counts the tokens without each latent, which rank below.
+    """
     order = np.lexsort((firings.value, firings.latent))
     latent, value = firings.latent[order], firings.value[order]
     label = firings.label[firings.token[order]]
@@ -172,7 +165,7 @@ def ranked(firings: Firings, zeros: NDArray[np.int64]) -> Ranked:
     count = len(firings.label) - zeros
     before = np.cumsum(count) - count  # nonzeros of earlier latents
     mean = (start + end + 1) / 2 + (zeros - before)[latent[start]]
-    return Ranked(latent, label, np.repeat(mean, end - start))
+    return latent, label, np.repeat(mean, end - start)
 
 
 def score(firings: Firings, n_latents: int, concepts: Sequence[int]) -> Scores:
@@ -263,11 +256,7 @@ def live_rank(rank_sum: NDArray[np.floating], live: NDArray[np.bool_]) -> NDArra
 
 
 def matched_draws(
-    chat_count: NDArray[np.integer],
-    pool: NDArray[np.bool_],
-    candidates: NDArray[np.bool_],
-    n_draws: int,
-    seed: int,
+    chat_count: NDArray[np.integer], pool: NDArray[np.bool_], candidates: NDArray[np.bool_], n_draws: int, seed: int
 ) -> tuple[NDArray[np.int64], int]:
     """Return pools of candidates, shape (draw, latent), that fire on chats as often as the latents of `pool`.
 
@@ -388,29 +377,6 @@ def best_latents(
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def concept_table(
-    crosscoders: Mapping[str, Crosscoder],
-    tables: Mapping[str, LatentTable],
-    store: ActivationStore,
-    tokens: TokenStore,
-    chat_concepts: AbstractSet[str],
-    kind_of: Mapping[str, str],
-    settings: ConceptSettings,
-    device: str = "cpu",
-) -> pd.DataFrame:
-    """Return concept × crosscoder × pool as `best_latents`; empty where the corpora carry no labels.
-
-    `chat_concepts` names the concepts that only chat documents carry; `kind_of` maps a kind to the concept it is of.
-    """
-    concepts = list(tokens.concepts)
-    parts = [pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})]
-    if concepts:
-        for name, crosscoder in crosscoders.items():
-            firings = collect(crosscoder, store, tokens, settings, device)
-            parts.append(best_latents(firings, tables[name], name, concepts, chat_concepts, kind_of, settings))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
-
-
 class Detection(NamedTuple):
     """How many chat concepts a dictionary's chat-specific latents detect at the onset of an answer."""
 
@@ -451,16 +417,19 @@ def build_concepts(
     key: str,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Score all concepts and write the table (kind `concepts`) at `out`."""
+    """Score concept × crosscoder × pool as `best_latents`; write the table (kind `concepts`) at `out`.
+
+    It is empty where the corpora carry no labels. `chat_concepts` names the concepts that only chat documents carry;
+    `kind_of` maps a kind to the concept it is of.
+    """
     started = time.time()
-    frame = concept_table(crosscoders, tables, store, tokens, chat_concepts, kind_of, settings, device)
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
-    facts = {
-        "concepts": list(tokens.concepts),
-        "chat_concepts": sorted(chat_concepts),
-        "kind_of": dict(kind_of),
-        "settings": asdict(settings),
-    }
-    seal(out, "concepts", key, facts, provenance(started, device))
+    concepts = list(tokens.concepts)
+    parts = []
+    for name, crosscoder in crosscoders.items() if concepts else ():
+        firings = collect(crosscoder, store, tokens, settings, device)
+        parts.append(best_latents(firings, tables[name], name, concepts, chat_concepts, kind_of, settings))
+    empty = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
+    frame = pd.concat(parts or [empty], ignore_index=True)
+    facts = {"chat_concepts": sorted(chat_concepts), "kind_of": dict(kind_of), "settings": asdict(settings)}
+    write_frame(frame, out, "concepts", key, {"concepts": concepts, **facts}, provenance(started, device))
     return frame

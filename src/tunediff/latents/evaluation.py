@@ -7,21 +7,20 @@ subset's own.
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import EvaluationSettings
-from tunediff.data.activations import ActivationStore
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.data.masks import LEFT_OUT
-from tunediff.data.passes import counted_batches
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
@@ -110,7 +109,7 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out(
-    crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str = "crosscoder"
+    crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str
 ) -> HeldOut:
     """Return reconstruction and firing sums over all validation tokens, per subset.
 
@@ -129,10 +128,10 @@ def held_out(
     for batch in counted_batches(store, settings.token_batch_size, device, f"{name} evaluate"):
         code = crosscoder.encode(batch.activations)
         counts += torch.bincount(code.latent, minlength=len(counts))
-        per_token = torch.bincount(code.token, minlength=len(batch))
+        per_token = torch.bincount(code.token, minlength=len(batch.row))
         target, reconstruction = map(with_difference, (crosscoder.inputs(batch.activations), crosscoder.decode(code)))
         members = {source: batch.source == i for i, source in enumerate(store.sources)}
-        members |= {"all": np.ones(len(batch), dtype=bool), "template": batch.template}
+        members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
         for subset, member in members.items():
             if member.any():
                 chosen = torch.from_numpy(np.flatnonzero(member)).to(device)
@@ -150,26 +149,26 @@ class Padded(NamedTuple):
     """Documents of similar length, padded on the right."""
 
     documents: list[int]
-    token_id: Tensor  # int64 [document, position]
-    attention_mask: Tensor  # int64 [document, position]
-    counted: Tensor  # bool [document, position]: neither padding nor BOS nor ignored
+    token_id: Int[Tensor, "document position"]
+    attention_mask: Int[Tensor, "document position"]
+    counted: Bool[Tensor, "document position"]  # neither padding nor BOS nor ignored
+    mask: UInt8[np.ndarray, "document position"]  # bits of `Mask`, none of padding
 
 
-def padded_documents(tokens: TokenStore, documents: list[int], per_batch: int, device: str) -> Iterator[Padded]:
+def padded_documents(tokens: TokenStore, documents: Iterable[int], per_batch: int, device: str) -> Iterator[Padded]:
     """Yield documents in batches of similar length."""
     lengths = {i: tokens.document(i).stop - tokens.document(i).start for i in documents}
-    order = sorted(documents, key=lambda i: (lengths[i], i))
+    order = sorted(lengths, key=lambda i: (lengths[i], i))
     for start in range(0, len(order), per_batch):
         group = order[start : start + per_batch]
-        width = max(lengths[i] for i in group)
-        token_id = np.zeros((len(group), width), dtype=np.int64)
-        attention = np.zeros_like(token_id)
-        counted = np.zeros(token_id.shape, dtype=bool)
+        shape = len(group), max(lengths[i] for i in group)
+        token_id, attention, mask = (np.zeros(shape, dtype) for dtype in (np.int64, np.int64, np.uint8))
         for row, i in enumerate(group):
             token_id[row, : lengths[i]] = tokens.token_id[tokens.document(i)]
+            mask[row, : lengths[i]] = tokens.mask[tokens.document(i)]
             attention[row, : lengths[i]] = 1
-            counted[row, : lengths[i]] = (np.asarray(tokens.mask[tokens.document(i)]) & int(LEFT_OUT)) == 0
-        yield Padded(group, *(torch.from_numpy(x).to(device) for x in (token_id, attention, counted)))
+        counted = (attention == 1) & ((mask & int(LEFT_OUT)) == 0)
+        yield Padded(group, *(torch.from_numpy(x).to(device) for x in (token_id, attention, counted)), mask)
 
 
 @dataclass
@@ -276,21 +275,25 @@ def cross_entropy(
     return results
 
 
-def evaluate(
+def build_evaluation(
     crosscoder: Crosscoder,
     store: ActivationStore,
     tokens: TokenStore,
     models: tuple[ResidualModel, ResidualModel] | None,
     settings: EvaluationSettings,
+    out: Path,
+    *,
+    key: str,
     device: str = "cpu",
     replacements: Mapping[int, int] | None = None,
-    name: str = "crosscoder",
 ) -> dict[str, Any]:
-    """Return all held-out metrics in long form; `models` (base, chat, with their upper halves) may be left out.
+    """Measure all held-out metrics, in long form; write them at `out`, a JSON file that carries its content key.
 
-    A dictionary of the difference has FVE of that alone and no cross-entropy: it puts nothing in a model's place.
+    `models` (base, chat, with their upper halves) may be left out. A dictionary of the difference has FVE of that alone
+    and no cross-entropy: it puts nothing in a model's place.
     """
-    result = held_out(crosscoder, store, settings, device, name)
+    started = time.time()
+    result = held_out(crosscoder, store, settings, device, out.stem)
     metrics: list[dict[str, Any]] = []
 
     def report(metric: str, model: str, subset: str, value: float) -> None:
@@ -323,7 +326,8 @@ def evaluate(
                 for loss, value in part.means().items():
                     if part.n:
                         report(f"cross_entropy_{loss}", model, subset, value)
-    return {
+    evaluated = {
+        "key": key,
         "metrics": metrics,
         "n_tokens": {subset: variance.n_tokens for subset, variance in result.variances.items()},
         "dead": f"no firing on the {result.variances['all'].n_tokens} counted validation tokens",
@@ -331,23 +335,6 @@ def evaluate(
         "dict_size": len(result.counts),
         "settings": asdict(settings),
     }
-
-
-def build_evaluation(
-    crosscoder: Crosscoder,
-    store: ActivationStore,
-    tokens: TokenStore,
-    models: tuple[ResidualModel, ResidualModel] | None,
-    settings: EvaluationSettings,
-    out: Path,
-    *,
-    key: str,
-    device: str = "cpu",
-    replacements: Mapping[int, int] | None = None,
-) -> dict[str, Any]:
-    """Evaluate a crosscoder and write its metrics at `out`, a JSON file that carries its content key."""
-    started = time.time()
-    result = {"key": key, **evaluate(crosscoder, store, tokens, models, settings, device, replacements, out.stem)}
-    write_text(out, json.dumps(result, indent=1) + "\n")
+    write_text(out, json.dumps(evaluated, indent=1) + "\n")
     write_text(out.with_suffix(".provenance.json"), json.dumps(provenance(started, device), indent=1) + "\n")
-    return result
+    return evaluated

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.table import STABLE_COSINE, LatentTable
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import provenance, write_frame
 
 HUNGARIAN_LATENTS = 8192  # above, the assignment would take hours and more memory than the rest of the pipeline
 BLOCK = 2048  # latents compared at once in a mutual-best matching
@@ -56,16 +56,11 @@ def directions(crosscoder: Crosscoder) -> Float[Tensor, "latent model_d_model"]:
     return torch.nn.functional.normalize(weight, dim=1, eps=1e-30)
 
 
-class Best(NamedTuple):
-    """Each row's best counterpart, both ways."""
+def _best(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cosine of each left row with its best right row, that row, and the best left row of each right row.
 
-    cosine: Tensor  # of each left row with its best right row
-    forth: Tensor  # that right row
-    back: Tensor  # the best left row of each right row
-
-
-def _best(left: Tensor, right: Tensor) -> Best:
-    """Compare all rows with all rows, `BLOCK` left ones at a time."""
+    `BLOCK` left rows are compared at a time.
+    """
     cosine, forth = left.new_empty(len(left)), torch.empty(len(left), dtype=torch.int64, device=left.device)
     highest = right.new_full((len(right),), -torch.inf)
     back = torch.zeros(len(right), dtype=torch.int64, device=right.device)
@@ -76,7 +71,7 @@ def _best(left: Tensor, right: Tensor) -> Best:
         better = values > highest
         highest = torch.where(better, values, highest)
         back = torch.where(better, rows + first, back)
-    return Best(cosine, forth, back)
+    return cosine, forth, back
 
 
 def match(
@@ -154,14 +149,12 @@ def build_matches(
         frame, methods[name] = matches(own, tables[name], limit)
         pieces.append(frame.assign(crosscoder=name))
     result = pd.concat(pieces, ignore_index=True)[list(SCHEMA)].astype(SCHEMA)
-    with building(out) as partial:
-        result.to_parquet(partial, index=False)
-    facts: dict[str, Any] = {
+    facts = {
         "seeds": {name: sorted(own) for name, own in rows.items()},
         "methods": methods,
         "similarity": "cosine of the concatenated decoder directions (base, chat), normalised as one vector",
         "stable": f"cosine ≥ {STABLE_COSINE} with the match in every other seed",
         "left_out": "dead latents",
     }
-    seal(out, "matches", key, facts, provenance(started))
+    write_frame(result, out, "matches", key, facts, provenance(started))
     return result
