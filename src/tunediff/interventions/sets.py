@@ -291,12 +291,7 @@ class Choice:
 
 
 def latent_sets(
-    table: LatentTable,
-    energy: EditEnergy,
-    n: int,
-    reason: str,
-    settings: CausalSettings,
-    dictionary: Capabilities,
+    table: LatentTable, energy: EditEnergy, n: int, reason: str, settings: CausalSettings, dictionary: Capabilities
 ) -> LatentSets:
     """Choose the effective set of at most n latents and the sets of every intervention that the dictionary supports.
 

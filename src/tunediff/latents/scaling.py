@@ -68,9 +68,7 @@ def shuffled_index(alive: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 
 
 def projections(
-    code: SparseCode,
-    rows: Float[Tensor, "token target d_model"],
-    directions: Float[Tensor, "latent direction d_model"],
+    code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
     """Return ⟨rows[token], directions[latent]⟩ for every nonzero of the code.
 

@@ -100,9 +100,7 @@ def match(
 
 
 def matches(
-    rows: Mapping[int, Float[Tensor, "latent width"]],
-    tables: Mapping[int, LatentTable],
-    limit: int = HUNGARIAN_LATENTS,
+    rows: Mapping[int, Float[Tensor, "latent width"]], tables: Mapping[int, LatentTable], limit: int = HUNGARIAN_LATENTS
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the match of every latent of every seed in every other seed, and how matches were found.
 
