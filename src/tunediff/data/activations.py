@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask
+from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask, template_positions
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import check, manifest_path
 
@@ -47,7 +47,7 @@ class ActivationBatch(NamedTuple):
     @property
     def template(self) -> Bool[np.ndarray, "token"]:
         """Which tokens the chat template wrote."""
-        return (self.mask & np.uint8(Mask.TEMPLATE)) != 0
+        return template_positions(self.mask)
 
 
 class StorageType(NamedTuple):

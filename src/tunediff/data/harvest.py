@@ -1,8 +1,7 @@
 """Harvest: both models over the tokens of one part, their residuals written as an activation store.
 
 Rows are permuted within each shard, so that a contiguous chunk already mixes documents. Tokens of massive activations
-(ten times the median norm and more) are stored, but carry a mask bit and are left out of training and of every metric,
-as BOS is.
+are stored, but carry a mask bit and are left out of training and of every metric, as BOS is.
 """
 
 import sys

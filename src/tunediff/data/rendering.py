@@ -121,8 +121,7 @@ class ChatRenderer:
             if name.endswith(ONSET) and name != ANSWER_ONSET
         }
         self.ignore_first_tokens = ignore_first_tokens
-        added = tokenizer.added_tokens_decoder
-        self._added = np.array(sorted(added), dtype=np.int64)
+        self._added = np.array(sorted(tokenizer.added_tokens_decoder), dtype=np.int64)
         self._bos = tokenizer.bos_token_id
 
     @cached_property
@@ -176,14 +175,14 @@ class ChatRenderer:
 
     def _spans(self, token_id: NDArray[Any], offsets: Any) -> NDArray[Any]:
         """Return the characters [start, end) of each token, white space that the tokenizer trims given back."""
-        spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        original = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        spans = original.copy()
         if len(spans) > 1:
             before = np.maximum.accumulate(spans[:-1, 1])
             trimmed = ~np.isin(token_id[1:], self._added)
             spans[1:, 0] = np.where(trimmed, np.minimum(spans[1:, 0], np.maximum(before, 0)), spans[1:, 0])
             # Several tokens of one character share its offsets; a token never ends before it starts.
             empty = spans[:, 1] <= spans[:, 0]
-            original = np.array(offsets, dtype=np.int64).reshape(-1, 2)
             spans[empty] = original[empty]
         return spans
 

@@ -29,7 +29,7 @@ class _Source:
         self.skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_empty": 0, "skipped_copy": 0}
         self.is_chat: bool | None = None
         self.last_refusal = ""
-        self._encodings = self._encode(stream, renderer, max_length)
+        self.encodings = self._encode(stream, renderer, max_length)
 
     def _encode(self, stream: Iterator[Document], renderer: ChatRenderer, max_length: int) -> Iterator[Encoding]:
         distinct = Distinct()
@@ -50,9 +50,6 @@ class _Source:
                     self.skipped["skipped_empty"] += 1
                 else:
                     yield result
-
-    def __next__(self) -> Encoding | None:
-        return next(self._encodings, None)
 
 
 def encode_budgets(
@@ -80,32 +77,24 @@ def encode_budgets(
     with tqdm(total=total, desc=description, unit="tok", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
         while sum(done) < total:
             # The source that is furthest behind its share comes next.
-            i = min(
-                (i for i, name in enumerate(names) if done[i] < budgets[name]),
-                key=lambda i: done[i] / budgets[names[i]],
-            )
-            encoding = next(sources[i])
+            unfinished = [i for i, name in enumerate(names) if done[i] < budgets[name]]
+            i = min(unfinished, key=lambda i: done[i] / budgets[names[i]])
+            budget, encoding = budgets[names[i]], next(sources[i].encodings, None)
             if encoding is None:
                 skipped = ", ".join(f"{n} {kind}" for kind, n in sources[i].skipped.items() if n)
                 raise TunediffError(
-                    f"source '{names[i]}' has only {done[i]} tokens, its budget is {budgets[names[i]]}"
+                    f"source '{names[i]}' has only {done[i]} tokens, its budget is {budget}"
                     + (f" ({skipped}; last: {sources[i].last_refusal})" if skipped else "")
                     + "; lower the budget or give a larger source"
                 )
-            encoding = cut(encoding, budgets[names[i]] - done[i])
-            done[i] += len(encoding.token_id)
-            encodings.append(encoding)
+            encodings.append(cut(encoding, budget - done[i]))
             doc_source.append(i)
-            bar.update(len(encoding.token_id))
-    facts = {
-        name: {
-            "tokens": done[i],
-            "documents": doc_source.count(i),
-            "kind": "chat" if sources[i].is_chat else "text",
-            **sources[i].skipped,
-        }
-        for i, name in enumerate(names)
-    }
+            done[i] += len(encodings[-1].token_id)
+            bar.update(len(encodings[-1].token_id))
+    facts = {}
+    for i, (name, source) in enumerate(zip(names, sources, strict=True)):
+        kind = "chat" if source.is_chat else "text"
+        facts[name] = {"tokens": done[i], "documents": doc_source.count(i), "kind": kind, **source.skipped}
     return encodings, doc_source, facts
 
 

@@ -1,11 +1,9 @@
 """The KL experiment (method.md section 5, Figure 4): what each edit of the base activations restores of the chat model.
 
-The chat model's upper half continues from an edited residual; KL(p_chat ‖ p_edited) is measured in nats over the full
-vocabulary at the response positions, and so is the edit's energy. A first pass encodes the response positions, which
-gives the energies that sets are drawn by. In the second, models run once per batch, every crosscoder encodes once, and
-each intervention costs one sparse decode of a filtered code and one upper half. Positions that no metric counts (BOS,
-ignored), massive activations and padding carry no edit: there an intervention keeps the activation it starts from
-(h^base; h^chat for `error`).
+The chat model's upper half continues from an edited residual; KL(p_chat ‖ p_edited), in nats, and the edit's energy are
+measured at the response positions. A first pass encodes these, for the energies that sets are drawn by; in the second,
+each intervention costs a sparse decode and one upper half. Positions that no metric counts, massive activations and
+padding carry no edit.
 """
 
 import json
@@ -25,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import CausalSettings
-from tunediff.data.masks import Mask, first_response_positions, response_positions
+from tunediff.data.masks import first_response_positions, response_positions, template_positions
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, sparse_decode
@@ -37,8 +35,7 @@ from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_frame, write_text
 
-_KL_DTYPES = {"n_all": "int32", "n_first": "int32", "conversation": "int32"}
-_KL_DTYPES |= {"draw": "int32", "point": "int32", "n_latents": "int32"}
+_INTEGERS = ("n_all", "n_first", "conversation", "draw", "point", "n_latents")
 
 
 class ConversationBatch(NamedTuple):
@@ -51,17 +48,6 @@ class ConversationBatch(NamedTuple):
     template: Bool[Tensor, "conversation position"]  # counted template tokens
     response: Bool[Tensor, "conversation position"]  # predicts an assistant token
     first: Bool[Tensor, "conversation position"]  # of those, the first 9 of each assistant turn
-
-
-def conversation_batches(store: TokenStore, batch_size: int, device: str) -> Iterator[ConversationBatch]:
-    """Yield all conversations, those of similar length together."""
-    for batch in padded_documents(store, range(store.n_documents), batch_size, device):
-        template = batch.counted & torch.from_numpy((batch.mask & int(Mask.TEMPLATE)) != 0).to(device)
-        response, first = (
-            torch.from_numpy(np.stack([which(row) for row in batch.mask])).to(device)
-            for which in (response_positions, first_response_positions)
-        )
-        yield ConversationBatch(*batch[:3], batch.counted, template, response, first)
 
 
 def _finite(values: Tensor, batch: ConversationBatch, row: Tensor, what: str) -> None:
@@ -90,7 +76,13 @@ class Lower:
         """Yield each batch with the residuals (conversation, position, d_model) of base and chat, all finite."""
         if not self.conversations.n_documents:
             raise TunediffError("conversations: none in the store; raise conversations.count")
-        for batch in conversation_batches(self.conversations, self.batch_size, self.device):
+        documents = range(self.conversations.n_documents)
+        for padded in padded_documents(self.conversations, documents, self.batch_size, self.device):
+            template, response, first = (
+                torch.from_numpy(np.stack([where(mask) for mask in padded.mask])).to(self.device)
+                for where in (template_positions, response_positions, first_response_positions)
+            )
+            batch = ConversationBatch(*padded[:4], padded.counted & template, response, first)
             fed = replace_tokens(batch.token_id, self.replacements)
             base = self.base.residual(fed, batch.attention_mask).to(self.device)
             chat = self.chat.residual(batch.token_id, batch.attention_mask).to(self.device)
@@ -122,27 +114,22 @@ def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[s
             codes[name].append(crosscoder.encode(pair[crosscoder.covers(pair)]))
     energies = {}
     for name, parts in codes.items():
-        start = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
-        token = torch.cat([part.token + shift for part, shift in zip(parts, start, strict=False)])
-        latent, value = torch.cat([part.latent for part in parts]), torch.cat([part.value for part in parts])
-        energies[name] = EditEnergy(
-            SparseCode(token, latent, value, start[-1]), crosscoders[name].difference_directions
-        )
+        starts = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
+        shifted = [(part.token + start, *part[1:3]) for part, start in zip(parts, starts, strict=False)]
+        whole = SparseCode(*map(torch.cat, zip(*shifted, strict=True)), starts[-1])
+        energies[name] = EditEnergy(whole, crosscoders[name].difference_directions)
     return energies
 
 
-def edited_residual(edit: Edit) -> Float[Tensor, "conversation position d_model"]:
-    """Return a copy of `start` with the edit: shared activations are never written to."""
-    edited = edit.start.clone()
-    edited[edit.at] = edit.values.to(edited.dtype)
-    return edited
-
-
-def edit_energy(edit: Edit) -> Float[Tensor, "conversation position"]:
-    """Return the squared norm of what was added, per position, float64."""
+def applied(
+    edit: Edit,
+) -> tuple[Float[Tensor, "conversation position d_model"], Float[Tensor, "conversation position"]]:
+    """Return a copy of `start` with the edit, and the squared norm of what was added, per position, float64."""
+    residual = edit.start.clone()
+    residual[edit.at] = edit.values.to(residual.dtype)
     energy = torch.zeros(edit.at.shape, dtype=torch.float64, device=edit.at.device)
     energy[edit.at] = (edit.values.double() - edit.start[edit.at].double()).square().sum(-1)
-    return energy
+    return residual, energy
 
 
 @dataclass
@@ -152,16 +139,6 @@ class Case:
     batch: ConversationBatch
     base: Tensor
     chat: Tensor
-
-    @cached_property
-    def everywhere(self) -> Bool[Tensor, "conversation position"]:
-        """All positions but padding."""
-        return self.batch.attention_mask.bool()
-
-    @property
-    def nowhere(self) -> Bool[Tensor, "conversation position"]:
-        """No position."""
-        return torch.zeros_like(self.everywhere)
 
 
 class Run(NamedTuple):
@@ -226,8 +203,7 @@ class CrosscoderCase(Case):
         self.part = self.code
         if member is not None:
             kept = member[self.code.latent]
-            kept_code = (self.code.token[kept], self.code.latent[kept], self.code.value[kept])
-            self.part = SparseCode(*kept_code, self.code.n_tokens)
+            self.part = SparseCode(*(column[kept] for column in self.code[:3]), self.code.n_tokens)
 
     def decode(self, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "token d_model"]:
         """Return Σ_j f_j direction_j over the latents that are edited with."""
@@ -288,11 +264,12 @@ def kl_table(
             reference = logits(chat).float().log_softmax(-1) if len(positions) else None
             for crosscoder, run, edit in _edits(Case(batch, base, chat), shared, editors):
                 kl = torch.zeros(scored.shape, dtype=torch.float64, device=lower.device)
+                residual, energy = applied(edit)
                 if reference is not None:
-                    values = kl_divergence(reference, logits(edited_residual(edit)))
+                    values = kl_divergence(reference, logits(residual))
                     _finite(values, batch, row, f"the KL divergence ({run.intervention.name})")
                     kl[scored] = values
-                energy = edit_energy(edit)[:, positions]
+                energy = energy[:, positions]
                 columns: dict[str, Any] = {
                     "conversation": batch.conversation,
                     "crosscoder": crosscoder,
@@ -308,7 +285,7 @@ def kl_table(
                     columns[f"energy_{name}"] = (energy * weight).sum(1).cpu().numpy()
                 parts.append(pd.DataFrame(columns))
             bar.update(len(batch.conversation))
-    frame = pd.concat(parts, ignore_index=True).astype(_KL_DTYPES)
+    frame = pd.concat(parts, ignore_index=True).astype(dict.fromkeys(_INTEGERS, "int32"))
     ran = {"": 0} | {name: i + 1 for i, name in enumerate(crosscoders)}
     parts_of = frame.groupby(KEY, sort=False).ngroup().to_numpy()
     at = np.lexsort((frame["conversation"].to_numpy(), parts_of, frame["crosscoder"].map(ran).to_numpy()))

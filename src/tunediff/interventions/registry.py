@@ -180,9 +180,9 @@ def _halves(ranking: Ranking) -> Iterator[Intervention]:
 
 
 INTERVENTIONS = _by_name(
-    Intervention("none", "None", lambda case: _restore(case, case.nowhere), "models", bar="None"),
+    Intervention("none", "None", lambda case: _restore(case, case.batch.counted & False), "models", bar="None"),
     Intervention("template", "Template", lambda case: _restore(case, case.batch.template), "models", bar="Tem-\nplate"),
-    Intervention("chat", "Chat", lambda case: _restore(case, case.everywhere), "models"),
+    Intervention("chat", "Chat", lambda case: _restore(case, case.batch.attention_mask.bool()), "models"),
     Intervention("all", "All", lambda case: Edit(case.base, case.at, case.before + case.whole), bar="All"),
     Intervention("error", "Error", lambda case: Edit(case.chat, case.at, case.after - case.whole), bar="Error"),
     Intervention(

@@ -99,19 +99,11 @@ def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "
     return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
 
 
-class HeldOut(NamedTuple):
-    """What one pass over the validation activations gives."""
-
-    variances: dict[str, Variance]  # per subset: "all", each source, "template"
-    counts: Tensor  # firings per latent, int64
-    l0: dict[str, float]  # mean nonzeros per token, per subset
-
-
 @torch.no_grad()
 def held_out(
     crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str
-) -> HeldOut:
-    """Return reconstruction and firing sums over all validation tokens, per subset.
+) -> tuple[dict[str, Variance], Int[Tensor, "latent"], dict[str, float]]:
+    """Return sums of reconstruction per subset ("all", each source, "template"), firings, and mean nonzeros per subset.
 
     `name` is that of the crosscoder, for the progress bar and errors.
 
@@ -142,7 +134,7 @@ def held_out(
             f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
         )
     l0 = {name: nonzeros[name] / variances[name].n_tokens for name in subsets if variances[name].n_tokens}
-    return HeldOut(variances, counts, l0)
+    return variances, counts, l0
 
 
 class Padded(NamedTuple):
@@ -293,14 +285,14 @@ def build_evaluation(
     and no cross-entropy: it puts nothing in a model's place.
     """
     started = time.time()
-    result = held_out(crosscoder, store, settings, device, out.stem)
+    variances, counts, l0 = held_out(crosscoder, store, settings, device, out.stem)
     metrics: list[dict[str, Any]] = []
 
     def report(metric: str, model: str, subset: str, value: float) -> None:
         finite = value if np.isfinite(value) else None
         metrics.append({"metric": metric, "model": model, "subset": subset, "value": finite})
 
-    for subset, variance in result.variances.items():
+    for subset, variance in variances.items():
         if variance.n_tokens:
             columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
             for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
@@ -308,16 +300,14 @@ def build_evaluation(
                 report("fve_standardised", model, subset, standardised)
                 report("largest_dimension_share", model, subset, largest.share)
                 report("largest_dimension", model, subset, largest.dimension)
-    for subset, value in result.l0.items():
+    for subset, value in l0.items():
         report("l0", "both", subset, value)
-    report("dead_fraction", "both", "all", (result.counts == 0).double().mean().item())
+    report("dead_fraction", "both", "all", (counts == 0).double().mean().item())
     left_out = {}
     if crosscoder.reconstructs != "models":
         left_out["cross_entropy"] = "no reconstruction of either model: the dictionary is of their difference"
     elif models is not None:
-        losses = cross_entropy(
-            crosscoder, models, tokens, result.variances["all"].mean(), settings, device, replacements
-        )
+        losses = cross_entropy(crosscoder, models, tokens, variances["all"].mean(), settings, device, replacements)
         for model in MODELS:
             parts = {source: losses[model, source] for source in tokens.sources}
             whole = CrossEntropy(sum(p.n for p in parts.values()))
@@ -329,10 +319,10 @@ def build_evaluation(
     evaluated = {
         "key": key,
         "metrics": metrics,
-        "n_tokens": {subset: variance.n_tokens for subset, variance in result.variances.items()},
-        "dead": f"no firing on the {result.variances['all'].n_tokens} counted validation tokens",
+        "n_tokens": {subset: variance.n_tokens for subset, variance in variances.items()},
+        "dead": f"no firing on the {variances['all'].n_tokens} counted validation tokens",
         "left_out": left_out,
-        "dict_size": len(result.counts),
+        "dict_size": len(counts),
         "settings": asdict(settings),
     }
     write_text(out, json.dumps(evaluated, indent=1) + "\n")

@@ -7,11 +7,12 @@ BOS, ignored tokens and massive activations are left out of both.
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -60,14 +61,6 @@ class Firing:
         self.template_mass.scatter_add_(0, latent, torch.where(on_template, value, 0).double())
 
 
-class Measured(NamedTuple):
-    """What one pass over a store gives."""
-
-    sums: scaling.ScalingSums
-    firing: Firing
-    mean: Tensor  # of the activations [model, d_model], float64
-
-
 def measure(
     crosscoder: Crosscoder,
     store: ActivationStore,
@@ -76,10 +69,10 @@ def measure(
     name: str,
     directions: Tensor,
     limit: int | None = None,
-) -> Measured:
-    """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store.
+) -> tuple[scaling.ScalingSums, Firing, Float[Tensor, "model d_model"]]:
+    """Return Latent Scaling's sums, the firing of every latent and the mean activation, in one pass over a store.
 
-    `name` is that of the crosscoder and the pass, for the progress bar and errors.
+    `limit` stops it after that many tokens. `name` is that of crosscoder and pass, for the progress bar and errors.
 
     Raises
     ------
@@ -102,7 +95,7 @@ def measure(
             f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
             "delete the crosscoder and run snakemake again"
         )
-    return Measured(sums, firing, total / max(1, firing.n_tokens.sum()))
+    return sums, firing, total / max(1, firing.n_tokens.sum())
 
 
 def _fit_columns(
@@ -121,36 +114,38 @@ def _fit_columns(
     return {name: column.cpu().numpy().astype(np.float32) for name, column in columns.items()}
 
 
+def _nu(beta: Tensor, rare: Tensor, mirrored: bool = False) -> NDArray[np.float64]:
+    return scaling.nu(beta[0], mirrored).masked_fill(rare, torch.nan).cpu().numpy()
+
+
 def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 @torch.no_grad()
-def latent_table(
+def build_table(
     crosscoder: Crosscoder,
     train_store: ActivationStore,
     validation_store: ActivationStore,
     settings: LatentSettings,
+    out: Path,
+    *,
+    key: str,
     device: str = "cpu",
-    name: str = "crosscoder",
-) -> tuple[LatentTable, dict[str, Any]]:
-    """Return the table of a crosscoder (called `name` where it is spoken of) and the facts of how it was measured."""
+) -> LatentTable:
+    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
+    started = time.time()
     sources = list(validation_store.sources)
     directions = scaling.scaling_directions(crosscoder)
     chat = directions[:, scaling.CHAT_DIRECTION]
     train, fitted, mean = measure(
-        crosscoder, train_store, settings, device, f"{name} fit", directions, settings.fit_tokens
+        crosscoder, train_store, settings, device, f"{out.stem} fit", directions, settings.fit_tokens
     )
     fired = (train.count.sum(0) > 0).cpu().numpy()
-    control = torch.stack(
-        [
-            scaling.random_directions(chat, settings.seed),
-            chat[torch.from_numpy(scaling.shuffled_index(fired, settings.seed)).to(chat.device)],
-        ],
-        dim=1,
-    )
+    borrowed = torch.from_numpy(scaling.shuffled_index(fired, settings.seed)).to(chat.device)
+    control = torch.stack([scaling.random_directions(chat, settings.seed), chat[borrowed]], dim=1)
     controlled = torch.cat([directions, control], dim=1)
-    validation, firing, _ = measure(crosscoder, validation_store, settings, device, f"{name} confirm", controlled)
+    validation, firing, _ = measure(crosscoder, validation_store, settings, device, f"{out.stem} confirm", controlled)
     if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
         raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
 
@@ -186,32 +181,26 @@ def latent_table(
     columns |= _fit_columns(train, terms, settings.min_count, "")
     columns |= _fit_columns(validation, terms, settings.min_count, "_validation")
     rare = train.total().count[0] < settings.min_count
-    for target, interval in scaling.bootstrap_nu(
-        train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS
-    ).items():
+    intervals = scaling.bootstrap_nu(train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS)
+    for target, interval in intervals.items():
         for end, values in interval._asdict().items():
             columns[f"nu_{target}_{end}"] = values.masked_fill(rare.cpu(), torch.nan).numpy()
     for target, beta in scaling.betas(train.total(), terms, scaling.BASE_DIRECTION).items():
-        mirrored = scaling.nu(beta[0], mirrored=True).masked_fill(rare, torch.nan)
-        columns[f"nu_{target}_mirrored"] = mirrored.cpu().numpy()
+        columns[f"nu_{target}_mirrored"] = _nu(beta, rare, mirrored=True)
     controlled_terms, held_out = scaling.direction_terms(crosscoder, controlled, centre), validation.total()
     for i, direction in enumerate(CONTROLS):
         values = scaling.betas(held_out, controlled_terms, 2 + i)
         for target in BOUNDED_TARGETS:
-            null = scaling.nu(values[target][0]).masked_fill(held_out.count[0] < settings.min_count, torch.nan)
-            columns[f"nu_{target}_{direction}"] = null.cpu().numpy()
+            columns[f"nu_{target}_{direction}"] = _nu(values[target], held_out.count[0] < settings.min_count)
 
     criterion = Criterion(settings.nu_reconstruction_below, settings.nu_error_below)
     fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
     ranked_by = fitted_nu if taxonomy else (columns["nu_activation"],) * 2
     columns["rank_sum"] = rank_sum(*ranked_by, criterion)
     columns["chat_specific"] = criterion.chat_specific(*fitted_nu)
-    columns["chat_specific_interval"] = columns["chat_specific"] & criterion.chat_specific(
-        columns["nu_reconstruction_high"], columns["nu_error_high"]
-    )
-    columns["chat_specific_validation"] = columns["chat_specific"] & criterion.chat_specific(
-        columns["nu_reconstruction_validation"], columns["nu_error_validation"]
-    )
+    for name, suffix in (("interval", "high"), ("validation", "validation")):
+        as_well = criterion.chat_specific(columns[f"nu_reconstruction_{suffix}"], columns[f"nu_error_{suffix}"])
+        columns[f"chat_specific_{name}"] = columns["chat_specific"] & as_well
     columns["reversed"] = criterion.reversed(*ranked_by)
     frame = pd.DataFrame(
         {
@@ -220,35 +209,18 @@ def latent_table(
         }
     )
     table = LatentTable(frame, sources, criterion)
+    classes = CLASSES if taxonomy else (DIFFERENCE, "dead")
     facts = {
         "sources": sources,
         "settings": asdict(settings),
         "n_tokens_train": int(fitted.n_tokens.sum()),
         "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
         "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
-        "classes": {
-            name: int((frame["class_name"] == name).sum()) for name in (CLASSES if taxonomy else (DIFFERENCE, "dead"))
-        },
+        "classes": {name: int((frame["class_name"] == name).sum()) for name in classes},
         **{name: int(frame[name].sum()) for name in frame if name.startswith("chat_specific") or name == "reversed"},
         "controls": {name: {"passed": passed, "of": of} for name, (passed, of) in control_passes(table).items()},
         "criterion": criterion.as_dict(),
     }
-    return table, facts
-
-
-def build_table(
-    crosscoder: Crosscoder,
-    train_store: ActivationStore,
-    validation_store: ActivationStore,
-    settings: LatentSettings,
-    out: Path,
-    *,
-    key: str,
-    device: str = "cpu",
-) -> LatentTable:
-    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
-    started = time.time()
-    table, facts = latent_table(crosscoder, train_store, validation_store, settings, device, out.stem)
     with building(out) as partial:
         table.write(partial)
     seal(out, "latents", key, facts, provenance(started, device))

@@ -1,11 +1,9 @@
 """Latent Scaling (method.md section 4): one pass, all latents, all targets, from sufficient statistics.
 
-For a direction u of latent j (its chat decoder row d_j^chat, by definition) and a target y, the least-squares scale is
-β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). All four targets follow from Σf, Σf², T^m = Σ f⟨h^m, u⟩ and R^m = Σ f⟨ĥ^m, u⟩,
-which only the nonzeros of f feed: N·L0 dot products, not N·F. Where the code is dense, ⟨Σ f y, u⟩ is cheaper: matrix
-products that all directions share. The sums are kept per independent block of documents, so that every
-ν = β^base / β^chat has a jackknife standard error and a bootstrap interval. A dictionary of the difference has one
-direction d_j per latent and no ĥ^m: what needs R is NaN.
+For a direction u of latent j (its chat decoder row, by definition) and a target y, the least-squares scale is
+β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). Where the code is sparse, only its nonzeros feed the sums: N·L0 dot products, not
+N·F; where it is dense, ⟨Σ f y, u⟩ is cheaper. Sums are kept per block of documents, for jackknife errors and bootstrap
+intervals. A dictionary of the difference has one direction d_j per latent and no ĥ^m: what needs R is NaN.
 
 Dimension names: ``direction`` (the u of each latent: chat, base, then controls), ``block`` (of documents, or any
 resample of them), ``statistic`` (count, Σf, Σf², then T and R per direction and model).
@@ -175,20 +173,10 @@ class ScalingSums:
         """Return the blocks that hold any activation."""
         return ScalingSums(self.table[self.table[..., 0].sum(1) > 0], self.n_directions)
 
-    @property
-    def count(self) -> Float[Tensor, "block latent"]:
-        """Tokens on which the latent fires."""
-        return self.table[..., 0]
-
-    @property
-    def activation_sum(self) -> Float[Tensor, "block latent"]:
-        """Σ f."""
-        return self.table[..., 1]
-
-    @property
-    def square_sum(self) -> Float[Tensor, "block latent"]:
-        """Σ f²."""
-        return self.table[..., 2]
+    # per block and latent
+    count = property(lambda self: self.table[..., 0])  # tokens on which it fires
+    activation_sum = property(lambda self: self.table[..., 1])  # Σ f
+    square_sum = property(lambda self: self.table[..., 2])  # Σ f²
 
     def dots(self, direction: int, reconstructed: bool = False) -> Float[Tensor, "block latent model"]:
         """Return T^m = Σ f⟨h^m, u⟩, or R^m = Σ f⟨ĥ^m, u⟩: NaN where there are no ĥ^m."""

@@ -1,8 +1,7 @@
 """What another seed would have given: every latent's best match in the other seeds of its crosscoder.
 
 The similarity of two latents is the cosine of their decoder directions of both models, concatenated and normalised as
-one vector. Each model's direction then weighs as much as it decodes: the base direction of a chat-only latent is noise
-of almost no length, and normalised on its own it would hide that the chat direction was found again.
+one vector: normalised on its own, the noise of a chat-only latent's base direction would hide that it was found again.
 """
 
 import sys

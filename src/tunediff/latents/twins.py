@@ -1,8 +1,7 @@
 """Twins: a chat-only and a base-only latent of the same direction, and whether they fire on the same tokens.
 
-If one concept of both models was split in two latents, the two are twins: the chat decoder direction of the chat-only
-one and the base decoder direction of the base-only one have a cosine above 0.9, and they fire together. Random pairs of
-the same classes are the control (method.md section 6).
+Twins are one concept split in two: the chat decoder direction of the one and the base decoder direction of the other
+have a cosine above 0.9, and they fire together. Random pairs of the same classes are the control (method.md section 6).
 """
 
 import time
