@@ -142,11 +142,8 @@ def _column(name: str) -> "cached_property[NDArray[Any]]":
 class ActivationStore:
     """All parts of a split as one long table of rows, in the order of the files.
 
-    Raises
-    ------
-    TunediffError
-        A part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width or layout
-        than the first.
+    `TunediffError`: a part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width
+    or layout than the first.
     """
 
     # values per token, shape (token,), read when first asked for

@@ -71,11 +71,7 @@ def build_conversations(
 
     A request that equals an earlier one is left out, so all are different. `shared_with` names the token source that
     reads the same data: then only the validation share is used, which nothing is trained on, else all of `source`.
-
-    Raises
-    ------
-    TunediffError
-        The source holds too few usable requests, or (answers "given") no answers.
+    `TunediffError`: the source holds too few usable requests, or (answers "given") no answers.
     """
     started = time.time()
     tokenizer = pair.load_tokenizer()

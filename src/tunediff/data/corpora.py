@@ -133,12 +133,8 @@ def documents(source: Mapping[str, Any], split: str, seed: int, whole: bool = Fa
     """Yield the documents of one split of a source, lazily and always in the same order.
 
     Where a source has no validation split of its own, a hash of each document's text decides which split it is in, so
-    that no text is in both. With `whole`, such a source is not divided.
-
-    Raises
-    ------
-    TunediffError
-        The source cannot be read or holds a malformed row; the message names file and row.
+    that no text is in both. With `whole`, such a source is not divided. `TunediffError`: the source cannot be read or
+    holds a malformed row; the message names file and row.
     """
     return opened(source).documents(split, seed, whole)
 

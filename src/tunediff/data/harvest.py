@@ -50,10 +50,7 @@ def _outliers(
 def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
     """Create the empty zarr group of one part of `n` tokens.
 
-    Raises
-    ------
-    TunediffError
-        `n` tokens are not whole shards.
+    `TunediffError`: `n` tokens are not whole shards.
     """
     if n % settings.shard_tokens:
         raise TunediffError(
@@ -170,12 +167,8 @@ def harvest_part(
     """Run both models over token rows [part · part_tokens, (part + 1) · part_tokens) and write their residuals.
 
     Rows are permuted within each shard by (seed, number of the shard). The last part may be shorter. Tokens of massive
-    activations get the mask bit OUTLIER, by the medians of this part.
-
-    Raises
-    ------
-    TunediffError
-        Residuals are not finite or overflow the stored dtype, sizes do not divide, or the part is empty.
+    activations get the mask bit OUTLIER, by the medians of this part. `TunediffError`: residuals are not finite or
+    overflow the stored dtype, sizes do not divide, or the part is empty.
     """
     started = time.time()
     first = part * settings.part_tokens

@@ -63,12 +63,8 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prom
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool = False) -> Rendered:
     """Render messages with the chat template and find their contents in the text.
 
-    With `prompt` the template ends with the header of the assistant's answer.
-
-    Raises
-    ------
-    RenderError
-        The template refuses the messages (roles, order), or changes a content beyond stripping white space.
+    With `prompt` the template ends with the header of the assistant's answer. `RenderError`: the template refuses the
+    messages (roles, order), or changes a content beyond stripping white space.
     """
     text = _apply(tokenizer, [{"role": m.role, "content": m.content} for m in messages], prompt)
     marked = _apply(tokenizer, [{"role": m.role, "content": _sentinel(i)} for i, m in enumerate(messages)], prompt)

@@ -62,11 +62,7 @@ def encode_budgets(
     """Encode documents until each source has exactly its budget of tokens, sources mixed in proportion.
 
     Returns the encodings in order, the number of the source of each, and facts (documents and skips per source).
-
-    Raises
-    ------
-    TunediffError
-        A source has fewer tokens than its budget.
+    `TunediffError`: a source has fewer tokens than its budget.
     """
     names = list(streams)
     sources = [_Source(streams[name], renderer, max_length) for name in names]
@@ -113,12 +109,8 @@ def tokenize_split(
     """Write the tokens of one split: exactly `budgets[name]` tokens of each source, documents mixed in proportion.
 
     Documents are cut to `max_length` tokens and not packed; the last of a source is cut to meet its budget. A copy of
-    an earlier text of its source is left out and counted (`skipped_copy`).
-
-    Raises
-    ------
-    TunediffError
-        A source is too small or unreadable, or the tokenizer is slow or has no chat template.
+    an earlier text of its source is left out and counted (`skipped_copy`). `TunediffError`: a source is too small or
+    unreadable, or the tokenizer is slow or has no chat template.
     """
     started = time.time()
     concepts = labels(sources.values()).concepts

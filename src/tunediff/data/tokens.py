@@ -46,10 +46,7 @@ class TokenStore:
     def open(cls, path: Path, *, key: str | None = None, checksums: bool = False) -> "TokenStore":
         """Open a finished store, having checked that its files are there and whole.
 
-        Raises
-        ------
-        TunediffError
-            Missing, unfinished, damaged (the file is named), or made by other inputs than `key` says.
+        `TunediffError`: missing, unfinished, damaged (the file is named), or made by other inputs than `key` says.
         """
         check(path, "tokens", key, checksums)
         group = zarr.open_group(str(path), mode="r")

@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import CausalSettings
-from tunediff.data.masks import first_response_positions, response_positions, template_positions
+from tunediff.data.masks import first_response_positions, response_positions
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, sparse_decode
 from tunediff.errors import TunediffError
 from tunediff.interventions.registry import KEY, Capabilities, Edit, Intervention, interventions
 from tunediff.interventions.sets import EditEnergy, LatentSets, effective_size, latent_sets
-from tunediff.latents.evaluation import padded_documents
+from tunediff.latents.evaluation import Padded, padded_documents
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_frame, write_text
@@ -38,23 +38,11 @@ from tunediff.pipeline.artifacts import provenance, write_frame, write_text
 _INTEGERS = ("n_all", "n_first", "conversation", "draw", "point", "n_latents")
 
 
-class ConversationBatch(NamedTuple):
-    """Conversations of similar length, padded on the right."""
-
-    conversation: list[int]
-    token_id: Int[Tensor, "conversation position"]
-    attention_mask: Int[Tensor, "conversation position"]
-    counted: Bool[Tensor, "conversation position"]  # neither padding nor BOS nor ignored: may carry an edit
-    template: Bool[Tensor, "conversation position"]  # counted template tokens
-    response: Bool[Tensor, "conversation position"]  # predicts an assistant token
-    first: Bool[Tensor, "conversation position"]  # of those, the first 9 of each assistant turn
-
-
-def _finite(values: Tensor, batch: ConversationBatch, row: Tensor, what: str) -> None:
+def _finite(values: Tensor, batch: Padded, row: Tensor, what: str) -> None:
     """Raise a `TunediffError` that names the first conversation with a non-finite value; `row` is per value."""
     bad = ~torch.isfinite(values).view(len(values), -1).all(1)
     if bad.any():
-        conversation = batch.conversation[int(row[bad][0])]
+        conversation = batch.documents[int(row[bad][0])]
         raise TunediffError(
             f"causal: {what} of conversation {conversation} is not finite; give `models.dtype` more range "
             "(bfloat16 or float32), or check the models and the crosscoder"
@@ -72,17 +60,12 @@ class Lower:
     device: str
     replacements: Mapping[int, int]  # token ids that the base model is fed otherwise (see `models.replace_tokens`)
 
-    def __iter__(self) -> Iterator[tuple[ConversationBatch, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Padded, Tensor, Tensor]]:
         """Yield each batch with the residuals (conversation, position, d_model) of base and chat, all finite."""
         if not self.conversations.n_documents:
             raise TunediffError("conversations: none in the store; raise conversations.count")
         documents = range(self.conversations.n_documents)
-        for padded in padded_documents(self.conversations, documents, self.batch_size, self.device):
-            template, response, first = (
-                torch.from_numpy(np.stack([where(mask) for mask in padded.mask])).to(self.device)
-                for where in (template_positions, response_positions, first_response_positions)
-            )
-            batch = ConversationBatch(*padded[:4], padded.counted & template, response, first)
+        for batch in padded_documents(self.conversations, documents, self.batch_size, self.device):
             fed = replace_tokens(batch.token_id, self.replacements)
             base = self.base.residual(fed, batch.attention_mask).to(self.device)
             chat = self.chat.residual(batch.token_id, batch.attention_mask).to(self.device)
@@ -109,7 +92,7 @@ def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[s
     """
     codes: dict[str, list[SparseCode]] = {name: [] for name in crosscoders}
     for batch, base, chat in tqdm(lower, desc="energy", unit="batch", mininterval=5, file=sys.stderr):
-        pair = _pair(base, chat, batch.counted & batch.response)
+        pair = _pair(base, chat, batch.counted & batch.where(response_positions))
         for name, crosscoder in crosscoders.items():
             codes[name].append(crosscoder.encode(pair[crosscoder.covers(pair)]))
     energies = {}
@@ -136,7 +119,7 @@ def applied(
 class Case:
     """A batch as an intervention sees it: the residuals of both models (conversation, position, d_model)."""
 
-    batch: ConversationBatch
+    batch: Padded
     base: Tensor
     chat: Tensor
 
@@ -185,11 +168,10 @@ class CrosscoderCase(Case):
     def __init__(self, case: Case, editor: Editor) -> None:
         super().__init__(case.batch, case.base, case.chat)
         self.editor = editor
-        self.at = case.batch.counted.clone()
-        pair = _pair(case.base, case.chat, self.at)
+        counted = case.batch.counted
+        pair = _pair(case.base, case.chat, counted)
         covered = editor.crosscoder.covers(pair)
-        self.at[case.batch.counted] = covered
-        pair = pair[covered]
+        self.at, pair = counted.masked_scatter(counted, covered), pair[covered]
         self.before, self.after = pair[:, 0], pair[:, 1]
         self.code = self.part = editor.crosscoder.encode(pair)
 
@@ -240,23 +222,21 @@ def kl_table(
 ) -> pd.DataFrame:
     """Return KL sums and edit energies per conversation and intervention, over all and the first response tokens.
 
-    Raises
-    ------
-    TunediffError
-        There is no conversation, or a residual or a logit is not finite.
+    `TunediffError`: there is no conversation, or a residual or a logit is not finite.
     """
     shared = [Run(each, 0) for each in interventions(settings, None)]
     editors = {name: Editor(crosscoder, sets[name], settings) for name, crosscoder in crosscoders.items()}
     parts = []
     with tqdm(total=lower.conversations.n_documents, desc="kl", unit="conv", mininterval=5, file=sys.stderr) as bar:
         for batch, base, chat in lower:
-            positions = batch.response.any(0).nonzero().flatten()
-            scored = batch.response[:, positions]
-            weights = {"all": scored, "first": batch.first[:, positions] & scored}
+            response, first = batch.where(response_positions), batch.where(first_response_positions)
+            positions = response.any(0).nonzero().flatten()
+            scored = response[:, positions]
+            weights = {"all": scored, "first": first[:, positions] & scored}
             row = scored.nonzero()[:, 0]
 
             def logits(
-                residual: Tensor, batch: ConversationBatch = batch, positions: Tensor = positions, at: Tensor = scored
+                residual: Tensor, batch: Padded = batch, positions: Tensor = positions, at: Tensor = scored
             ) -> Tensor:
                 whole = lower.chat.logits_from(residual, batch.token_id, batch.attention_mask, positions)
                 return whole.to(lower.device)[at]
@@ -271,7 +251,7 @@ def kl_table(
                     kl[scored] = values
                 energy = energy[:, positions]
                 columns: dict[str, Any] = {
-                    "conversation": batch.conversation,
+                    "conversation": batch.documents,
                     "crosscoder": crosscoder,
                     "intervention": run.intervention.name,
                     "ranking": run.ranking,
@@ -284,7 +264,7 @@ def kl_table(
                     columns[f"n_{name}"] = weight.sum(1).cpu().numpy()
                     columns[f"energy_{name}"] = (energy * weight).sum(1).cpu().numpy()
                 parts.append(pd.DataFrame(columns))
-            bar.update(len(batch.conversation))
+            bar.update(len(batch.documents))
     frame = pd.concat(parts, ignore_index=True).astype(dict.fromkeys(_INTEGERS, "int32"))
     ran = {"": 0} | {name: i + 1 for i, name in enumerate(crosscoders)}
     parts_of = frame.groupby(KEY, sort=False).ngroup().to_numpy()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from tunediff.data.masks import template_positions
 from tunediff.errors import TunediffError
 
 if TYPE_CHECKING:
@@ -181,7 +182,13 @@ def _halves(ranking: Ranking) -> Iterator[Intervention]:
 
 INTERVENTIONS = _by_name(
     Intervention("none", "None", lambda case: _restore(case, case.batch.counted & False), "models", bar="None"),
-    Intervention("template", "Template", lambda case: _restore(case, case.batch.template), "models", bar="Tem-\nplate"),
+    Intervention(
+        "template",
+        "Template",
+        lambda case: _restore(case, case.batch.counted & case.batch.where(template_positions)),
+        "models",
+        bar="Tem-\nplate",
+    ),
     Intervention("chat", "Chat", lambda case: _restore(case, case.batch.attention_mask.bool()), "models"),
     Intervention("all", "All", lambda case: Edit(case.base, case.at, case.before + case.whole), bar="All"),
     Intervention("error", "Error", lambda case: Edit(case.chat, case.at, case.after - case.whole), bar="Error"),

@@ -124,12 +124,8 @@ class LatentSets(NamedTuple):
 def effective_size(name: str, tables: Mapping[str, LatentTable], settings: CausalSettings) -> tuple[int, str]:
     """Return the size of the effective set of crosscoder `name`, and why.
 
-    The reference is the crosscoder so named, or else its run of the same seed (REFERENCE-seedN).
-
-    Raises
-    ------
-    TunediffError
-        There is no such crosscoder, or its latents have no classes by Δnorm.
+    The reference is the crosscoder so named, or else its run of the same seed (REFERENCE-seedN). `TunediffError`: there
+    is no such crosscoder, or its latents have no classes by Δnorm.
     """
     if settings.set_size is not None:
         return settings.set_size, f"causal.set_size = {settings.set_size}"

@@ -40,10 +40,7 @@ class Resampled(NamedTuple):
 def resample(kl: pd.DataFrame, positions: str, n_bootstrap: int, seed: int) -> Resampled:
     """Return means over conversations, and over resamples of them, from the rows of causal/kl.parquet.
 
-    Raises
-    ------
-    TunediffError
-        A conversation is there twice, or an intervention is missing.
+    `TunediffError`: a conversation is there twice, or an intervention is missing.
     """
     interventions = kl.drop_duplicates(registry.KEY)[[*registry.KEY, "n_latents"]].reset_index(drop=True)
     if "none" not in set(interventions["intervention"]):
@@ -57,10 +54,8 @@ def resample(kl: pd.DataFrame, positions: str, n_bootstrap: int, seed: int) -> R
     if len(kl) != shape[0] * shape[1]:
         raise TunediffError(f"causal/kl.parquet: some conversations lack an intervention; {REMEDY}")
     column = pd.Series(np.arange(shape[1]), pd.MultiIndex.from_frame(interventions[registry.KEY]))
-    at = (
-        np.searchsorted(conversations, kl["conversation"]),
-        column.loc[pd.MultiIndex.from_frame(kl[registry.KEY])].to_numpy(),
-    )
+    row = np.searchsorted(conversations, kl["conversation"])
+    at = row, column.loc[pd.MultiIndex.from_frame(kl[registry.KEY])].to_numpy()
     weights = np.vstack([np.ones(shape[0]), resample_weights(shape[0], n_bootstrap, seed)])
     sums = {}
     for name in ("kl_sum", "n", "energy"):
@@ -69,9 +64,8 @@ def resample(kl: pd.DataFrame, positions: str, n_bootstrap: int, seed: int) -> R
         sums[name] = weights @ per_conversation
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums["kl_sum"] / sums["n"]
-    return Resampled(
-        interventions, means, sums["energy"], {"n_conversations": shape[0], "n_tokens": int(sums["n"][0, 0])}
-    )
+    facts = {"n_conversations": shape[0], "n_tokens": int(sums["n"][0, 0])}
+    return Resampled(interventions, means, sums["energy"], facts)
 
 
 def comparisons(data: Resampled, crosscoder: str) -> Iterator[tuple[str, str, Samples, float]]:
@@ -120,14 +114,9 @@ def summarise(kl: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
         with np.errstate(invalid="ignore", divide="ignore"):
             reduction = whole - values / none
         row = where
-        for name, samples in (("mean", values), ("reduction", reduction)):
-            interval = percentile_interval(samples[0], samples[1:])
-            prefix = "" if name == "mean" else f"{name}_"
-            row |= {
-                name: float(interval.value),
-                f"{prefix}low": float(interval.low),
-                f"{prefix}high": float(interval.high),
-            }
+        for prefix, samples in (("", values), ("reduction_", reduction)):
+            names = prefix.removesuffix("_") or "mean", f"{prefix}low", f"{prefix}high"
+            row |= dict(zip(names, map(float, percentile_interval(samples[0], samples[1:])), strict=True))
         rows.append(row | {"energy_share": energy_share})
 
     for positions in POSITIONS:

@@ -7,7 +7,7 @@ subset's own.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
 from tunediff.config.settings import EvaluationSettings
@@ -105,12 +107,7 @@ def held_out(
 ) -> tuple[dict[str, Variance], Int[Tensor, "latent"], dict[str, float]]:
     """Return sums of reconstruction per subset ("all", each source, "template"), firings, and mean nonzeros per subset.
 
-    `name` is that of the crosscoder, for the progress bar and errors.
-
-    Raises
-    ------
-    TunediffError
-        A reconstruction is not finite.
+    `name` is that of the crosscoder, for the progress bar and errors. `TunediffError`: a reconstruction is not finite.
     """
     subsets = ["all", *store.sources, "template"]
     n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
@@ -145,6 +142,10 @@ class Padded(NamedTuple):
     attention_mask: Int[Tensor, "document position"]
     counted: Bool[Tensor, "document position"]  # neither padding nor BOS nor ignored
     mask: UInt8[np.ndarray, "document position"]  # bits of `Mask`, none of padding
+
+    def where(self, of: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]) -> Bool[Tensor, "document position"]:
+        """Return the positions that a function finds in the mask of one document."""
+        return torch.from_numpy(np.stack([of(mask) for mask in self.mask])).to(self.token_id.device)
 
 
 def padded_documents(tokens: TokenStore, documents: Iterable[int], per_batch: int, device: str) -> Iterator[Padded]:
@@ -203,11 +204,8 @@ def _loss_sum(model: ResidualModel, residual: Tensor, batch: Padded, scored: Ten
     labels = batch.token_id[:, positions + 1][chosen]
     rows = logits[chosen]
     step = max(1, LOGITS_AT_ONCE // rows.shape[1])
-    losses = [
-        torch.nn.functional.cross_entropy(part.float(), label, reduction="none").double()
-        for part, label in zip(rows.split(step), labels.split(step), strict=True)
-    ]
-    loss = torch.cat(losses)
+    parts = zip(rows.split(step), labels.split(step), strict=True)
+    loss = torch.cat([functional.cross_entropy(row.float(), label, reduction="none").double() for row, label in parts])
     _require_finite(loss, scored, batch, f"{what}: losses are")
     return loss.sum().item()
 
@@ -226,16 +224,11 @@ def cross_entropy(
 
     The block output is replaced at every counted position; scored are the counted positions that have a next token.
     Massive activations, which the crosscoder does not cover, are not counted: like BOS they keep their output.
-    `replacements` maps token ids that the base model is fed otherwise (see `models.replace_tokens`).
-
-    Raises
-    ------
-    TunediffError
-        A residual stream or a loss is not finite.
+    `replacements` maps token ids that the base model is fed otherwise (see `models.replace_tokens`). `TunediffError`: a
+    residual stream or a loss is not finite.
     """
     sources = list(tokens.sources)
-    of_source = [np.flatnonzero(tokens.doc_source == i) for i in range(len(sources))]
-    chosen = [documents[: settings.documents] for documents in of_source]
+    chosen = [np.flatnonzero(tokens.doc_source == i)[: settings.documents] for i in range(len(sources))]
     results = {(model, source): CrossEntropy() for model in MODELS for source in sources}
     with tqdm(total=sum(map(len, chosen)), desc="splice", unit="doc", mininterval=5, file=sys.stderr) as bar:
         for source, documents in zip(sources, chosen, strict=True):
@@ -248,11 +241,8 @@ def cross_entropy(
                     _require_finite(residual[attended], attended, batch, f"{name} model: the residual stream is")
                 pair = torch.stack([residual[batch.counted].float() for residual in residuals], dim=1)
                 covered = crosscoder.covers(pair)
-                counted = batch.counted.clone()
-                counted[batch.counted] = covered
-                scored = counted.clone()
-                scored[:, :-1] &= attended[:, 1:]
-                scored[:, -1] = False
+                counted = batch.counted.masked_scatter(batch.counted, covered)
+                scored = counted & functional.pad(attended[:, 1:], (0, 1))
                 if not scored.any():
                     continue
                 reconstruction = crosscoder.decode(crosscoder.encode(pair[covered]))

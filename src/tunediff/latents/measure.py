@@ -73,11 +73,7 @@ def measure(
     """Return Latent Scaling's sums, the firing of every latent and the mean activation, in one pass over a store.
 
     `limit` stops it after that many tokens. `name` is that of crosscoder and pass, for the progress bar and errors.
-
-    Raises
-    ------
-    TunediffError
-        The sums are not finite.
+    `TunediffError`: the sums are not finite.
     """
     both = crosscoder.reconstructs == "models"
     sums = scaling.ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device, both)

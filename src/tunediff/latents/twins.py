@@ -71,12 +71,8 @@ def pairs(
         return pd.DataFrame({"chat_only_latent": [], "base_only_latent": [], "cosine": []})
     left = _unit(decoder[torch.from_numpy(np.asarray(chat_only, dtype=np.int64)).to(decoder.device), 1])
     right = _unit(decoder[torch.from_numpy(np.asarray(base_only, dtype=np.int64)).to(decoder.device), 0])
-    near = [
-        (found + torch.tensor([first, 0], device=found.device)).cpu()
-        for first in range(0, len(left), BLOCK)
-        for found in [(left[first : first + BLOCK] @ right.T > TWIN_COSINE).nonzero()]
-    ]
-    twins = torch.cat(near).numpy()
+    near = [(part @ right.T > TWIN_COSINE).cpu() for part in left.split(BLOCK)]
+    twins = torch.cat(near).nonzero().numpy()
     size = len(left) * len(right)
     taken = twins[:, 0] * len(right) + twins[:, 1]
     wanted = min(settings.random_pairs, size - len(taken))
