@@ -321,8 +321,8 @@ def counted_batches(
         for chunk in store.chunks(LEFT_OUT, max(1, batch_size // store.chunk_tokens)):
             for start in range(0, min(len(chunk.row), remaining), batch_size):
                 part = slice(start, min(start + batch_size, remaining))
-                batch = ActivationBatch(*(column[part] for column in chunk))
-                yield batch._replace(activations=batch.activations.to(device))
+                batch = ActivationBatch(chunk.activations[part].to(device), *(column[part] for column in chunk[1:]))
+                yield batch
                 bar.update(len(batch.row))
             remaining -= len(chunk.row)
             if remaining <= 0:

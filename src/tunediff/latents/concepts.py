@@ -102,16 +102,9 @@ def collect(
     seen = 0
     for batch in counted_batches(store, settings.batch_size, device, "concepts", settings.max_tokens):
         code = crosscoder.encode(batch.activations)
-        parts.append(
-            (
-                (code.token + seen).cpu().numpy().astype(np.int32),
-                code.latent.cpu().numpy().astype(np.int32),
-                code.value.float().cpu().numpy(),
-                label[batch.row],
-                document_block(batch.doc, 2) == 1,
-                of_chats[batch.source],
-            )
-        )
+        token, latent, value = (code.token + seen).int(), code.latent.int(), code.value.float()
+        nonzeros = [each.cpu().numpy() for each in (token, latent, value)]
+        parts.append((*nonzeros, label[batch.row], document_block(batch.doc, 2) == 1, of_chats[batch.source]))
         seen += len(batch.row)
     return Firings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -120,14 +113,8 @@ def restricted(firings: Firings, kept: NDArray[np.bool_]) -> Firings:
     """Return the nonzeros on the kept tokens only, renumbered."""
     number = (np.cumsum(kept) - 1).astype(np.int32)
     inside = kept[firings.token]
-    return Firings(
-        number[firings.token[inside]],
-        firings.latent[inside],
-        firings.value[inside],
-        firings.label[kept],
-        firings.scoring[kept],
-        firings.chat[kept],
-    )
+    nonzeros = number[firings.token[inside]], firings.latent[inside], firings.value[inside]
+    return Firings(*nonzeros, firings.label[kept], firings.scoring[kept], firings.chat[kept])
 
 
 class Scores(NamedTuple):

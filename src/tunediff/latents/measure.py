@@ -205,6 +205,7 @@ def build_table(
         }
     )
     table = LatentTable(frame, sources, criterion)
+    called = ("chat_specific", "chat_specific_interval", "chat_specific_validation")
     classes = CLASSES if taxonomy else (DIFFERENCE, "dead")
     facts = {
         "sources": sources,
@@ -213,7 +214,7 @@ def build_table(
         "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
         "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
         "classes": {name: int((frame["class_name"] == name).sum()) for name in classes},
-        **{name: int(frame[name].sum()) for name in frame if name.startswith("chat_specific") or name == "reversed"},
+        **{name: int(frame[name].sum()) for name in (*called, "reversed")},
         "controls": {name: {"passed": passed, "of": of} for name, (passed, of) in control_passes(table).items()},
         "criterion": criterion.as_dict(),
     }
