@@ -110,7 +110,7 @@ class _Harvester:
 
     def __init__(self, pair: PairInfo, settings: HarvestSettings, part: int, device: str) -> None:
         self.layer, self.dtype, self.batch_tokens = pair.layer, settings.dtype, settings.batch_tokens
-        self.part, self.replacements = part, (pair.replacements, {})
+        self.part, self.replacements = part, (pair.replacements, dict[int, int]())
         self.models: tuple[ResidualModel, ...] = pair.load_base(device), pair.load_chat(device)
 
     def window(

@@ -99,7 +99,8 @@ def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[s
     for name, parts in codes.items():
         starts = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
         shifted = [(part.token + start, *part[1:3]) for part, start in zip(parts, starts, strict=False)]
-        whole = SparseCode(*map(torch.cat, zip(*shifted, strict=True)), starts[-1])
+        token, latent, value = map(torch.cat, zip(*shifted, strict=True))
+        whole = SparseCode(token, latent, value, starts[-1])
         energies[name] = EditEnergy(whole, crosscoders[name].difference_directions)
     return energies
 
@@ -185,7 +186,8 @@ class CrosscoderCase(Case):
         self.part = self.code
         if member is not None:
             kept = member[self.code.latent]
-            self.part = SparseCode(*(column[kept] for column in self.code[:3]), self.code.n_tokens)
+            token, latent, value = (column[kept] for column in self.code[:3])
+            self.part = SparseCode(token, latent, value, self.code.n_tokens)
 
     def decode(self, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "token d_model"]:
         """Return Σ_j f_j direction_j over the latents that are edited with."""

@@ -6,7 +6,7 @@ here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -153,31 +153,38 @@ def _add_chat(case: CrosscoderCase) -> Edit:
     return Edit(case.base, case.at, case.before + case.decode(case.editor.chat))
 
 
-def _halves(ranking: Ranking) -> Iterator[Intervention]:
-    """Yield what is run for the best and the worst half of the effective set by a ranking."""
+def _half(ranking: Ranking, best: bool) -> list[Intervention]:
+    """Return what is run for one half of the effective set by a ranking: as it is, additive, energy-matched."""
+    side = "best" if best else "worst"
+    name, label = f"{ranking.name}_{side}", f"{ranking.label} {side}"
     half = partial(Intervention, needs="latents", ranking=ranking.name, supports=ranking.supports)
-    matched = []
-    for side, best in (("best", True), ("worst", False)):
-        name, label = f"{ranking.name}_{side}", f"{ranking.label} {side}"
-        worst: dict[str, Any] = {"partner": f"{ranking.name}_worst", "difference": BEST_WORST} if best else {}
-        yield half(
-            name,
-            label,
-            _add,
-            choose=lambda choice, of, best=best: choice.half(of, best=best),
-            control="matched_random" if best else None,
-            bar="" if ranking.baseline else f"{ranking.short}\n{side}",
-            **worst,
-        )
-        if ranking.baseline:
-            continue
-        additive = f"{name}_additive", f"{label}, additive", _add_chat
-        yield half(*additive, shares=name, supports=lambda of: ranking.supports(of) and _of_models(of))
-        if best:
-            worst = {"partner": f"{ranking.name}_worst_matched", "difference": MATCHED}
-        equal = f"{name}_matched", f"{label}, energy-matched", _add
-        matched.append(half(*equal, choose=lambda choice, of, best=best: choice.matched(of, best=best), **worst))
-    yield from matched
+
+    def pair(difference: Difference, suffix: str = "") -> dict[str, Any]:
+        return {"partner": f"{ranking.name}_worst{suffix}", "difference": difference} if best else {}
+
+    plain = half(
+        name,
+        label,
+        _add,
+        choose=lambda choice, of: choice.half(of, best=best),
+        control="matched_random" if best else None,
+        bar="" if ranking.baseline else f"{ranking.short}\n{side}",
+        **pair(BEST_WORST),
+    )
+    if ranking.baseline:
+        return [plain]
+    additive = f"{name}_additive", f"{label}, additive", _add_chat
+    matched = f"{name}_matched", f"{label}, energy-matched", _add
+    return [
+        plain,
+        half(*additive, shares=name, supports=lambda of: ranking.supports(of) and _of_models(of)),
+        half(*matched, choose=lambda choice, of: choice.matched(of, best=best), **pair(MATCHED, "_matched")),
+    ]
+
+
+def _halves(ranking: Ranking) -> list[Intervention]:
+    best, worst = _half(ranking, best=True), _half(ranking, best=False)
+    return [*best[:2], *worst[:2], *best[2:], *worst[2:]]
 
 
 INTERVENTIONS = _by_name(

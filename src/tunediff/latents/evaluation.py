@@ -161,7 +161,8 @@ def padded_documents(tokens: TokenStore, documents: Iterable[int], per_batch: in
             mask[row, : lengths[i]] = tokens.mask[tokens.document(i)]
             attention[row, : lengths[i]] = 1
         counted = (attention == 1) & ((mask & int(LEFT_OUT)) == 0)
-        yield Padded(group, *(torch.from_numpy(x).to(device) for x in (token_id, attention, counted)), mask)
+        ids, attended, kept = (torch.from_numpy(array).to(device) for array in (token_id, attention, counted))
+        yield Padded(group, ids, attended, kept, mask)
 
 
 @dataclass
