@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tunediff.data import corpora
-from tunediff.data.corpora import chat_concepts, check_source, concept_kinds, documents
+from tunediff.data.corpora import documents, labels
 from tunediff.data.documents import Message
 from tunediff.errors import TunediffError
 
@@ -110,29 +110,22 @@ def test_malformed_rows_name_file_and_row(tmp_path: Path, content: str, match: s
     assert "\n" not in str(caught.value)
 
 
-def test_checks_before_a_run(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     good = jsonl(tmp_path / "good.jsonl", [{"text": "a"}])
-    check_source(local(good), "web")
-    check_source({"from": "demo", "part": "web"}, "web")
     torn = tmp_path / "torn.parquet"
     torn.write_bytes(b"PAR1 but not really")
     gz = tmp_path / "torn.jsonl.gz"
     gz.write_bytes(b"not gzip")
-    (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "x.csv").write_text("text\n")
-    for path, match in (
-        (tmp_path / "no.jsonl", "source 'web': .*no such file"),
-        (torn, r"torn\.parquet: not a readable Parquet file"),
-        (gz, r"torn\.jsonl\.gz: cannot be read"),
-        (tmp_path / "empty.jsonl", "holds no rows"),
-        (tmp_path / "x.csv", r"not a \.jsonl"),
+    for path, column, match in (
+        (tmp_path / "no.jsonl", "text", "no such file"),
+        (torn, "text", r"torn\.parquet: not a readable Parquet file"),
+        (gz, "text", r"torn\.jsonl\.gz: cannot be read"),
+        (tmp_path / "x.csv", "text", r"not a \.jsonl"),
+        (good, "body", "no column 'body'"),
     ):
         with pytest.raises(TunediffError, match=match):
-            check_source(local(path), "web")
-    with pytest.raises(TunediffError, match="no column 'body'"):
-        check_source(local(good, "body"), "web")
-    with pytest.raises(TunediffError, match="use demo, hub or local"):
-        check_source({"from": "ftp"}, "web")
+            next(documents(local(path, column), "train", 0))
 
 
 def test_hub_rows_splits_and_errors(monkeypatch) -> None:
@@ -161,28 +154,27 @@ def test_hub_rows_splits_and_errors(monkeypatch) -> None:
     assert asked[-1][-1] is False  # from the cache
     monkeypatch.delenv("HF_HUB_OFFLINE")
     gated = hub | {"path": "lmsys/lmsys-chat-1m", "column": "conversation"}
-    wanted = r"source 'chat': .*https://huggingface\.co/datasets/lmsys/lmsys-chat-1m and set HF_TOKEN"
+    wanted = r"https://huggingface\.co/datasets/lmsys/lmsys-chat-1m and set HF_TOKEN"
     with pytest.raises(TunediffError, match=wanted):
-        check_source(gated, "chat")
+        next(documents(gated, "train", 0))
     with pytest.raises(TunediffError, match=r"no network.*check the id") as caught:
-        check_source(hub | {"path": "no/where"}, "web")
+        next(documents(hub | {"path": "no/where"}, "train", 0))
     assert "\n" not in str(caught.value)
     with pytest.raises(TunediffError, match="no column 'body'; it has text"):
-        check_source(hub | {"column": "body"}, "web")
+        next(documents(hub | {"column": "body"}, "train", 0))
 
 
 def test_demo_source_and_its_chat_concepts() -> None:
     sources = {part: {"from": "demo", "part": part} for part in ("web", "chat")}
     assert not next(documents(sources["web"], "train", 0)).is_chat
-    own = chat_concepts(sources)
+    concepts, own, kind_of = labels(sources.values())
     carried = {
         part: {s.concept for d in islice(documents(source, "train", 0), 800) for m in d.messages for s in m.spans}
         for part, source in sources.items()
     }
     assert own & carried["chat"] and not own & carried["web"]
-    assert set(corpora.concepts(sources["chat"])) >= own | carried["web"]
-    assert chat_concepts({"x": {"from": "local"}}) == set()
-    assert concept_kinds(sources)["refusal_theft_onset"] == "refusal_onset"
-    assert concept_kinds({"x": {"from": "local"}}) == {}
+    assert set(concepts) >= own | carried["web"]
+    assert kind_of["refusal_theft_onset"] == "refusal_onset"
+    assert labels([{"from": "local"}]) == ([], set(), {})
     with pytest.raises(TunediffError, match="part 'poems'"):
         next(documents({"from": "demo", "part": "poems"}, "train", 0))

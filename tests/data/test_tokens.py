@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers import FAMILIES, TOKENIZERS
 from tunediff.data.documents import Document, Message, Span
 from tunediff.data.masks import Mask, first_response_positions, response_positions
-from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, render_chat
+from tunediff.data.rendering import ChatRenderer, Encoding, RenderError
 from tunediff.data.sampling import encode_budgets, tokenize_split, write_store
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
@@ -28,6 +28,13 @@ def chat(*contents: str, identifier: str = "c") -> Document:
 
 def turns(document: Document) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in document.messages]
+
+
+def render_chat(tokenizer, document: Document, max_length: int, concepts: tuple[str, ...] = ()) -> Encoding:
+    result = ChatRenderer(tokenizer, concepts).chats([document], max_length)[0]
+    if isinstance(result, RenderError):
+        raise result
+    return result
 
 
 def decoded(tokenizer, ids) -> str:

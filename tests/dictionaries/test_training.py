@@ -27,7 +27,7 @@ from tunediff.dictionaries.training import (
     train,
 )
 from tunediff.errors import TunediffError
-from tunediff.latents.measure import latent_table
+from tunediff.latents.measure import build_table
 from tunediff.pipeline.artifacts import check
 
 D = 8
@@ -313,7 +313,8 @@ def test_a_new_kind_trains_and_reaches_a_latent_table_by_its_class_alone(tmp_pat
     tokens = token_store(tmp_path / "tokens.zarr", [20] * 16)
     rows = torch.cat(batches)[:320].numpy()
     store = activation_store(tmp_path / "part-000.zarr", tokens, rows)
-    table, _ = latent_table(crosscoder, store, store, LatentSettings(min_count=5, blocks=8, bootstrap_samples=100))
+    settings = LatentSettings(min_count=5, blocks=8, bootstrap_samples=100)
+    table = build_table(crosscoder, store, store, settings, tmp_path / "latents.parquet", key="k")
     classes = table.frame["class_name"]
     assert set(classes[:4]) <= {"chat-only", "dead"} and set(classes[4:8]) <= {"base-only", "dead"}
     assert table.has_norm_taxonomy and table.frame["nu_activation"].notna().any()

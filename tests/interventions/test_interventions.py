@@ -36,7 +36,7 @@ def test_entries_refer_to_entries() -> None:
     assert set(fig4.LOOKS) <= set(fig4.bars()) and set(fig4b.LOOKS) <= set(RANKINGS)
 
 
-@pytest.mark.parametrize("entry", [Ranking("energy", "", "", ""), Intervention("all", "", registry._all)])
+@pytest.mark.parametrize("entry", [Ranking("energy", "", "", ""), Intervention("all", "", registry._add)])
 def test_a_name_is_there_once(entry: Ranking | Intervention) -> None:
     with pytest.raises(TunediffError, match=f"two entries are named '{entry.name}'"):
         registry._by_name(entry, entry)

@@ -22,7 +22,6 @@ from tunediff.latents.concepts import (
     build_concepts,
     collect,
     compared_with,
-    concept_table,
     control_auroc,
     detected,
     live_rank,
@@ -339,5 +338,7 @@ def test_written_table_and_corpora_without_labels(stage, tmp_path):
     assert best["chat_concept"].tolist() == [True, False] * 2
     assert detected(frame) == {}  # no onset is labelled
     unlabelled = token_store(tmp_path / "plain.zarr", [20] * 16)
-    empty = concept_table({"c": crosscoder}, {"c": table}, store, unlabelled, set(), {}, ConceptSettings())
+    empty = build_concepts(
+        {"c": crosscoder}, {"c": table}, store, unlabelled, set(), {}, ConceptSettings(), out, key="k"
+    )
     assert empty.empty and list(empty) == list(COLUMNS) and detected(empty) == {}

@@ -8,7 +8,7 @@ from analysis_fixtures import SOURCES, activation_store, random_crosscoder, tiny
 from tunediff.config.settings import EvaluationSettings
 from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
-from tunediff.latents.evaluation import Variance, build_evaluation, cross_entropy, evaluate
+from tunediff.latents.evaluation import Variance, build_evaluation, cross_entropy
 from tunediff.models.residual import ResidualModel, replace_tokens
 
 SETTINGS = EvaluationSettings(documents=3, batch_size=2, token_batch_size=50)
@@ -38,9 +38,9 @@ def lookup(result, metric, model, subset):
     return value
 
 
-def test_fve_l0_and_dead_against_their_definitions(stage):
+def test_fve_l0_and_dead_against_their_definitions(stage, tmp_path):
     store, tokens, crosscoder, _, h = stage
-    result = evaluate(crosscoder, store, tokens, None, SETTINGS)
+    result = build_evaluation(crosscoder, store, tokens, None, SETTINGS, tmp_path / "c.json", key="k")
     counted = (tokens.mask & Mask.BOS == 0) & ~np.isin(np.arange(160), OUTLIERS)
     source = tokens.doc_source[tokens.doc]
     members = {"all": counted, "template": counted & (tokens.mask & Mask.TEMPLATE != 0)}
@@ -66,10 +66,10 @@ def test_fve_l0_and_dead_against_their_definitions(stage):
     assert str(counted.sum()) in result["dead"]
 
 
-def test_a_dictionary_of_the_difference_has_fve_of_that_alone(stage):
+def test_a_dictionary_of_the_difference_has_fve_of_that_alone(stage, tmp_path):
     store, tokens, _, models, h = stage
     dictionary = random_crosscoder(16, 20, threshold=0.5, streams=1)
-    result = evaluate(dictionary, store, tokens, models, SETTINGS)
+    result = build_evaluation(dictionary, store, tokens, models, SETTINGS, tmp_path / "d.json", key="k")
     counted = (tokens.mask & Mask.BOS == 0) & ~np.isin(np.arange(160), OUTLIERS)
     delta = (h[:, 1] - h[:, 0])[counted].astype(np.float64)
     code = dictionary.encode(torch.from_numpy(h[counted]))

@@ -11,7 +11,7 @@ from tunediff.config.settings import LatentSettings
 from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.measure import build_table, latent_table
+from tunediff.latents.measure import build_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, document_block, nu, scaling_directions
 from tunediff.latents.table import CONTROLS, LatentTable, classify, control_passes, rank_sum
 from tunediff.pipeline.artifacts import check
@@ -95,7 +95,7 @@ def test_controls_are_judged_by_the_tables_own_criterion():
     assert control_passes(table) == {"random": (4, 4), "shuffled": (1, 4)}
 
 
-def test_taxonomy_of_hand_made_decoders(pair):
+def test_taxonomy_of_hand_made_decoders(pair, tmp_path):
     _, train, validation = pair
     crosscoder = random_crosscoder()
     crosscoder.decoder_weight[0, 0] = 0  # chat-only
@@ -104,17 +104,17 @@ def test_taxonomy_of_hand_made_decoders(pair):
     crosscoder.decoder_weight[3, 1] = 2 * crosscoder.decoder_weight[3, 0]  # Δnorm = 0.75
     crosscoder.decoder_weight[4] = 0  # nothing to decode: Δnorm is one half
     crosscoder.threshold[5] = 1e9
-    frame = latent_table(crosscoder, train[0], validation[0], SETTINGS)[0].frame
+    frame = build_table(crosscoder, train[0], validation[0], SETTINGS, tmp_path / "t.parquet", key="k").frame
     assert frame["class_name"].tolist()[:6] == ["chat-only", "base-only", "shared", "other", "shared", "dead"]
     assert frame["norm_difference"].tolist()[:5] == pytest.approx([1, 0.025, 0.5, 0.75, 0.5], abs=1e-6)
     assert frame["cosine"].tolist()[1:4] == pytest.approx([1, -1, 1], abs=1e-6)
     assert np.isnan(frame["cosine"][0])
 
 
-def test_firing_columns_against_a_dense_code(pair):
+def test_firing_columns_against_a_dense_code(pair, tmp_path):
     crosscoder, train, validation = pair
     store, tokens, h = validation
-    frame = latent_table(crosscoder, train[0], store, SETTINGS)[0].frame
+    frame = build_table(crosscoder, train[0], store, SETTINGS, tmp_path / "t.parquet", key="k").frame
     counted = counted_in(tokens)
     f = crosscoder.encode(torch.from_numpy(h)).to_dense(20).numpy()[counted]
     source, template = tokens.doc_source[tokens.doc][counted], (tokens.mask & Mask.TEMPLATE != 0)[counted]
@@ -131,9 +131,9 @@ def test_firing_columns_against_a_dense_code(pair):
     assert frame["class_name"][4] == "dead" and np.isnan(frame["nu_error"][4])
 
 
-def test_scaling_columns_are_those_of_the_sums_over_counted_tokens(pair):
+def test_scaling_columns_are_those_of_the_sums_over_counted_tokens(pair, tmp_path):
     crosscoder, train, validation = pair
-    frame = latent_table(crosscoder, train[0], validation[0], SETTINGS)[0].frame
+    frame = build_table(crosscoder, train[0], validation[0], SETTINGS, tmp_path / "t.parquet", key="k").frame
     for (_, tokens, h), suffix in ((train, ""), (validation, "_validation")):
         counted = counted_in(tokens)
         x = torch.from_numpy(h[counted])
@@ -154,11 +154,12 @@ def test_scaling_columns_are_those_of_the_sums_over_counted_tokens(pair):
     assert not frame["nu_error_random"][live].isna().all() and not frame["nu_error_shuffled"][live].isna().all()
 
 
-def test_calls_against_the_definition_in_plain_comparisons(pair):
+def test_calls_against_the_definition_in_plain_comparisons(pair, tmp_path):
     """With thresholds of the config; a reversed latent is in no other outcome and has no rank."""
     crosscoder, train, validation = pair
     wide = LatentSettings(**{**SETTINGS.__dict__, "nu_reconstruction_below": 1.0, "nu_error_below": 0.9})
-    table, facts = latent_table(crosscoder, train[0], validation[0], wide)
+    table = build_table(crosscoder, train[0], validation[0], wide, tmp_path / "t.parquet", key="k")
+    facts = check(tmp_path / "t.parquet", "latents", "k").facts
     frame = table.frame
     outcomes = {name: [] for name in ("", "_high", "_validation", "_random", "_shuffled", "reversed", "ranked")}
     for row in frame.to_dict("records"):
@@ -227,10 +228,11 @@ def test_sums_that_are_not_finite_are_one_line_naming_the_crosscoder(pair, tmp_p
     assert not out.exists() and "\n" not in str(error.value)
 
 
-def test_fit_tokens_limits_the_fit_only(pair):
+def test_fit_tokens_limits_the_fit_only(pair, tmp_path):
     crosscoder, train, validation = pair
     few = LatentSettings(**{**SETTINGS.__dict__, "fit_tokens": 50})
-    table, facts = latent_table(crosscoder, train[0], validation[0], few)
+    table = build_table(crosscoder, train[0], validation[0], few, tmp_path / "t.parquet", key="k")
+    facts = check(tmp_path / "t.parquet", "latents", "k").facts
     assert facts["n_tokens_train"] == 50
     assert sum(facts["n_tokens_validation"].values()) == 300  # 320 less 16 BOS and 4 outliers
     assert table.frame["count_train"].sum() < table.frame["count_validation"].sum()

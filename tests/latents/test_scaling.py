@@ -179,7 +179,7 @@ def test_blocks_add_up_and_batches_add():
     for part in (slice(0, 100), slice(100, 300)):
         piece = crosscoder.encode(h[part])
         parts.append(sums_of(h[part], crosscoder, piece, hat[part], block[part]))
-    torch.testing.assert_close((parts[0] + parts[1]).table, whole.table)
+    torch.testing.assert_close(parts[0].table + parts[1].table, whole.table)
     for b in range(BLOCKS):
         assert torch.equal(whole.count[b], (code.to_dense(20)[block == b] > 0).sum(0).double())
 

@@ -11,7 +11,7 @@ from analysis_fixtures import activation_store, random_crosscoder, token_store
 from tunediff.config.settings import LatentSettings
 from tunediff.data.masks import LEFT_OUT
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.latents.measure import latent_table
+from tunediff.latents.measure import build_table
 from tunediff.latents.table import LatentTable
 from tunediff.latents.twins import SCHEMA, TwinSettings, build_twins, divergence, pairs
 from tunediff.pipeline.artifacts import check
@@ -39,7 +39,7 @@ def measured(
     crosscoder.encoder_weight[4] = crosscoder.encoder_weight[0]  # the first two fire together, but for the bias
     crosscoder.encoder_bias[4] = crosscoder.encoder_bias[0] + 0.3
     settings = LatentSettings(min_count=5, blocks=8, bootstrap_samples=100)
-    table, _ = latent_table(crosscoder, store, store, settings)
+    table = build_table(crosscoder, store, store, settings, folder / "latents.parquet", key="k")
     frame = build_twins(crosscoder, table, store, SETTINGS, folder / "twins.parquet", key="k")
     kept = (tokens.mask & int(LEFT_OUT)) == 0
     dense = crosscoder.encode(torch.from_numpy(h[kept])).to_dense(20).numpy()

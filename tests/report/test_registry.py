@@ -10,6 +10,7 @@ import pytest
 
 from figure_tables import CONFIG
 from tunediff.errors import TunediffError
+from tunediff.pipeline.graph import Graph
 from tunediff.report import registry
 from tunediff.report.registry import READS, Drawing, declared, drawings, drawings_of
 
@@ -64,7 +65,9 @@ def test_a_new_file_needs_a_declaration_of_plain_values(tmp_path: Path) -> None:
 
 def plan(**changes: object) -> SimpleNamespace:
     config = {"tokens": {"sources": {"web": {"from": "demo"}}}, "nulls": {}}
-    return SimpleNamespace(config=config | changes, trained={"l1-seed0": ()}, with_norms=["l1-seed0"])
+    made = SimpleNamespace(config=config | changes, trained={"l1-seed0": ()}, with_norms=["l1-seed0"])
+    made.labelled = Graph.labelled.fget(made)
+    return made
 
 
 def test_a_run_has_the_drawings_of_its_results() -> None:

@@ -1,7 +1,7 @@
 """Score every latent as a detector of every labelled concept."""
 
 from tunediff.data.activations import ActivationStore
-from tunediff.data.corpora import chat_concepts, concept_kinds
+from tunediff.data.corpora import labels
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.concepts import ConceptSettings, build_concepts
@@ -9,14 +9,14 @@ from tunediff.latents.table import LatentTable
 from tunediff.pipeline.job import job
 
 with job(snakemake) as work:
-    sources, device = work.config["tokens"]["sources"], work.device
+    labelled, device = labels(work.config["tokens"]["sources"].values()), work.device
     build_concepts(
         work.open_each(Crosscoder.load, "crosscoders", device),
         work.open_each(LatentTable.read, "latents"),
         ActivationStore(work.paths("validation"), key=work.key("validation")),
         work.open(TokenStore.open, "tokens"),
-        chat_concepts(sources),
-        concept_kinds(sources),
+        labelled.chat_only,
+        labelled.kind_of,
         ConceptSettings(seed=work.config["seed"]),
         work.out,
         key=work.own_key,

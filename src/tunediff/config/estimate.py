@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, NUMBERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
-from tunediff.config.settings import Source, split_tokens
+from tunediff.config.settings import split_tokens
+from tunediff.data.corpora import opened
 from tunediff.interventions import registry
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -212,7 +213,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
         2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
     )
     # labelled tokens alone: all nonzeros of one dictionary's code, ranked
-    labels = any(Source.of(source).generated for source in c["tokens"]["sources"].values())
+    labels = any(opened(source).labelled for source in c["tokens"]["sources"].values())
     labelled = run.tokens("validation") if labels else 0
     needs["concepts"] = sum(4 * parameters(d, size) for size in dictionaries) + 2 * CODES + 80 * LATENTS * labelled
     codes = FILLED * c["conversations"]["count"] * asked * (4 * d + 20 * LATENTS * len(dictionaries))

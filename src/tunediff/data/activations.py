@@ -6,10 +6,11 @@ the speed of the page cache.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import cycle
+from itertools import count, cycle, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +18,17 @@ import google_crc32c
 import numpy as np
 import torch
 import zarr
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
-from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask
+from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask, template_positions
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import check, manifest_path
 
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
-
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
 CRC_BYTES, INDEX_BYTES = 4, 16  # per chunk of a shard file
 
@@ -43,6 +44,11 @@ class ActivationBatch(NamedTuple):
     mask: Int[np.ndarray, "token"]
     source: Int[np.ndarray, "token"]
 
+    @property
+    def template(self) -> Bool[np.ndarray, "token"]:
+        """Which tokens the chat template wrote."""
+        return template_positions(self.mask)
+
 
 class StorageType(NamedTuple):
     """How a logical dtype is stored: numpy and zarr have no bfloat16, its bits are kept as uint16."""
@@ -55,23 +61,15 @@ class StorageType(NamedTuple):
 
 STORAGE = {
     "bfloat16": StorageType(torch.bfloat16, np.dtype("<u2"), torch.int16, BF16_NAN),
-    "float16": StorageType(torch.float16, np.dtype("<f2"), torch.float16, float("nan")),
-    "float32": StorageType(torch.float32, np.dtype("<f4"), torch.float32, float("nan")),
+    "float16": StorageType(torch.float16, np.dtype("<f2"), torch.float16, np.nan),
+    "float32": StorageType(torch.float32, np.dtype("<f4"), torch.float32, np.nan),
 }
 
 
 def to_stored(values: Float[Tensor, "token d_model"], dtype: str) -> NDArray[Any]:
     """Return the stored form of residuals: rounded to `dtype`, bfloat16 as its bits."""
     storage = STORAGE[dtype]
-    array = values.to(storage.torch).cpu().contiguous().view(storage.carrier).numpy()
-    return array.view(storage.numpy)
-
-
-def from_stored(array: NDArray[Any], dtype: str) -> Float[Tensor, "..."]:
-    """Return stored residuals as float32."""
-    storage = STORAGE[dtype]
-    carried = array.view(np.int16) if dtype == "bfloat16" else array
-    return torch.from_numpy(carried).view(storage.torch).to(torch.float32)
+    return values.to(storage.torch).cpu().contiguous().view(storage.carrier).numpy().view(storage.numpy)
 
 
 def _rebuild(part: Path) -> str:
@@ -89,15 +87,10 @@ class _Part:
         self.dtype = str(attributes["dtype"])
         self.direct = attributes["codec"] == "crc32c"
         self.sources: list[str] = list(attributes["sources"])
-        self.shard_tokens = int(attributes["shard_tokens"])
-        self.chunk_tokens = int(attributes["chunk_tokens"])
+        self.shard_tokens, self.chunk_tokens = int(attributes["shard_tokens"]), int(attributes["chunk_tokens"])
         self.arrays: dict[str, Any] = {name: self.group[name] for name in MODELS}
-        shape: tuple[int, int] = self.arrays["base"].shape
-        self.n, self.d_model = shape
+        self.n, self.d_model = self.arrays["base"].shape
         self.n_chunks = self.n // self.chunk_tokens
-
-    def shard_file(self, name: str, shard: int) -> Path:
-        return self.path / name / "c" / str(shard) / "0"
 
     def row_array(self, name: str) -> NDArray[Any]:
         """Read one of the arrays that have a value per row; a shard that is not there is an error."""
@@ -113,7 +106,7 @@ class _Part:
     def read_chunk(self, name: str, chunk: int, target: NDArray[Any]) -> None:
         """Read one chunk of one model into `target` [chunk_tokens, d_model], checking its crc32c."""
         shard, inside = divmod(chunk, self.shard_tokens // self.chunk_tokens)
-        file = self.shard_file(name, shard)
+        file = self.path / name / "c" / str(shard) / "0"
         if self.direct:
             self._read_direct(file, inside, target)
             return
@@ -142,15 +135,24 @@ class _Part:
             raise TunediffError(f"{file}: checksum of chunk {inside} differs, shard damaged; {_rebuild(self.path)}")
 
 
+def _column(name: str) -> "cached_property[NDArray[Any]]":
+    return cached_property(lambda store: np.concatenate([part.row_array(name) for part in store.parts]))
+
+
 class ActivationStore:
     """All parts of a split as one long table of rows, in the order of the files.
 
-    Raises
-    ------
-    TunediffError
-        A part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width or layout
-        than the first.
+    `TunediffError`: a part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width
+    or layout than the first.
     """
+
+    # values per token, shape (token,), read when first asked for
+    row = _column("row")  # of the token store
+    token_id = _column("token_id")
+    doc = _column("doc")  # of the token store
+    pos = _column("pos")  # within the document
+    mask = _column("mask")  # bits of `Mask`
+    source = _column("source")  # index into `sources`
 
     def __init__(self, part_paths: Sequence[Path], *, key: str | None = None, checksums: bool = False) -> None:
         if not part_paths:
@@ -164,10 +166,8 @@ class ActivationStore:
                         f"{part.path}: {name} {getattr(part, name)} differs from {getattr(first, name)} of "
                         f"{first.path}; {_rebuild(part.path)}"
                     )
-        self.d_model: int = first.d_model
-        self.dtype: str = first.dtype
-        self.chunk_tokens: int = first.chunk_tokens
-        self.sources: list[str] = first.sources
+        self.d_model, self.dtype, self.chunk_tokens = int(first.d_model), first.dtype, first.chunk_tokens
+        self.sources = first.sources
         self.n_tokens: int = sum(part.n for part in self.parts)
         self.n_chunks: int = self.n_tokens // self.chunk_tokens
         self._first_chunk = np.cumsum([0] + [part.n_chunks for part in self.parts])
@@ -177,39 +177,6 @@ class ActivationStore:
         """Largest norm that is no massive activation, per model (of the part where it is largest); None: no mask."""
         limits = [part.outliers["norm"] for part in self.parts if part.outliers is not None]
         return [max(limit[name] for limit in limits) for name in MODELS] if limits else None
-
-    def _column(self, name: str) -> NDArray[Any]:
-        return np.concatenate([part.row_array(name) for part in self.parts])
-
-    @cached_property
-    def row(self) -> Int[np.ndarray, "token"]:
-        """Row of the token store."""
-        return self._column("row")
-
-    @cached_property
-    def token_id(self) -> Int[np.ndarray, "token"]:
-        """Token id."""
-        return self._column("token_id")
-
-    @cached_property
-    def doc(self) -> Int[np.ndarray, "token"]:
-        """Document of the token store."""
-        return self._column("doc")
-
-    @cached_property
-    def pos(self) -> Int[np.ndarray, "token"]:
-        """Position within the document."""
-        return self._column("pos")
-
-    @cached_property
-    def mask(self) -> Int[np.ndarray, "token"]:
-        """Bits of `tokens.Mask`."""
-        return self._column("mask")
-
-    @cached_property
-    def source(self) -> Int[np.ndarray, "token"]:
-        """Index into `sources`."""
-        return self._column("source")
 
     def kept(self, drop: Mask = LEFT_OUT) -> NDArray[np.bool_]:
         """Return which rows have none of the bits of `drop`."""
@@ -230,15 +197,7 @@ class ActivationStore:
 
     def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
         self._require_finite(activations.numpy(), rows)
-        return ActivationBatch(
-            activations,
-            self.row[rows],
-            self.token_id[rows],
-            self.doc[rows],
-            self.pos[rows],
-            self.mask[rows],
-            self.source[rows],
-        )
+        return ActivationBatch(activations, *(getattr(self, name)[rows] for name in ROW_ARRAYS))
 
     def _require_finite(self, activations: NDArray[np.float32], rows: NDArray[Any]) -> None:
         """Raise for the first row that holds a NaN or an infinity; one sum over all tells that there is none."""
@@ -285,17 +244,8 @@ class ActivationStore:
             self._gather(self._read(chosen, buffer[:, : len(rows)]), positions, out)
             yield self._batch(out, rows[positions])
 
-    def _epoch(self, seed: int, epoch: int, pool_chunks: int) -> list[NDArray[Any]]:
-        order = np.random.default_rng([seed, epoch]).permutation(self.n_chunks)
-        return [order[i : i + pool_chunks] for i in range(0, self.n_chunks, pool_chunks)]
-
     def batches(
-        self,
-        batch_size: int,
-        seed: int,
-        pool_chunks: int,
-        start_step: int = 0,
-        drop: Mask = LEFT_OUT,
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, drop: Mask = LEFT_OUT
     ) -> Iterator[ActivationBatch]:
         """Yield shuffled batches for ever, from step `start_step` on; a pure function of (seed, step).
 
@@ -304,8 +254,7 @@ class ActivationStore:
         read but the masks.
         """
         keep = self.kept(drop)
-        per_epoch = int(np.count_nonzero(keep))
-        if per_epoch == 0:
+        if not keep.any():
             raise TunediffError(f"{self.parts[0].path}: every token is masked out; check `ignore_first_tokens`")
         with ThreadPoolExecutor(1) as reader:
             pools = self._pools(seed, pool_chunks, start_step * batch_size, keep, reader)
@@ -324,37 +273,57 @@ class ActivationStore:
                     filled += n
                 yield self._batch(activations, np.concatenate(taken))
 
+    def _plan(
+        self, seed: int, pool_chunks: int, skip: int, keep: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """Yield (chunks, positions of kept rows in them, rows of the store) pool by pool, without the first rows."""
+        per_chunk = keep.reshape(-1, self.chunk_tokens).sum(1)
+        first, left = divmod(skip, int(per_chunk.sum()))
+        for epoch in count(first):
+            order = np.random.default_rng([seed, epoch]).permutation(self.n_chunks)
+            for number, start in enumerate(range(0, self.n_chunks, pool_chunks)):
+                chunks = order[start : start + pool_chunks]
+                size = int(per_chunk[chunks].sum())
+                if left >= size:
+                    left -= size
+                    continue
+                rows = (chunks[:, None] * self.chunk_tokens + np.arange(self.chunk_tokens)).reshape(-1)
+                positions = np.flatnonzero(keep[rows])
+                shuffled = np.random.default_rng([seed, epoch, number]).permutation(positions)[left:]
+                left = 0
+                yield chunks, shuffled, rows[shuffled]
+
     def _pools(
         self, seed: int, pool_chunks: int, skip: int, keep: NDArray[np.bool_], reader: ThreadPoolExecutor
     ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
         """Yield (buffer, positions in it, rows of the store) pool by pool, the next being read in the background."""
-
-        def plan() -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-            per_epoch = int(np.count_nonzero(keep))
-            per_chunk = keep.reshape(-1, self.chunk_tokens).sum(1)
-            epoch, left = divmod(skip, per_epoch)
-            while True:
-                for number, chunks in enumerate(self._epoch(seed, epoch, pool_chunks)):
-                    size = int(per_chunk[chunks].sum())
-                    if left >= size:
-                        left -= size
-                        continue
-                    rows = (chunks[:, None] * self.chunk_tokens + np.arange(self.chunk_tokens)).reshape(-1)
-                    positions = np.flatnonzero(keep[rows])
-                    shuffled = np.random.default_rng([seed, epoch, number]).permutation(positions)[left:]
-                    left = 0
-                    yield chunks, shuffled, rows[shuffled]
-                epoch += 1
-
         # Two buffers take turns: fresh memory for every pool would cost a page fault per 4 KiB.
         room = min(pool_chunks, self.n_chunks)
         buffers = cycle([self._buffer(room), self._buffer(room)])
-        planned = plan()
-        current = next(planned)
-        pending: Future[NDArray[Any]] = reader.submit(self._read, current[0], next(buffers))
-        while True:
-            buffer = pending.result()
-            following = next(planned)
-            pending = reader.submit(self._read, following[0], next(buffers))
-            yield buffer, current[1], current[2]
-            current = following
+        planned = zip(self._plan(seed, pool_chunks, skip, keep), buffers, strict=False)
+        reads = ((reader.submit(self._read, pool[0], buffer), *pool[1:]) for pool, buffer in planned)
+        for (read, positions, rows), _following in pairwise(reads):
+            yield read.result(), positions, rows
+
+
+def counted_batches(
+    store: ActivationStore, batch_size: int, device: str, name: str, limit: int | None = None
+) -> Iterator[ActivationBatch]:
+    """Yield every token of the store once but those left out, `batch_size` at a time (fewer at a read's end).
+
+    Left out are BOS, ignored tokens and massive activations (`masks.LEFT_OUT`). `limit` stops the pass after that many
+    counted tokens. Activations are on the device. Shows a progress bar called `name`, with tokens/s.
+    """
+    remaining = int(store.kept().sum())
+    if limit is not None:
+        remaining = min(limit, remaining)
+    with tqdm(total=remaining, desc=name, unit="tok", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
+        for chunk in store.chunks(LEFT_OUT, max(1, batch_size // store.chunk_tokens)):
+            for start in range(0, min(len(chunk.row), remaining), batch_size):
+                part = slice(start, min(start + batch_size, remaining))
+                batch = ActivationBatch(chunk.activations[part].to(device), *(column[part] for column in chunk[1:]))
+                yield batch
+                bar.update(len(batch.row))
+            remaining -= len(chunk.row)
+            if remaining <= 0:
+                return

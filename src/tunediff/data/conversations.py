@@ -29,14 +29,8 @@ def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int]
     mask = np.full(len(ids), Mask.ASSISTANT, dtype=np.uint8)
     if stops:
         mask[-1] |= np.uint8(Mask.TEMPLATE)
-    return cut(
-        Encoding(
-            np.concatenate([encoding.token_id, ids]),
-            np.concatenate([encoding.mask, mask]),
-            np.concatenate([encoding.label, np.zeros(len(ids), dtype=np.uint64)]),
-        ),
-        length,
-    )
+    own = Encoding(ids, mask, np.zeros(len(ids), dtype=np.uint64))
+    return cut(Encoding(*(np.concatenate(pair) for pair in zip(encoding, own, strict=True))), length)
 
 
 def _generate(
@@ -48,14 +42,13 @@ def _generate(
     with tqdm(total=len(prompts), desc="answers", unit="conv", mininterval=5, file=sys.stderr) as bar:
         for start in range(0, len(order), settings.batch_size):
             chosen = order[start : start + settings.batch_size]
-            width = len(prompts[chosen[-1]].token_id)
+            shortest, width = (len(prompts[i].token_id) for i in (chosen[0], chosen[-1]))
             ids = torch.full((len(chosen), width), stop_ids[0], dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, i in enumerate(chosen):
                 length = len(prompts[i].token_id)
                 ids[row, width - length :] = torch.from_numpy(prompts[i].token_id.astype(np.int64))
                 mask[row, width - length :] = 1
-            shortest = len(prompts[chosen[0]].token_id)
             new = model.generate(ids, mask, settings.max_tokens - shortest, stop_ids).cpu().tolist()
             for i, answer in zip(chosen, new, strict=True):
                 answers[i] = _answered(prompts[i], answer, stop_ids, settings.max_tokens)
@@ -78,11 +71,7 @@ def build_conversations(
 
     A request that equals an earlier one is left out, so all are different. `shared_with` names the token source that
     reads the same data: then only the validation share is used, which nothing is trained on, else all of `source`.
-
-    Raises
-    ------
-    TunediffError
-        The source holds too few usable requests, or (answers "given") no answers.
+    `TunediffError`: the source holds too few usable requests, or (answers "given") no answers.
     """
     started = time.time()
     tokenizer = pair.load_tokenizer()
@@ -117,11 +106,11 @@ def build_conversations(
                 skipped["template"] += 1
     skipped["copy"] = distinct.copies
     if len(kept) < settings.count:
-        counts = ", ".join(f"{n} skipped as {kind}" for kind, n in skipped.items() if n) or "none skipped"
+        why = ", ".join(f"{n} skipped as {kind}" for kind, n in skipped.items() if n) or "none skipped"
         part = f"; only its validation share is used, for `tokens.sources.{shared_with}` reads the same data"
         raise TunediffError(
             f"conversations: the source has {len(kept)} usable requests, `conversations.count` asks for "
-            f"{settings.count} ({counts}{part if shared_with else ''}); lower the count or give a larger source"
+            f"{settings.count} ({why}{part if shared_with else ''}); lower the count or give a larger source"
         )
     if settings.answers == "generate":
         stop_ids = [i for i in dict.fromkeys((renderer.end_of_turn, tokenizer.eos_token_id)) if i is not None]
@@ -139,11 +128,6 @@ def build_conversations(
         "ignore_first_tokens": settings.ignore_first_tokens,
     }
     ended = sum(bool(e.mask[-1] & Mask.TEMPLATE) for e in kept)
-    facts = {
-        "requests": {
-            "documents": len(kept),
-            "ended_their_turn": ended,
-            **{f"skipped_{kind}": n for kind, n in skipped.items()},
-        }
-    }
+    counts = {f"skipped_{kind}": n for kind, n in skipped.items()}
+    facts = {"requests": {"documents": len(kept), "ended_their_turn": ended, **counts}}
     return write_store(out, kept, [0] * len(kept), attributes, facts, key, started, device)

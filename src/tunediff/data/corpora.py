@@ -11,9 +11,9 @@ import glob
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from tunediff.config.settings import LocalSource
 from tunediff.data.documents import Document, Message, text_digest
@@ -22,58 +22,129 @@ from tunediff.errors import TunediffError
 SPLITS = ("train", "validation")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only first
+
+
+class Labels(NamedTuple):
+    """The concepts whose spans are labelled in some sources."""
+
+    concepts: list[str]  # in the order of the label bits
+    chat_only: set[str]  # those that only chats carry: what a chat-specific latent can be about
+    kind_of: dict[str, str]  # of a concept that is a kind of another, a refusal about weapons, say: that other
+
+
+class Source:
+    """A source, opened with its settings; what kinds there are stands in `KINDS`."""
+
+    labelled: ClassVar[bool] = False  # whether spans of its documents are labelled with concepts
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+
+    def rows(self, split: str) -> Iterator[tuple[str, Any]]:
+        """Yield (where it is, value of the column) of every row."""
+        raise NotImplementedError
+
+    def data(self) -> set[Any]:
+        """Return what is read, to compare with another source of this kind."""
+        return set()
+
+    def labels(self) -> Labels:
+        """Return the labelled concepts."""
+        return Labels([], set(), {})
+
+    def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
+        """Yield the documents of a split, as `documents`."""
+        own_split = any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
+        share = float(self.settings.get("validation_share", LocalSource.validation_share))
+        for where, value in self.rows(split):
+            document = _document(value, where)
+            if document is not None and (own_split or whole or in_split(document, split, share)):
+                yield document
+
+
+class Demo(Source):
+    """Endless generated texts; requests are made for their split, so no two sources share any."""
+
+    labelled = True
+
+    def labels(self) -> Labels:
+        from tunediff.demo import grammar
+
+        names = list(grammar.CONCEPTS)
+        return Labels(names, set(names[: names.index(FIRST_SHARED_CONCEPT)]), dict(grammar.KIND_OF))
+
+    def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
+        from tunediff.demo import grammar
+
+        parts = {"web": grammar.web_documents, "chat": grammar.chat_documents, "requests": grammar.chat_requests}
+        if self.settings.get("part") not in parts:
+            raise TunediffError(f"demo source: part '{self.settings.get('part')}' is not one of {', '.join(parts)}")
+        yield from parts[self.settings["part"]](seed, split)
+
+
+class Local(Source):
+    """Files, each read as its suffix says."""
+
+    def rows(self, split: str) -> Iterator[tuple[str, Any]]:
+        own = self.settings.get("validation_path") if split == "validation" else None
+        for path in _files(own or self.settings["path"]):
+            yield from (_parquet if path.suffix == ".parquet" else _jsonl)(path, self.settings["column"])
+
+    def data(self) -> set[Any]:
+        given = [self.settings[name] for name in ("path", "validation_path") if self.settings.get(name)]
+        return {path.resolve() for each in given for path in _files(each)}
+
+
+class Hub(Source):
+    """A data set of the Hugging Face hub, streamed unless offline."""
+
+    def rows(self, split: str) -> Iterator[tuple[str, Any]]:
+        path, column = self.settings["path"], self.settings["column"]
+        own = self.settings.get("validation_split") if split == "validation" else None
+        for number, row in enumerate(self._load(own or self.settings.get("split", "train"))):
+            if column not in row:
+                raise TunediffError(f"{path}: no column '{column}'; it has {', '.join(map(str, row))}; set `column`")
+            yield f"{path} row {number}", row[column]
+
+    def data(self) -> set[Any]:
+        return {tuple(self.settings.get(name) for name in ("path", "name", "split"))}
+
+    def _load(self, split: str) -> Iterator[dict[str, Any]]:
+        import datasets
+
+        path, name, revision = (self.settings.get(name) for name in ("path", "name", "revision"))
+        try:  # a cached data set is read without the network only when not streamed
+            yield from datasets.load_dataset(path, name, split=split, revision=revision, streaming=not _offline())
+        except Exception as error:  # datasets, the hub and the network raise many kinds
+            raise _hub_error(self.settings["path"], error) from error
+
+
+KINDS: dict[str, type[Source]] = {"demo": Demo, "local": Local, "hub": Hub}  # by `from`
+
+
+def opened(source: Mapping[str, Any]) -> Source:
+    """Return the source of these settings."""
+    return KINDS[source["from"]](source)
 
 
 def documents(source: Mapping[str, Any], split: str, seed: int, whole: bool = False) -> Iterator[Document]:
     """Yield the documents of one split of a source, lazily and always in the same order.
 
     Where a source has no validation split of its own, a hash of each document's text decides which split it is in, so
-    that no text is in both. With `whole`, such a source is not divided.
-
-    Raises
-    ------
-    TunediffError
-        The source cannot be read or holds a malformed row; the message names file and row.
+    that no text is in both. With `whole`, such a source is not divided. `TunediffError`: the source cannot be read or
+    holds a malformed row; the message names file and row.
     """
-    if source["from"] == "demo":
-        yield from _demo(source, split, seed)
-        return
-    own_split = any(source.get(name) is not None for name in ("validation_split", "validation_path"))
-    share = float(source.get("validation_share", LocalSource.validation_share))
-    for where, value in _values(source, split):
-        document = _document(value, where)
-        if document is not None and (own_split or whole or in_split(document, split, share)):
-            yield document
+    return opened(source).documents(split, seed, whole)
 
 
-def concepts(source: Mapping[str, Any]) -> list[str]:
-    """Return the names of the concepts labelled in a source, in the order of the label bits."""
-    if source["from"] != "demo":
-        return []
-    from tunediff.demo import grammar
-
-    return list(grammar.CONCEPTS)
-
-
-def chat_concepts(sources: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Return the labelled concepts that only chats carry: what a chat-specific latent can be about."""
-    if not any(source["from"] == "demo" for source in sources.values()):
-        return set()
-    from tunediff.demo import grammar
-
-    names = list(grammar.CONCEPTS)
-    return set(names[: names.index(FIRST_SHARED_CONCEPT)])
-
-
-def concept_kinds(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the labelled concept that each kind is of, for those that are kinds: a refusal about weapons, say."""
-    if not any(source["from"] == "demo" for source in sources.values()):
-        return {}
-    from tunediff.demo import grammar
-
-    return dict(grammar.KIND_OF)
+def labels(sources: Iterable[Mapping[str, Any]]) -> Labels:
+    """Return the concepts labelled in any of some sources."""
+    found = [opened(source).labels() for source in sources]
+    concepts = dict.fromkeys(name for each in found for name in each.concepts)
+    chat_only = {name for each in found for name in each.chat_only}
+    return Labels(list(concepts), chat_only, {name: of for each in found for name, of in each.kind_of.items()})
 
 
 def in_split(document: Document, split: str, validation_share: float) -> bool:
@@ -84,28 +155,7 @@ def in_split(document: Document, split: str, validation_share: float) -> bool:
 
 def reads_same_data(source: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two sources may yield the same documents: one data set and split of the hub, or a common file."""
-    if source["from"] != other["from"] or source["from"] == "demo":
-        return False
-    if source["from"] == "hub":
-        return all(source.get(name) == other.get(name) for name in ("path", "name", "split"))
-    files = [
-        {path.resolve() for name in ("path", "validation_path") if one.get(name) for path in _files(one[name])}
-        for one in (source, other)
-    ]
-    return bool(files[0] & files[1])
-
-
-def _demo(source: Mapping[str, Any], split: str, seed: int) -> Iterator[Document]:
-    from tunediff.demo import grammar
-
-    parts = {
-        "web": grammar.web_documents,
-        "chat": grammar.chat_documents,
-        "requests": grammar.chat_requests,
-    }
-    if source.get("part") not in parts:
-        raise TunediffError(f"demo source: part '{source.get('part')}' is not one of {', '.join(parts)}")
-    yield from parts[source["part"]](seed, split)
+    return source["from"] == other["from"] and bool(opened(source).data() & opened(other).data())
 
 
 def _message(turn: Any, where: str) -> Message:
@@ -129,30 +179,6 @@ def _document(value: Any, where: str) -> Document | None:
         turns = tuple(_message(turn, where) for turn in value)
         return Document(where, turns) if turns else None
     raise TunediffError(f"{where}: holds {type(value).__name__}, neither a text nor a list of turns; fix or drop it")
-
-
-def _values(source: Mapping[str, Any], split: str) -> Iterator[tuple[str, Any]]:
-    """Yield (where it is, value of the column) of every row."""
-    column = source["column"]
-    if source["from"] == "hub":
-        for number, row in enumerate(_hub(source, split)):
-            if column not in row:
-                raise TunediffError(
-                    f"{source['path']}: no column '{column}'; it has {', '.join(map(str, row))}; set `column`"
-                )
-            yield f"{source['path']} row {number}", row[column]
-        return
-    for path in _files(_path(source, split)):
-        yield from _rows(path, column)
-
-
-def _rows(path: Path, column: str) -> Iterator[tuple[str, Any]]:
-    return _parquet(path, column) if path.suffix == ".parquet" else _jsonl(path, column)
-
-
-def _path(source: Mapping[str, Any], split: str) -> str:
-    own = source.get("validation_path") if split == "validation" else None
-    return str(own or source["path"])
 
 
 def _files(path_or_glob: str) -> list[Path]:
@@ -209,30 +235,6 @@ def _offline() -> bool:
     return any(os.environ.get(name, "0").upper() in ("1", "TRUE", "YES", "ON") for name in OFFLINE_VARIABLES)
 
 
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-
-
-def _hub(source: Mapping[str, Any], split: str) -> Iterator[dict[str, Any]]:
-    import datasets
-
-    chosen = source.get("split", "train")
-    if split == "validation" and source.get("validation_split") is not None:
-        chosen = source["validation_split"]
-    try:
-        rows = datasets.load_dataset(
-            source["path"],
-            source.get("name"),
-            split=chosen,
-            revision=source.get("revision"),
-            streaming=not _offline(),  # a cached data set is read without the network only when not streamed
-        )
-        yield from rows
-    except TunediffError:
-        raise
-    except Exception as error:  # datasets, the hub and the network raise many kinds
-        raise _hub_error(source["path"], error) from error
-
-
 def _hub_error(path: str, error: Exception) -> TunediffError:
     text = f"{type(error).__name__}: {error}"
     cause = text.strip().splitlines()[0][:200]
@@ -243,35 +245,3 @@ def _hub_error(path: str, error: Exception) -> TunediffError:
     else:
         remedy = "check the id, `name` and `split`, and the network; or use a local file (`from: local`)"
     return TunediffError(f"data set {path}: cannot be read ({cause}); {remedy}")
-
-
-def check_source(source: Mapping[str, Any], name: str) -> None:
-    """Fail early, in one line, where the first row of a source cannot be read; the demo is always readable.
-
-    Raises
-    ------
-    TunediffError
-        Missing file or column, malformed first row, gated or unreachable data set; the message names the source.
-    """
-    if source.get("from") == "demo":
-        return
-    if source.get("from") not in ("hub", "local"):
-        raise TunediffError(f"source '{name}': `from` is '{source.get('from')}'; use demo, hub or local")
-    try:
-        if source["from"] == "local":
-            for path in sorted({path for split in SPLITS for path in _files(_path(source, split))}):
-                values = (
-                    _parquet(path, source["column"]) if path.suffix == ".parquet" else _jsonl(path, source["column"])
-                )
-                first = next(values, None)
-                if first is None:
-                    raise TunediffError(f"{path}: holds no rows; remove it or fill it")
-                _document(first[1], first[0])
-        else:
-            for split in SPLITS:
-                first = next(_values(source, split), None)
-                if first is None:
-                    raise TunediffError(f"data set {source['path']}: the split for {split} has no rows; set `split`")
-                _document(first[1], first[0])
-    except TunediffError as error:
-        raise TunediffError(f"source '{name}': {error}") from error

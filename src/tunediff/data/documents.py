@@ -65,10 +65,7 @@ class Distinct:
     def is_new(self, messages: Sequence[Message]) -> bool:
         """Return whether this text was not asked about before, and remember it.
 
-        Raises
-        ------
-        TunediffError
-            `MAX_COPIES` copies came in a row: a source without end has no other text.
+        `TunediffError`: `MAX_COPIES` copies came in a row: a source without end has no other text.
         """
         digest = text_digest(messages)
         if digest not in self._seen:

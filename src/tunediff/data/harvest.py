@@ -1,20 +1,18 @@
 """Harvest: both models over the tokens of one part, their residuals written as an activation store.
 
 Rows are permuted within each shard, so that a contiguous chunk already mixes documents. Tokens of massive activations
-(ten times the median norm and more) are stored, but carry a mask bit and are left out of training and of every metric,
-as BOS is.
+are stored, but carry a mask bit and are left out of training and of every metric, as BOS is.
 """
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from tqdm import tqdm
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -29,47 +27,41 @@ from tunediff.models.residual import ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, seal
 
 BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
-
 WINDOW_BYTES = 4 << 30  # of residuals held by a harvest before they are written
 
 
-class Outliers(NamedTuple):
-    """Massive activations of one part."""
-
-    massive: Bool[np.ndarray, "token"]  # a norm is above the limit, in one model at least
-    median: dict[str, float]  # norm of the counted tokens, per model
-    limit: dict[str, float]  # largest norm that is no outlier, per model
-
-
-def find_outliers(
-    norms: Float[np.ndarray, "token model"], counted: Bool[np.ndarray, "token"], factor: float
-) -> Outliers:
-    """Return the tokens with a norm above `factor` medians; the median is over the counted tokens, per model."""
+def _outliers(
+    norms: NDArray[np.float32], counted: NDArray[np.bool_], factor: float, source: NDArray[Any], sources: Sequence[str]
+) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """Return which tokens have a norm above `factor` medians of the counted tokens, in either model, and the facts."""
     medians = np.median(norms[counted], axis=0) if counted.any() else np.full(2, np.inf)
     massive: NDArray[np.bool_] = np.asarray((norms > factor * medians).any(axis=1))
-    median = {name: float(value) for name, value in zip(MODELS, medians, strict=True)}
-    return Outliers(massive, median, {name: factor * value for name, value in median.items()})
+    median = dict(zip(MODELS, map(float, medians), strict=True))
+    facts = {
+        "factor": factor,
+        "median": median,
+        "norm": {name: factor * value for name, value in median.items()},  # the largest that is no outlier
+        "tokens": {name: int((counted & massive & (source == i)).sum()) for i, name in enumerate(sources)},
+        "of": {name: int((counted & (source == i)).sum()) for i, name in enumerate(sources)},
+    }
+    return massive, facts
 
 
-def check_layout(n: int, settings: HarvestSettings) -> None:
-    """Raise a `TunediffError` where `n` tokens are not whole shards."""
+def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
+    """Create the empty zarr group of one part of `n` tokens.
+
+    `TunediffError`: `n` tokens are not whole shards.
+    """
     if n % settings.shard_tokens:
         raise TunediffError(
             f"activations: {n} tokens are not a multiple of `activations.shard_tokens` ({settings.shard_tokens}); "
             "change that or the token budgets"
         )
-
-
-def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, attributes: Mapping[str, Any]) -> Any:
-    """Create the empty zarr group of one part of `n` tokens."""
-    check_layout(n, settings)
     storage = STORAGE[settings.dtype]
     codecs: list[Any] = [Crc32cCodec()]
     if settings.codec == "blosc":
-        typesize = storage.numpy.itemsize
-        codecs.insert(
-            0, BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=typesize, blocksize=BLOSC_BLOCK)
-        )
+        layout: dict[str, Any] = {"typesize": storage.numpy.itemsize, "blocksize": BLOSC_BLOCK}
+        codecs.insert(0, BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", **layout))
     group = zarr.create_group(str(path), zarr_format=3, attributes=dict(attributes))
     config: Any = {"write_empty_chunks": True}
     for name in MODELS:
@@ -86,12 +78,7 @@ def create_part(path: Path, n: int, d_model: int, settings: HarvestSettings, att
         )
     for name, dtype in ROW_ARRAYS.items():
         group.create_array(
-            name,
-            shape=(n,),
-            chunks=(settings.shard_tokens,),
-            dtype=dtype,
-            compressors=[Crc32cCodec()],
-            config=config,
+            name, shape=(n,), chunks=(settings.shard_tokens,), dtype=dtype, compressors=[Crc32cCodec()], config=config
         )
     return group
 
@@ -119,23 +106,22 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]
 
 
 class _Harvester:
-    """Both models, run on the same documents."""
+    """Both models, run on the same documents of one part."""
 
-    def __init__(self, pair: PairInfo, dtype: str, batch_tokens: int, device: str) -> None:
-        self.replacements = {"base": pair.replacements, "chat": {}}
-        self.d_model, self.layer = pair.d_model, pair.layer
-        self.dtype, self.batch_tokens = dtype, batch_tokens
-        self.models: dict[str, ResidualModel] = {"base": pair.load_base(device), "chat": pair.load_chat(device)}
+    def __init__(self, pair: PairInfo, settings: HarvestSettings, part: int, device: str) -> None:
+        self.layer, self.dtype, self.batch_tokens = pair.layer, settings.dtype, settings.batch_tokens
+        self.part, self.replacements = part, (pair.replacements, dict[int, int]())
+        self.models: tuple[ResidualModel, ...] = pair.load_base(device), pair.load_chat(device)
 
     def window(
-        self, token_id: NDArray[Any], doc_start: NDArray[Any], low: int, high: int, part: int, bar: Any
+        self, token_id: NDArray[Any], doc_start: NDArray[Any], low: int, high: int, bar: Any
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
         """Return stored residuals and norms [row, model] of rows [low, high); straddling documents run whole.
 
         `token_id` holds the ids of all documents touched, the first at row `doc_start[0]`.
         """
         storage = STORAGE[self.dtype]
-        stored = {name: np.empty((high - low, self.d_model), dtype=storage.numpy) for name in MODELS}
+        stored = {name: np.empty((high - low, self.models[0].d_model), dtype=storage.numpy) for name in MODELS}
         norms = np.empty((high - low, 2), dtype=np.float32)
         lengths = np.diff(doc_start)
         for batch in length_batches(lengths.tolist(), self.batch_tokens):
@@ -147,42 +133,24 @@ class _Harvester:
             rows = np.concatenate([np.arange(doc_start[d], doc_start[d + 1]) for d in batch])
             kept = (rows >= low) & (rows < high)
             select = torch.from_numpy(kept)
-            for m, (name, model) in enumerate(self.models.items()):
-                residual = model.residual(replace_tokens(ids, self.replacements[name]), real.long())
+            for m, (name, model) in enumerate(zip(MODELS, self.models, strict=True)):
+                residual = model.residual(replace_tokens(ids, self.replacements[m]), real.long())
                 values = residual[real.to(residual.device)][select.to(residual.device)]
                 if not bool(torch.isfinite(values).all()):
                     raise TunediffError(
-                        f"{name} model, part {part}: residuals after block {self.layer} are not finite; run the models "
-                        "in another dtype (`models.dtype`: bfloat16 or float32)"
+                        f"{name} model, part {self.part}: residuals after block {self.layer} are not finite; run the "
+                        "models in another dtype (`models.dtype`: bfloat16 or float32)"
                     )
                 rounded = values.to(storage.torch)
                 if self.dtype == "float16" and not bool(torch.isfinite(rounded).all()):
                     raise TunediffError(
-                        f"{name} model, part {part}: residuals overflow float16 (largest "
+                        f"{name} model, part {self.part}: residuals overflow float16 (largest "
                         f"{float(values.abs().max()):.3g}); set `activations.dtype: bfloat16`"
                     )
                 stored[name][rows[kept] - low] = to_stored(rounded, self.dtype)
                 norms[rows[kept] - low, m] = torch.linalg.vector_norm(rounded.float(), dim=1).cpu()
             bar.update(int(kept.sum()))
         return stored, norms
-
-
-def _shard_order(seed: int, shard: int, shard_tokens: int) -> NDArray[np.int64]:
-    """Return the permutation of a shard's rows; `shard` counts from the first part's first."""
-    return np.random.default_rng([seed, shard]).permutation(shard_tokens)
-
-
-def _outlier_facts(
-    outliers: Outliers, factor: float, counted: NDArray[np.bool_], source: NDArray[Any], sources: Sequence[str]
-) -> dict[str, Any]:
-    massive = counted & outliers.massive
-    return {
-        "factor": factor,
-        "median": outliers.median,
-        "norm": outliers.limit,
-        "tokens": {name: int((massive & (source == i)).sum()) for i, name in enumerate(sources)},
-        "of": {name: int((counted & (source == i)).sum()) for i, name in enumerate(sources)},
-    }
 
 
 def harvest_part(
@@ -199,12 +167,8 @@ def harvest_part(
     """Run both models over token rows [part · part_tokens, (part + 1) · part_tokens) and write their residuals.
 
     Rows are permuted within each shard by (seed, number of the shard). The last part may be shorter. Tokens of massive
-    activations get the mask bit OUTLIER, by the medians of this part.
-
-    Raises
-    ------
-    TunediffError
-        Residuals are not finite or overflow the stored dtype, sizes do not divide, or the part is empty.
+    activations get the mask bit OUTLIER, by the medians of this part. `TunediffError`: residuals are not finite or
+    overflow the stored dtype, sizes do not divide, or the part is empty.
     """
     started = time.time()
     first = part * settings.part_tokens
@@ -214,18 +178,15 @@ def harvest_part(
         raise TunediffError(
             f"{tokens.path}: has {tokens.n_tokens} tokens, none for part {part}; check the part numbers"
         )
-    check_layout(n, settings)
-    harvester = _Harvester(pair, settings.dtype, settings.batch_tokens, device)
-    doc_start = tokens.doc_start
-    shard_tokens = settings.shard_tokens
-    per_shard = 2 * shard_tokens * harvester.d_model * STORAGE[settings.dtype].numpy.itemsize
+    doc_start, shard_tokens = tokens.doc_start, settings.shard_tokens
+    per_shard = 2 * shard_tokens * pair.d_model * STORAGE[settings.dtype].numpy.itemsize
     window = max(1, WINDOW_BYTES // per_shard) * shard_tokens
     attributes = {
         "sources": tokens.sources,
         "split": tokens.attributes["split"],
         "part": part,
         "first_row": first,
-        "layer": harvester.layer,
+        "layer": pair.layer,
         "dtype": settings.dtype,
         "codec": settings.codec,
         "shard_tokens": shard_tokens,
@@ -235,15 +196,17 @@ def harvest_part(
     mask = tokens.read("mask", first, last)
     source = tokens.doc_source[tokens.read("doc", first, last)]
     norms = np.empty((n, 2), dtype=np.float32)
-    facts = {**attributes, "n_tokens": n, "d_model": harvester.d_model, "outliers": None}
+    facts = {**attributes, "n_tokens": n, "d_model": pair.d_model, "outliers": None}
     bar = tqdm(total=n, desc=f"harvest {part}", unit="tok", unit_scale=True, mininterval=5, file=sys.stderr)
     with building(out) as partial, bar:
-        group = create_part(partial, n, harvester.d_model, settings, attributes)
+        group = create_part(partial, n, pair.d_model, settings, attributes)
+        harvester = _Harvester(pair, settings, part, device)
 
         def write(name: str, values: NDArray[Any], low: int) -> None:
             for offset in range(0, len(values), shard_tokens):
                 shard = (low - first + offset) // shard_tokens
-                order = offset + _shard_order(seed, first // shard_tokens + shard, shard_tokens)
+                generator = np.random.default_rng([seed, first // shard_tokens + shard])
+                order = offset + generator.permutation(shard_tokens)
                 _write_shard(group[name], shard, shard_tokens, values[order])
 
         for low in range(first, last, window):
@@ -252,14 +215,13 @@ def harvest_part(
             d1 = int(np.searchsorted(doc_start, high, side="left"))
             bounds = doc_start[d0 : d1 + 1]
             token_id = tokens.read("token_id", int(bounds[0]), int(bounds[-1])).astype(np.int64)
-            stored, norms[low - first : high - first] = harvester.window(token_id, bounds, low, high, part, bar)
+            stored, norms[low - first : high - first] = harvester.window(token_id, bounds, low, high, bar)
             for name in MODELS:
                 write(name, stored[name], low)
         if settings.outlier_factor is not None:
             counted = (mask & np.uint8(LEFT_OUT)) == 0
-            outliers = find_outliers(norms, counted, settings.outlier_factor)
-            facts["outliers"] = _outlier_facts(outliers, settings.outlier_factor, counted, source, tokens.sources)
-            mask = np.where(outliers.massive, mask | np.uint8(Mask.OUTLIER), mask)
+            massive, facts["outliers"] = _outliers(norms, counted, settings.outlier_factor, source, tokens.sources)
+            mask = np.where(massive, mask | np.uint8(Mask.OUTLIER), mask)
         write("row", np.arange(first, last, dtype=np.int64), first)
         write("mask", mask, first)
         write("source", source, first)

@@ -21,6 +21,11 @@ LEFT_OUT = Mask.BOS | Mask.IGNORED | Mask.OUTLIER  # of training and of every me
 KEEP_ALL = Mask(0)
 
 
+def template_positions(mask: UInt8[np.ndarray, "position"]) -> Bool[np.ndarray, "position"]:
+    """Return which positions the chat template wrote."""
+    return mask & np.uint8(Mask.TEMPLATE) != 0
+
+
 def response_positions(mask: UInt8[np.ndarray, "position"]) -> Bool[np.ndarray, "position"]:
     """Return which positions of ONE document predict an assistant token (the assistant mask, one to the left)."""
     predicting = np.zeros(len(mask), dtype=bool)
@@ -35,4 +40,4 @@ def first_response_positions(mask: UInt8[np.ndarray, "position"], n: int = 10) -
     first = np.zeros(len(mask), dtype=bool)
     for start in starts:
         first[start : start + n] = True
-    return first & predicting & (mask & np.uint8(Mask.TEMPLATE) == 0)
+    return first & predicting & ~template_positions(mask)

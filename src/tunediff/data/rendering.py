@@ -63,12 +63,8 @@ def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prom
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool = False) -> Rendered:
     """Render messages with the chat template and find their contents in the text.
 
-    With `prompt` the template ends with the header of the assistant's answer.
-
-    Raises
-    ------
-    RenderError
-        The template refuses the messages (roles, order), or changes a content beyond stripping white space.
+    With `prompt` the template ends with the header of the assistant's answer. `RenderError`: the template refuses the
+    messages (roles, order), or changes a content beyond stripping white space.
     """
     text = _apply(tokenizer, [{"role": m.role, "content": m.content} for m in messages], prompt)
     marked = _apply(tokenizer, [{"role": m.role, "content": _sentinel(i)} for i, m in enumerate(messages)], prompt)
@@ -121,8 +117,7 @@ class ChatRenderer:
             if name.endswith(ONSET) and name != ANSWER_ONSET
         }
         self.ignore_first_tokens = ignore_first_tokens
-        added = tokenizer.added_tokens_decoder
-        self._added = np.array(sorted(added), dtype=np.int64)
+        self._added = np.array(sorted(tokenizer.added_tokens_decoder), dtype=np.int64)
         self._bos = tokenizer.bos_token_id
 
     @cached_property
@@ -176,14 +171,14 @@ class ChatRenderer:
 
     def _spans(self, token_id: NDArray[Any], offsets: Any) -> NDArray[Any]:
         """Return the characters [start, end) of each token, white space that the tokenizer trims given back."""
-        spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        original = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        spans = original.copy()
         if len(spans) > 1:
             before = np.maximum.accumulate(spans[:-1, 1])
             trimmed = ~np.isin(token_id[1:], self._added)
             spans[1:, 0] = np.where(trimmed, np.minimum(spans[1:, 0], np.maximum(before, 0)), spans[1:, 0])
             # Several tokens of one character share its offsets; a token never ends before it starts.
             empty = spans[:, 1] <= spans[:, 0]
-            original = np.array(offsets, dtype=np.int64).reshape(-1, 2)
             spans[empty] = original[empty]
         return spans
 
@@ -230,19 +225,3 @@ class ChatRenderer:
             if message.role == "assistant" and inside.any():
                 self._label_onset(int(np.flatnonzero(inside)[0]), label)
         return self._finish(token_id, mask, label)
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int, concepts: Sequence[str] = ()
-) -> Encoding:
-    """Return token ids, masks and labels of one conversation.
-
-    Raises
-    ------
-    RenderError
-        The chat template refuses the conversation.
-    """
-    result = ChatRenderer(tokenizer, concepts).chats([document], max_length)[0]
-    if isinstance(result, RenderError):
-        raise result
-    return result

@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from tunediff.data.corpora import concepts as source_concepts
-from tunediff.data.corpora import documents
+from tunediff.data.corpora import documents, labels
 from tunediff.data.documents import Distinct, Document
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, cut
@@ -30,7 +29,7 @@ class _Source:
         self.skipped = {"skipped_system": 0, "skipped_template": 0, "skipped_empty": 0, "skipped_copy": 0}
         self.is_chat: bool | None = None
         self.last_refusal = ""
-        self._encodings = self._encode(stream, renderer, max_length)
+        self.encodings = self._encode(stream, renderer, max_length)
 
     def _encode(self, stream: Iterator[Document], renderer: ChatRenderer, max_length: int) -> Iterator[Encoding]:
         distinct = Distinct()
@@ -52,9 +51,6 @@ class _Source:
                 else:
                     yield result
 
-    def __next__(self) -> Encoding | None:
-        return next(self._encodings, None)
-
 
 def encode_budgets(
     streams: Mapping[str, Iterator[Document]],
@@ -66,11 +62,7 @@ def encode_budgets(
     """Encode documents until each source has exactly its budget of tokens, sources mixed in proportion.
 
     Returns the encodings in order, the number of the source of each, and facts (documents and skips per source).
-
-    Raises
-    ------
-    TunediffError
-        A source has fewer tokens than its budget.
+    `TunediffError`: a source has fewer tokens than its budget.
     """
     names = list(streams)
     sources = [_Source(streams[name], renderer, max_length) for name in names]
@@ -81,32 +73,24 @@ def encode_budgets(
     with tqdm(total=total, desc=description, unit="tok", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
         while sum(done) < total:
             # The source that is furthest behind its share comes next.
-            i = min(
-                (i for i, name in enumerate(names) if done[i] < budgets[name]),
-                key=lambda i: done[i] / budgets[names[i]],
-            )
-            encoding = next(sources[i])
+            unfinished = [i for i, name in enumerate(names) if done[i] < budgets[name]]
+            i = min(unfinished, key=lambda i: done[i] / budgets[names[i]])
+            budget, encoding = budgets[names[i]], next(sources[i].encodings, None)
             if encoding is None:
                 skipped = ", ".join(f"{n} {kind}" for kind, n in sources[i].skipped.items() if n)
                 raise TunediffError(
-                    f"source '{names[i]}' has only {done[i]} tokens, its budget is {budgets[names[i]]}"
+                    f"source '{names[i]}' has only {done[i]} tokens, its budget is {budget}"
                     + (f" ({skipped}; last: {sources[i].last_refusal})" if skipped else "")
                     + "; lower the budget or give a larger source"
                 )
-            encoding = cut(encoding, budgets[names[i]] - done[i])
-            done[i] += len(encoding.token_id)
-            encodings.append(encoding)
+            encodings.append(cut(encoding, budget - done[i]))
             doc_source.append(i)
-            bar.update(len(encoding.token_id))
-    facts = {
-        name: {
-            "tokens": done[i],
-            "documents": doc_source.count(i),
-            "kind": "chat" if sources[i].is_chat else "text",
-            **sources[i].skipped,
-        }
-        for i, name in enumerate(names)
-    }
+            done[i] += len(encodings[-1].token_id)
+            bar.update(len(encodings[-1].token_id))
+    facts = {}
+    for i, (name, source) in enumerate(zip(names, sources, strict=True)):
+        kind = "chat" if source.is_chat else "text"
+        facts[name] = {"tokens": done[i], "documents": doc_source.count(i), "kind": kind, **source.skipped}
     return encodings, doc_source, facts
 
 
@@ -125,15 +109,11 @@ def tokenize_split(
     """Write the tokens of one split: exactly `budgets[name]` tokens of each source, documents mixed in proportion.
 
     Documents are cut to `max_length` tokens and not packed; the last of a source is cut to meet its budget. A copy of
-    an earlier text of its source is left out and counted (`skipped_copy`).
-
-    Raises
-    ------
-    TunediffError
-        A source is too small or unreadable, or the tokenizer is slow or has no chat template.
+    an earlier text of its source is left out and counted (`skipped_copy`). `TunediffError`: a source is too small or
+    unreadable, or the tokenizer is slow or has no chat template.
     """
     started = time.time()
-    concepts = list(dict.fromkeys(name for source in sources.values() for name in source_concepts(source)))
+    concepts = labels(sources.values()).concepts
     wanted = {name: source for name, source in sources.items() if budgets.get(name, 0) > 0}
     renderer = ChatRenderer(tokenizer, concepts, ignore_first_tokens)
     encodings, doc_source, per_source = encode_budgets(

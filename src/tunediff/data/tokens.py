@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -21,6 +20,10 @@ PER_DOCUMENT = {"doc_start": "int64", "doc_source": "uint8"}
 STORE_CHUNK = 1 << 20  # positions
 
 
+def _array(name: str) -> "cached_property[NDArray[Any]]":
+    return cached_property(lambda store: store.read(name))
+
+
 @dataclass
 class TokenStore:
     """A zarr group of flat arrays over all positions, and where each document starts."""
@@ -29,14 +32,21 @@ class TokenStore:
     attributes: dict[str, Any]
     _group: Any = field(repr=False)
 
+    # arrays, read when first asked for: per position …
+    token_id = _array("token_id")
+    doc = _array("doc")  # number of the document
+    pos = _array("pos")  # within the document
+    mask = _array("mask")  # bits of `Mask`
+    label = _array("label")  # bit i: concept i is active
+    # … and per document
+    doc_start = _array("doc_start")  # first position of each, and the number of positions
+    doc_source = _array("doc_source")  # index into `sources`
+
     @classmethod
     def open(cls, path: Path, *, key: str | None = None, checksums: bool = False) -> "TokenStore":
         """Open a finished store, having checked that its files are there and whole.
 
-        Raises
-        ------
-        TunediffError
-            Missing, unfinished, damaged (the file is named), or made by other inputs than `key` says.
+        `TunediffError`: missing, unfinished, damaged (the file is named), or made by other inputs than `key` says.
         """
         check(path, "tokens", key, checksums)
         group = zarr.open_group(str(path), mode="r")
@@ -78,41 +88,6 @@ class TokenStore:
                 f"{self.path / name}: damaged ({str(error).splitlines()[0][:120]}); delete "
                 f"{self.path.with_suffix('.json')} and run snakemake again"
             ) from error
-
-    @cached_property
-    def token_id(self) -> Int[np.ndarray, "token"]:
-        """Token ids."""
-        return self.read("token_id")
-
-    @cached_property
-    def doc(self) -> Int[np.ndarray, "token"]:
-        """Number of the document each position is in."""
-        return self.read("doc")
-
-    @cached_property
-    def pos(self) -> Int[np.ndarray, "token"]:
-        """Position within the document."""
-        return self.read("pos")
-
-    @cached_property
-    def mask(self) -> UInt8[np.ndarray, "token"]:
-        """Bits of `Mask`."""
-        return self.read("mask")
-
-    @cached_property
-    def label(self) -> Int[np.ndarray, "token"]:
-        """Bit i: concept i is active."""
-        return self.read("label")
-
-    @cached_property
-    def doc_start(self) -> Int[np.ndarray, "document_plus_one"]:
-        """First position of each document, and the number of positions."""
-        return self.read("doc_start")
-
-    @cached_property
-    def doc_source(self) -> UInt8[np.ndarray, "document"]:
-        """Number of the source of each document, an index into `sources`."""
-        return self.read("doc_source")
 
     @property
     def sources(self) -> list[str]:

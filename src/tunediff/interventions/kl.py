@@ -1,11 +1,9 @@
 """The KL experiment (method.md section 5, Figure 4): what each edit of the base activations restores of the chat model.
 
-The chat model's upper half continues from an edited residual; KL(p_chat ‖ p_edited) is measured in nats over the full
-vocabulary at the response positions, and so is the edit's energy. A first pass encodes the response positions, which
-gives the energies that sets are drawn by. In the second, models run once per batch, every crosscoder encodes once, and
-each intervention costs one sparse decode of a filtered code and one upper half. Positions that no metric counts (BOS,
-ignored), massive activations and padding carry no edit: there an intervention keeps the activation it starts from
-(h^base; h^chat for `error`).
+The chat model's upper half continues from an edited residual; KL(p_chat ‖ p_edited), in nats, and the edit's energy are
+measured at the response positions. A first pass encodes these, for the energies that sets are drawn by; in the second,
+each intervention costs a sparse decode and one upper half. Positions that no metric counts, massive activations and
+padding carry no edit.
 """
 
 import json
@@ -20,66 +18,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import CausalSettings
-from tunediff.data.masks import LEFT_OUT, Mask, first_response_positions, response_positions
+from tunediff.data.masks import first_response_positions, response_positions
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode, sparse_decode
 from tunediff.errors import TunediffError
 from tunediff.interventions.registry import KEY, Capabilities, Edit, Intervention, interventions
 from tunediff.interventions.sets import EditEnergy, LatentSets, effective_size, latent_sets
+from tunediff.latents.evaluation import Padded, padded_documents
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
-from tunediff.pipeline.artifacts import building, provenance, seal, write_text
+from tunediff.pipeline.artifacts import provenance, write_frame, write_text
 
-_KL_DTYPES = {"n_all": "int32", "n_first": "int32", "conversation": "int32"}
-_KL_DTYPES |= {"draw": "int32", "point": "int32", "n_latents": "int32"}
-
-
-class ConversationBatch(NamedTuple):
-    """Conversations of similar length, padded on the right."""
-
-    conversation: list[int]
-    token_id: Int[Tensor, "conversation position"]
-    attention_mask: Int[Tensor, "conversation position"]
-    counted: Bool[Tensor, "conversation position"]  # neither padding nor BOS nor ignored: may carry an edit
-    template: Bool[Tensor, "conversation position"]  # counted template tokens
-    response: Bool[Tensor, "conversation position"]  # predicts an assistant token
-    first: Bool[Tensor, "conversation position"]  # of those, the first 9 of each assistant turn
+_INTEGERS = ("n_all", "n_first", "conversation", "draw", "point", "n_latents")
 
 
-def conversation_batches(store: TokenStore, batch_size: int, device: str) -> Iterator[ConversationBatch]:
-    """Yield all conversations, those of similar length together."""
-    spans = [store.document(i) for i in range(store.n_documents)]
-    lengths = np.array([span.stop - span.start for span in spans])
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        group = order[start : start + batch_size].tolist()
-        width = int(lengths[group].max())
-        token_id, attention = (np.zeros((len(group), width), dtype=np.int64) for _ in range(2))
-        counted, template, response, first = (np.zeros((len(group), width), dtype=bool) for _ in range(4))
-        for row, i in enumerate(group):
-            inside = slice(0, lengths[i])
-            mask = np.asarray(store.mask[spans[i]])
-            token_id[row, inside] = store.token_id[spans[i]]
-            attention[row, inside] = 1
-            counted[row, inside] = (mask & int(LEFT_OUT)) == 0
-            template[row, inside] = counted[row, inside] & ((mask & int(Mask.TEMPLATE)) != 0)
-            response[row, inside] = response_positions(mask)
-            first[row, inside] = first_response_positions(mask)
-        arrays = (token_id, attention, counted, template, response, first)
-        yield ConversationBatch(group, *(torch.from_numpy(array).to(device) for array in arrays))
-
-
-def _finite(values: Tensor, batch: ConversationBatch, row: Tensor, what: str) -> None:
+def _finite(values: Tensor, batch: Padded, row: Tensor, what: str) -> None:
     """Raise a `TunediffError` that names the first conversation with a non-finite value; `row` is per value."""
     bad = ~torch.isfinite(values).view(len(values), -1).all(1)
     if bad.any():
-        conversation = batch.conversation[int(row[bad][0])]
+        conversation = batch.documents[int(row[bad][0])]
         raise TunediffError(
             f"causal: {what} of conversation {conversation} is not finite; give `models.dtype` more range "
             "(bfloat16 or float32), or check the models and the crosscoder"
@@ -97,11 +60,12 @@ class Lower:
     device: str
     replacements: Mapping[int, int]  # token ids that the base model is fed otherwise (see `models.replace_tokens`)
 
-    def __iter__(self) -> Iterator[tuple[ConversationBatch, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Padded, Tensor, Tensor]]:
         """Yield each batch with the residuals (conversation, position, d_model) of base and chat, all finite."""
         if not self.conversations.n_documents:
             raise TunediffError("conversations: none in the store; raise conversations.count")
-        for batch in conversation_batches(self.conversations, self.batch_size, self.device):
+        documents = range(self.conversations.n_documents)
+        for batch in padded_documents(self.conversations, documents, self.batch_size, self.device):
             fed = replace_tokens(batch.token_id, self.replacements)
             base = self.base.residual(fed, batch.attention_mask).to(self.device)
             chat = self.chat.residual(batch.token_id, batch.attention_mask).to(self.device)
@@ -128,51 +92,37 @@ def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[s
     """
     codes: dict[str, list[SparseCode]] = {name: [] for name in crosscoders}
     for batch, base, chat in tqdm(lower, desc="energy", unit="batch", mininterval=5, file=sys.stderr):
-        pair = _pair(base, chat, batch.counted & batch.response)
+        pair = _pair(base, chat, batch.counted & batch.where(response_positions))
         for name, crosscoder in crosscoders.items():
             codes[name].append(crosscoder.encode(pair[crosscoder.covers(pair)]))
     energies = {}
     for name, parts in codes.items():
-        start = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
-        token = torch.cat([part.token + shift for part, shift in zip(parts, start, strict=False)])
-        latent, value = torch.cat([part.latent for part in parts]), torch.cat([part.value for part in parts])
-        energies[name] = EditEnergy(
-            SparseCode(token, latent, value, start[-1]), crosscoders[name].difference_directions
-        )
+        starts = np.cumsum([0, *(part.n_tokens for part in parts)]).tolist()
+        shifted = [(part.token + start, *part[1:3]) for part, start in zip(parts, starts, strict=False)]
+        token, latent, value = map(torch.cat, zip(*shifted, strict=True))
+        whole = SparseCode(token, latent, value, starts[-1])
+        energies[name] = EditEnergy(whole, crosscoders[name].difference_directions)
     return energies
 
 
-def edited_residual(edit: Edit) -> Float[Tensor, "conversation position d_model"]:
-    """Return a copy of `start` with the edit: shared activations are never written to."""
-    edited = edit.start.clone()
-    edited[edit.at] = edit.values.to(edited.dtype)
-    return edited
-
-
-def edit_energy(edit: Edit) -> Float[Tensor, "conversation position"]:
-    """Return the squared norm of what was added, per position, float64."""
+def applied(
+    edit: Edit,
+) -> tuple[Float[Tensor, "conversation position d_model"], Float[Tensor, "conversation position"]]:
+    """Return a copy of `start` with the edit, and the squared norm of what was added, per position, float64."""
+    residual = edit.start.clone()
+    residual[edit.at] = edit.values.to(residual.dtype)
     energy = torch.zeros(edit.at.shape, dtype=torch.float64, device=edit.at.device)
     energy[edit.at] = (edit.values.double() - edit.start[edit.at].double()).square().sum(-1)
-    return energy
+    return residual, energy
 
 
 @dataclass
 class Case:
     """A batch as an intervention sees it: the residuals of both models (conversation, position, d_model)."""
 
-    batch: ConversationBatch
+    batch: Padded
     base: Tensor
     chat: Tensor
-
-    @cached_property
-    def everywhere(self) -> Bool[Tensor, "conversation position"]:
-        """All positions but padding."""
-        return self.batch.attention_mask.bool()
-
-    @property
-    def nowhere(self) -> Bool[Tensor, "conversation position"]:
-        """No position."""
-        return torch.zeros_like(self.everywhere)
 
 
 class Run(NamedTuple):
@@ -219,11 +169,10 @@ class CrosscoderCase(Case):
     def __init__(self, case: Case, editor: Editor) -> None:
         super().__init__(case.batch, case.base, case.chat)
         self.editor = editor
-        self.at = case.batch.counted.clone()
-        pair = _pair(case.base, case.chat, self.at)
+        counted = case.batch.counted
+        pair = _pair(case.base, case.chat, counted)
         covered = editor.crosscoder.covers(pair)
-        self.at[case.batch.counted] = covered
-        pair = pair[covered]
+        self.at, pair = counted.masked_scatter(counted, covered), pair[covered]
         self.before, self.after = pair[:, 0], pair[:, 1]
         self.code = self.part = editor.crosscoder.encode(pair)
 
@@ -237,8 +186,8 @@ class CrosscoderCase(Case):
         self.part = self.code
         if member is not None:
             kept = member[self.code.latent]
-            kept_code = (self.code.token[kept], self.code.latent[kept], self.code.value[kept])
-            self.part = SparseCode(*kept_code, self.code.n_tokens)
+            token, latent, value = (column[kept] for column in self.code[:3])
+            self.part = SparseCode(token, latent, value, self.code.n_tokens)
 
     def decode(self, directions: Float[Tensor, "latent d_model"]) -> Float[Tensor, "token d_model"]:
         """Return Σ_j f_j direction_j over the latents that are edited with."""
@@ -275,23 +224,21 @@ def kl_table(
 ) -> pd.DataFrame:
     """Return KL sums and edit energies per conversation and intervention, over all and the first response tokens.
 
-    Raises
-    ------
-    TunediffError
-        There is no conversation, or a residual or a logit is not finite.
+    `TunediffError`: there is no conversation, or a residual or a logit is not finite.
     """
     shared = [Run(each, 0) for each in interventions(settings, None)]
     editors = {name: Editor(crosscoder, sets[name], settings) for name, crosscoder in crosscoders.items()}
     parts = []
     with tqdm(total=lower.conversations.n_documents, desc="kl", unit="conv", mininterval=5, file=sys.stderr) as bar:
         for batch, base, chat in lower:
-            positions = batch.response.any(0).nonzero().flatten()
-            scored = batch.response[:, positions]
-            weights = {"all": scored, "first": batch.first[:, positions] & scored}
+            response, first = batch.where(response_positions), batch.where(first_response_positions)
+            positions = response.any(0).nonzero().flatten()
+            scored = response[:, positions]
+            weights = {"all": scored, "first": first[:, positions] & scored}
             row = scored.nonzero()[:, 0]
 
             def logits(
-                residual: Tensor, batch: ConversationBatch = batch, positions: Tensor = positions, at: Tensor = scored
+                residual: Tensor, batch: Padded = batch, positions: Tensor = positions, at: Tensor = scored
             ) -> Tensor:
                 whole = lower.chat.logits_from(residual, batch.token_id, batch.attention_mask, positions)
                 return whole.to(lower.device)[at]
@@ -299,13 +246,14 @@ def kl_table(
             reference = logits(chat).float().log_softmax(-1) if len(positions) else None
             for crosscoder, run, edit in _edits(Case(batch, base, chat), shared, editors):
                 kl = torch.zeros(scored.shape, dtype=torch.float64, device=lower.device)
+                residual, energy = applied(edit)
                 if reference is not None:
-                    values = kl_divergence(reference, logits(edited_residual(edit)))
+                    values = kl_divergence(reference, logits(residual))
                     _finite(values, batch, row, f"the KL divergence ({run.intervention.name})")
                     kl[scored] = values
-                energy = edit_energy(edit)[:, positions]
+                energy = energy[:, positions]
                 columns: dict[str, Any] = {
-                    "conversation": batch.conversation,
+                    "conversation": batch.documents,
                     "crosscoder": crosscoder,
                     "intervention": run.intervention.name,
                     "ranking": run.ranking,
@@ -318,8 +266,8 @@ def kl_table(
                     columns[f"n_{name}"] = weight.sum(1).cpu().numpy()
                     columns[f"energy_{name}"] = (energy * weight).sum(1).cpu().numpy()
                 parts.append(pd.DataFrame(columns))
-            bar.update(len(batch.conversation))
-    frame = pd.concat(parts, ignore_index=True).astype(_KL_DTYPES)
+            bar.update(len(batch.documents))
+    frame = pd.concat(parts, ignore_index=True).astype(dict.fromkeys(_INTEGERS, "int32"))
     ran = {"": 0} | {name: i + 1 for i, name in enumerate(crosscoders)}
     parts_of = frame.groupby(KEY, sort=False).ngroup().to_numpy()
     at = np.lexsort((frame["conversation"].to_numpy(), parts_of, frame["crosscoder"].map(ran).to_numpy()))
@@ -351,8 +299,6 @@ def build_kl(
         sets[name] = latent_sets(tables[name], energies.pop(name), n, reason, settings, capabilities(crosscoder))
     frame = kl_table(lower, crosscoders, sets, settings)
     write_text(out.with_suffix(".sets.json"), json.dumps({name: own.describe() for name, own in sets.items()}) + "\n")
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
     none = frame[frame["intervention"] == "none"]
     facts = {
         "settings": {name: value for name, value in asdict(settings).items() if name != "bootstrap_samples"},
@@ -363,5 +309,5 @@ def build_kl(
         "rules": {name: chosen.rule for name, chosen in sets.items()},
         "notes": {name: chosen.notes for name, chosen in sets.items()},
     }
-    seal(out, "kl", key, facts, provenance(started, device))
+    write_frame(frame, out, "kl", key, facts, provenance(started, device))
     return frame

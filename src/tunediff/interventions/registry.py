@@ -1,15 +1,17 @@
 """The interventions of the KL experiment and the rankings that their latents are chosen by, in the order of all tables.
 
-A new intervention is one entry of `INTERVENTIONS`. Its rows are told apart by the columns ranking, draw and point, and
-figures and summaries ask here for its label and partner: no name is ever taken apart. Nothing here imports torch.
+A new intervention is one entry of `INTERVENTIONS`: figures and summaries ask here for its label and partner. Nothing
+here imports torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from tunediff.data.masks import template_positions
 from tunediff.errors import TunediffError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 KEY = ["crosscoder", "intervention", "ranking", "draw", "point"]  # what identifies a row of the tables
 RANDOM = "random"  # in the column `ranking`: random orders of all live latents
 PREFIX = "prefix"  # the intervention that curves are made of
-# Rows of the summary that are neither an intervention nor a difference of two.
+# rows of the summary that are neither an intervention nor a difference of two
 RANDOM_MEAN = "matched_random_mean"  # mean over the draws of random latents that have the energy of a best half
 AREA = "area_over_random"  # causal value: area between a ranking's curve over energy shares [0, 1] and the random ones'
 
@@ -35,8 +37,6 @@ class Capabilities(NamedTuple):
 
 
 CROSSCODER = Capabilities()
-
-
 T = TypeVar("T", "Ranking", "Intervention")
 
 
@@ -58,52 +58,38 @@ class Ranking:
     short: str  # under a bar
     by: str  # what of a latent decides, in words
     column: str = ""  # of the latent table; without one it is the energy of the latent's own edit
-    falling: bool = True  # whether the highest value is first
-    partial: bool = False  # whether live latents may lack the value: they, and reversed ones, come last
+    rising: bool = False  # lowest first; then live latents may lack the value: they, and reversed ones, come last
     baseline: bool = False  # the order to beat: its halves have no energies in common, and are only added as they are
     supports: Callable[[Capabilities], bool] = lambda of: True
 
     @property
     def extreme(self) -> str:
         """What its first latents have, in words."""
-        return f"{'highest' if self.falling else 'lowest'} {self.by}"
+        return f"{'lowest' if self.rising else 'highest'} {self.by}"
+
+
+def _has_norms(dictionary: Capabilities) -> bool:
+    return dictionary.has_norm_taxonomy
+
+
+def _of_models(dictionary: Capabilities) -> bool:
+    return dictionary.reconstructs == "models"
+
+
+def _of_difference(dictionary: Capabilities) -> bool:
+    return dictionary.reconstructs == "difference"
 
 
 RANKINGS = _by_name(  # the first that a dictionary supports orders its effective set, and ties in the others
-    Ranking(
-        name="norm_difference",
-        label="Δnorm",
-        short="Δnorm",
-        by="norm difference",
-        column="norm_difference",
-        supports=lambda of: of.has_norm_taxonomy,
-    ),
-    Ranking(
-        name="latent_scaling",
-        label="Latent Scaling",
-        short="LS",
-        by="rank_sum",
-        column="rank_sum",
-        falling=False,
-        partial=True,
-        supports=lambda of: of.reconstructs == "models",  # it needs ν of both reconstructions and errors
-    ),
-    Ranking(
-        name="nu_activation",
-        label="ν^act",
-        short="ν^act",
-        by="ν^act",
-        column="nu_activation",
-        falling=False,
-        partial=True,
-        supports=lambda of: of.reconstructs == "difference",
-    ),
-    Ranking(name="energy", label="edit energy", short="energy", by="edit energy", baseline=True),
+    Ranking("norm_difference", "Δnorm", "Δnorm", "norm difference", "norm_difference", supports=_has_norms),
+    # it needs ν of both reconstructions and errors
+    Ranking("latent_scaling", "Latent Scaling", "LS", "rank_sum", "rank_sum", rising=True, supports=_of_models),
+    Ranking("nu_activation", "ν^act", "ν^act", "ν^act", "nu_activation", rising=True, supports=_of_difference),
+    Ranking("energy", "edit energy", "energy", "edit energy", baseline=True),
 )
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A row of the summary: an intervention less its partner, of one crosscoder."""
 
     name: str  # in the summary's column `intervention`
@@ -144,21 +130,17 @@ class Intervention:
     supports: Callable[[Capabilities], bool] = lambda of: True
     runs: Callable[[CausalSettings, int], int] = lambda causal, rankings: 1  # per crosscoder at most, 0: switched off
 
+    def times(self, causal: CausalSettings, dictionary: Capabilities | None) -> int:
+        """Return how often the upper half runs for it, at most: of a dictionary, or without one of the models."""
+        if (self.needs == "models") != (dictionary is None):
+            return 0
+        if dictionary is None:
+            return self.runs(causal, 0)
+        return self.runs(causal, len(rankings(dictionary))) if self.supports(dictionary) else 0
+
 
 def _restore(case: Case, at: Tensor) -> Edit:
     return Edit(case.base, at, case.chat[at].float())
-
-
-def _all(case: CrosscoderCase) -> Edit:
-    return Edit(case.base, case.at, case.before + case.whole)
-
-
-def _all_with_bias(case: CrosscoderCase) -> Edit:
-    return Edit(case.base, case.at, case.before + case.whole + case.editor.crosscoder.difference_bias)
-
-
-def _error(case: CrosscoderCase) -> Edit:
-    return Edit(case.chat, case.at, case.after - case.whole)
 
 
 def _add(case: CrosscoderCase) -> Edit:
@@ -171,85 +153,75 @@ def _add_chat(case: CrosscoderCase) -> Edit:
     return Edit(case.base, case.at, case.before + case.decode(case.editor.chat))
 
 
-def _halves(ranking: Ranking) -> list[Intervention]:
-    """Return what is run for the best and the worst half of the effective set by a ranking."""
-    own: dict[str, Any] = {"needs": "latents", "ranking": ranking.name, "supports": ranking.supports}
-    chat = own | {"supports": lambda of: ranking.supports(of) and of.reconstructs == "models"}
-    best = Intervention(
-        f"{ranking.name}_best",
-        f"{ranking.label} best",
+def _half(ranking: Ranking, best: bool) -> list[Intervention]:
+    """Return what is run for one half of the effective set by a ranking: as it is, additive, energy-matched."""
+    side = "best" if best else "worst"
+    name, label = f"{ranking.name}_{side}", f"{ranking.label} {side}"
+    half = partial(Intervention, needs="latents", ranking=ranking.name, supports=ranking.supports)
+
+    def pair(difference: Difference, suffix: str = "") -> dict[str, Any]:
+        return {"partner": f"{ranking.name}_worst{suffix}", "difference": difference} if best else {}
+
+    plain = half(
+        name,
+        label,
         _add,
-        choose=lambda choice, of: choice.half(of, best=True),
-        partner=f"{ranking.name}_worst",
-        difference=BEST_WORST,
-        control="matched_random",
-        bar=f"{ranking.short}\nbest",
-        **own,
-    )
-    worst = Intervention(
-        f"{ranking.name}_worst",
-        f"{ranking.label} worst",
-        _add,
-        choose=lambda choice, of: choice.half(of, best=False),
-        bar=f"{ranking.short}\nworst",
-        **own,
+        choose=lambda choice, of: choice.half(of, best=best),
+        control="matched_random" if best else None,
+        bar="" if ranking.baseline else f"{ranking.short}\n{side}",
+        **pair(BEST_WORST),
     )
     if ranking.baseline:
-        return [replace(best, bar=""), replace(worst, bar="")]
-    best_matched = Intervention(
-        f"{best.name}_matched",
-        f"{best.label}, energy-matched",
-        _add,
-        choose=lambda choice, of: choice.matched(of, best=True),
-        partner=f"{worst.name}_matched",
-        difference=MATCHED,
-        **own,
-    )
-    worst_matched = Intervention(
-        f"{worst.name}_matched",
-        f"{worst.label}, energy-matched",
-        _add,
-        choose=lambda choice, of: choice.matched(of, best=False),
-        **own,
-    )
-    best_chat, worst_chat = (
-        Intervention(f"{half.name}_additive", f"{half.label}, additive", _add_chat, shares=half.name, **chat)
-        for half in (best, worst)
-    )
-    return [best, best_chat, worst, worst_chat, best_matched, worst_matched]
+        return [plain]
+    additive = f"{name}_additive", f"{label}, additive", _add_chat
+    matched = f"{name}_matched", f"{label}, energy-matched", _add
+    return [
+        plain,
+        half(*additive, shares=name, supports=lambda of: ranking.supports(of) and _of_models(of)),
+        half(*matched, choose=lambda choice, of: choice.matched(of, best=best), **pair(MATCHED, "_matched")),
+    ]
+
+
+def _halves(ranking: Ranking) -> list[Intervention]:
+    best, worst = _half(ranking, best=True), _half(ranking, best=False)
+    return [*best[:2], *worst[:2], *best[2:], *worst[2:]]
 
 
 INTERVENTIONS = _by_name(
-    Intervention("none", "None", lambda case: _restore(case, case.nowhere), needs="models", bar="None"),
+    Intervention("none", "None", lambda case: _restore(case, case.batch.counted & False), "models", bar="None"),
     Intervention(
-        "template", "Template", lambda case: _restore(case, case.batch.template), needs="models", bar="Tem-\nplate"
+        "template",
+        "Template",
+        lambda case: _restore(case, case.batch.counted & case.batch.where(template_positions)),
+        "models",
+        bar="Tem-\nplate",
     ),
-    Intervention("chat", "Chat", lambda case: _restore(case, case.everywhere), needs="models"),
-    Intervention("all", "All", _all, bar="All"),
-    Intervention("error", "Error", _error, bar="Error"),
+    Intervention("chat", "Chat", lambda case: _restore(case, case.batch.attention_mask.bool()), "models"),
+    Intervention("all", "All", lambda case: Edit(case.base, case.at, case.before + case.whole), bar="All"),
+    Intervention("error", "Error", lambda case: Edit(case.chat, case.at, case.after - case.whole), bar="Error"),
     Intervention(
         "all_with_bias",
         "All + bias",
-        _all_with_bias,
+        lambda case: Edit(case.base, case.at, case.before + case.whole + case.editor.crosscoder.difference_bias),
         bar="All\n+ bias",
         runs=lambda causal, rankings: int(causal.include_bias),
     ),
     *(each for ranking in RANKINGS.values() for each in _halves(ranking)),
-    Intervention("reversed", "Reversed latents", _add, needs="latents", choose=lambda choice, of: choice.reversed(of)),
+    Intervention("reversed", "Reversed latents", _add, "latents", lambda choice, of: choice.reversed(of)),
     Intervention(
         "matched_random",
         "Random latents of equal E",
         _add,
-        needs="latents",
-        choose=lambda choice, of: choice.random(of),
+        "latents",
+        lambda choice, of: choice.random(of),
         runs=lambda causal, rankings: rankings * causal.random_sets,
     ),
     Intervention(
         PREFIX,
         "First latents of an order",
         _add,
-        needs="latents",
-        choose=lambda choice, of: choice.prefixes(of),
+        "latents",
+        lambda choice, of: choice.prefixes(of),
         runs=lambda causal, rankings: len(causal.curve_energies) * (rankings + causal.random_orders),
     ),
 )
@@ -262,29 +234,18 @@ def rankings(dictionary: Capabilities) -> dict[str, Ranking]:
 
 def interventions(causal: CausalSettings, dictionary: Capabilities | None) -> list[Intervention]:
     """Return what runs for a dictionary; without one, what runs once."""
-    return [each for each in INTERVENTIONS.values() if _runs(each, causal, dictionary)]
+    return [each for each in INTERVENTIONS.values() if each.times(causal, dictionary)]
 
 
 def count(causal: CausalSettings, dictionary: Capabilities | None) -> int:
     """Return how often the upper half runs for them, at most."""
-    return sum(_runs(each, causal, dictionary) for each in INTERVENTIONS.values())
-
-
-def _runs(intervention: Intervention, causal: CausalSettings, dictionary: Capabilities | None) -> int:
-    if (intervention.needs == "models") != (dictionary is None):
-        return 0
-    if dictionary is None:
-        return intervention.runs(causal, 0)
-    return intervention.runs(causal, len(rankings(dictionary))) if intervention.supports(dictionary) else 0
+    return sum(each.times(causal, dictionary) for each in INTERVENTIONS.values())
 
 
 def pairs(ranking: str) -> list[tuple[str, str, Difference]]:
     """Return (name, partner, difference) of the interventions of a ranking that have a partner."""
-    return [
-        (each.name, each.partner, each.difference)
-        for each in INTERVENTIONS.values()
-        if each.ranking == ranking and each.partner is not None and each.difference is not None
-    ]
+    own = (each for each in INTERVENTIONS.values() if each.ranking == ranking)
+    return [(each.name, each.partner, each.difference) for each in own if each.partner and each.difference]
 
 
 def differences() -> dict[str, Difference]:

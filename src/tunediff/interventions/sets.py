@@ -33,11 +33,6 @@ class Grown(NamedTuple):
     latents: NDArray[np.int64]
     energy: NDArray[np.float64]
 
-    @property
-    def joint(self) -> float:
-        """Energy of the whole set."""
-        return float(self.energy[-1]) if len(self.energy) else 0.0
-
 
 class EditEnergy:
     """Energies of edits Σ_{j∈S} f_j(n) Δ_j over the tokens of a code, Δ_j = d_j^chat − d_j^base (latent, d_model).
@@ -80,7 +75,8 @@ class EditEnergy:
 
     def joint(self, latents: Iterable[int]) -> float:
         """Return E of a set."""
-        return self.grow(latents).joint
+        energy = self.grow(latents).energy
+        return float(energy[-1]) if len(energy) else 0.0
 
 
 class LatentSet(NamedTuple):
@@ -107,15 +103,12 @@ class LatentSets(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """Return what causal/kl.sets.json says of a crosscoder; latents of a curve's prefixes are left out (many)."""
-        sets = [
-            {
-                **{name: value for name, value in chosen._asdict().items() if name != "latents"},
-                "n_latents": len(chosen.latents),
-                "energy_share": chosen.energy / self.energy if self.energy else None,
-                **({} if chosen.point else {"latents": chosen.latents.tolist()}),
-            }
-            for chosen in self.members
-        ]
+        sets = []
+        for chosen in self.members:
+            own = {name: value for name, value in chosen._asdict().items() if name != "latents"}
+            own |= {"n_latents": len(chosen.latents)}
+            own |= {"energy_share": chosen.energy / self.energy if self.energy else None}
+            sets.append(own if chosen.point else own | {"latents": chosen.latents.tolist()})
         return {
             "name": self.name,
             "rule": self.rule,
@@ -131,26 +124,21 @@ class LatentSets(NamedTuple):
 def effective_size(name: str, tables: Mapping[str, LatentTable], settings: CausalSettings) -> tuple[int, str]:
     """Return the size of the effective set of crosscoder `name`, and why.
 
-    The reference is the crosscoder so named, or else its run of the same seed (REFERENCE-seedN).
-
-    Raises
-    ------
-    TunediffError
-        There is no such crosscoder, or its latents have no classes by Δnorm.
+    The reference is the crosscoder so named, or else its run of the same seed (REFERENCE-seedN). `TunediffError`: there
+    is no such crosscoder, or its latents have no classes by Δnorm.
     """
     if settings.set_size is not None:
         return settings.set_size, f"causal.set_size = {settings.set_size}"
     seed = re.search(r"-seed\d+$", name)
     candidates = [settings.reference, settings.reference + (seed.group() if seed else "")]
-    for candidate in candidates:
-        if candidate in tables:
-            if tables[candidate].frame["norm_difference"].isna().all():
-                raise TunediffError(
-                    f"causal.reference: '{candidate}' has no Δnorm, so no chat-only latents to count; name a "
-                    "crosscoder of both models, or set causal.set_size"
-                )
-            n = int((tables[candidate].frame["class_name"] == "chat-only").sum())
-            return max(2, n), f"number of chat-only latents of {candidate} ({n}), at least 2"
+    for candidate in filter(tables.__contains__, candidates):
+        if not tables[candidate].has_norm_taxonomy:
+            raise TunediffError(
+                f"causal.reference: '{candidate}' has no Δnorm, so no chat-only latents to count; name a "
+                "crosscoder of both models, or set causal.set_size"
+            )
+        n = int((tables[candidate].frame["class_name"] == "chat-only").sum())
+        return max(2, n), f"number of chat-only latents of {candidate} ({n}), at least 2"
     raise TunediffError(
         f"causal.reference: no crosscoder '{candidates[-1]}' among {', '.join(tables)}; "
         "name one of the config's crosscoders, or set causal.set_size"
@@ -167,9 +155,9 @@ def rank_latents(
     tied, orders = np.flatnonzero(~frame["dead"].to_numpy()), {}
     for ranking in rankings(dictionary).values():
         values = (frame[ranking.column].to_numpy() if ranking.column else single)[tied]
-        if ranking.partial:
+        if ranking.rising:
             values[frame["reversed"].to_numpy()[tied]] = np.nan
-        orders[ranking.name] = tied[np.argsort(-values if ranking.falling else values, kind="stable")]  # NaN last
+        orders[ranking.name] = tied[np.argsort(values if ranking.rising else -values, kind="stable")]  # NaN last
         tied = next(iter(orders.values()))
     return orders
 
@@ -211,7 +199,6 @@ class Choice:
         self.total = energy.joint(range(len(frame)))
         self.members: list[LatentSet] = []
         self.notes: list[str] = []
-        self._pairs: dict[str, NDArray[np.bool_]] = {}
 
     def add(self, intervention: Intervention, latents: NDArray[np.int64], rule: str) -> None:
         """Add a set and measure its energy."""
@@ -231,14 +218,11 @@ class Choice:
     def matched(self, of: Intervention, *, best: bool) -> None:
         """Add those of a half that are paired with latents of like energy of the other half, if any are."""
         halves = self._halves(of.ranking)
-        first = of.ranking not in self._pairs
-        if first:
-            self._pairs[of.ranking] = match_energies(*halves, self.energy.single)
-        pairs = self._pairs[of.ranking]
+        pairs = match_energies(*halves, self.energy.single)
         rule = f"{int(pairs.sum())} pairs by {of.ranking} whose energies differ by a factor of at most {MATCHED_FACTOR}"
         if pairs.any():
             self.add(of, halves[not best][pairs.any(int(best))], f"{'best' if best else 'worst'} of {rule}")
-        elif first:
+        elif best:
             self.notes.append(f"no energy-matched halves: {rule}")
 
     def reversed(self, of: Intervention) -> None:
@@ -291,12 +275,7 @@ class Choice:
 
 
 def latent_sets(
-    table: LatentTable,
-    energy: EditEnergy,
-    n: int,
-    reason: str,
-    settings: CausalSettings,
-    dictionary: Capabilities,
+    table: LatentTable, energy: EditEnergy, n: int, reason: str, settings: CausalSettings, dictionary: Capabilities
 ) -> LatentSets:
     """Choose the effective set of at most n latents and the sets of every intervention that the dictionary supports.
 
@@ -315,7 +294,7 @@ def latent_sets(
     ways = []
     for ranking in rankings(dictionary).values():
         ways.append(f"by {ranking.by}")
-        if ranking.partial:
+        if ranking.rising:
             ways[-1] += f" ({int(frame[ranking.column].iloc[effective].isna().sum())} without it, ranked last)"
     rule = (
         f"{name}; {len(choice.lost)} reversed among the first {n}; size: {reason}; best/worst: first/last "

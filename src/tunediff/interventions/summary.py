@@ -13,18 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tunediff.errors import TunediffError
-from tunediff.interventions.registry import (
-    AREA,
-    BEST_RANDOM,
-    INTERVENTIONS,
-    KEY,
-    PREFIX,
-    RANDOM,
-    RANDOM_MEAN,
-    RANKINGS,
-    pairs,
-)
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.interventions import registry
+from tunediff.pipeline.artifacts import provenance, write_frame
 from tunediff.statistics import area_under, percentile_interval, resample_weights
 
 POSITIONS = ("all", "first")
@@ -35,7 +25,7 @@ Samples = NDArray[np.float64]
 class Resampled(NamedTuple):
     """KL and energy of every intervention over one kind of positions: row 0 is the data, the others are resamples."""
 
-    interventions: pd.DataFrame  # the columns of KEY and n_latents
+    interventions: pd.DataFrame  # the columns of `KEY` and n_latents
     kl: Samples  # (1 + resample, intervention): nats per token
     energy: Samples  # (1 + resample, intervention): sum over tokens
     facts: dict[str, int]  # numbers of conversations and tokens
@@ -50,15 +40,12 @@ class Resampled(NamedTuple):
 def resample(kl: pd.DataFrame, positions: str, n_bootstrap: int, seed: int) -> Resampled:
     """Return means over conversations, and over resamples of them, from the rows of causal/kl.parquet.
 
-    Raises
-    ------
-    TunediffError
-        A conversation is there twice, or an intervention is missing.
+    `TunediffError`: a conversation is there twice, or an intervention is missing.
     """
-    interventions = kl.drop_duplicates(KEY)[[*KEY, "n_latents"]].reset_index(drop=True)
+    interventions = kl.drop_duplicates(registry.KEY)[[*registry.KEY, "n_latents"]].reset_index(drop=True)
     if "none" not in set(interventions["intervention"]):
         raise TunediffError(f"causal/kl.parquet: no intervention 'none'; {REMEDY}")
-    repeated = kl.duplicated([*KEY, "conversation"])
+    repeated = kl.duplicated([*registry.KEY, "conversation"])
     if repeated.any():
         number = kl.loc[repeated, "conversation"].iloc[0]
         raise TunediffError(f"causal/kl.parquet: conversation {number} is counted more than once; {REMEDY}")
@@ -66,8 +53,9 @@ def resample(kl: pd.DataFrame, positions: str, n_bootstrap: int, seed: int) -> R
     shape = len(conversations), len(interventions)
     if len(kl) != shape[0] * shape[1]:
         raise TunediffError(f"causal/kl.parquet: some conversations lack an intervention; {REMEDY}")
-    column = pd.Series(np.arange(shape[1]), pd.MultiIndex.from_frame(interventions[KEY]))
-    at = np.searchsorted(conversations, kl["conversation"]), column.loc[pd.MultiIndex.from_frame(kl[KEY])].to_numpy()
+    column = pd.Series(np.arange(shape[1]), pd.MultiIndex.from_frame(interventions[registry.KEY]))
+    row = np.searchsorted(conversations, kl["conversation"])
+    at = row, column.loc[pd.MultiIndex.from_frame(kl[registry.KEY])].to_numpy()
     weights = np.vstack([np.ones(shape[0]), resample_weights(shape[0], n_bootstrap, seed)])
     sums = {}
     for name in ("kl_sum", "n", "energy"):
@@ -76,9 +64,8 @@ def resample(kl: pd.DataFrame, positions: str, n_bootstrap: int, seed: int) -> R
         sums[name] = weights @ per_conversation
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums["kl_sum"] / sums["n"]
-    return Resampled(
-        interventions, means, sums["energy"], {"n_conversations": shape[0], "n_tokens": int(sums["n"][0, 0])}
-    )
+    facts = {"n_conversations": shape[0], "n_tokens": int(sums["n"][0, 0])}
+    return Resampled(interventions, means, sums["energy"], facts)
 
 
 def comparisons(data: Resampled, crosscoder: str) -> Iterator[tuple[str, str, Samples, float]]:
@@ -89,30 +76,30 @@ def comparisons(data: Resampled, crosscoder: str) -> Iterator[tuple[str, str, Sa
     ends = np.concatenate([data.at("", "none"), data.at(crosscoder, "all")])
 
     def areas(ranking: str) -> Samples | None:
-        prefixes = data.at(crosscoder, PREFIX, ranking)
+        prefixes = data.at(crosscoder, registry.PREFIX, ranking)
         draws = data.interventions["draw"].to_numpy()[prefixes]
         curves = [np.concatenate([prefixes[draws == draw], ends]) for draw in np.unique(draws)]
         return np.mean([area_under(share[:, at], data.kl[:, at]) for at in curves], axis=0) if curves else None
 
-    random_area = areas(RANDOM)
-    for ranking in (*RANKINGS, ""):  # the last are interventions that belong to none
+    random_area = areas(registry.RANDOM)
+    for ranking in (*registry.RANKINGS, ""):  # the last are interventions that belong to none
         compared = []
-        for name, partner, difference in pairs(ranking):
-            of = "" if INTERVENTIONS[partner].needs == "models" else crosscoder
+        for name, partner, difference in registry.pairs(ranking):
+            of = "" if registry.INTERVENTIONS[partner].needs == "models" else crosscoder
             compared.append((difference.name, data.at(crosscoder, name), data.at(of, partner)))
-        for each in INTERVENTIONS.values():
+        for each in registry.INTERVENTIONS.values():
             if each.ranking == ranking and each.control is not None:
                 random = data.at(crosscoder, each.control, ranking)
-                compared.append((BEST_RANDOM.name, data.at(crosscoder, each.name), random))
+                compared.append((registry.BEST_RANDOM.name, data.at(crosscoder, each.name), random))
                 if len(random):
-                    yield RANDOM_MEAN, ranking, data.kl[:, random].mean(1), float(share[0, random].mean())
+                    yield registry.RANDOM_MEAN, ranking, data.kl[:, random].mean(1), float(share[0, random].mean())
         for name, left, right in compared:
             if len(left) and len(right):
                 values = data.kl[:, left].mean(1) - data.kl[:, right].mean(1)
                 yield name, ranking, values, float(share[0, left].mean() - share[0, right].mean())
         area = areas(ranking)
         if area is not None and random_area is not None:
-            yield AREA, ranking, area - random_area, float("nan")
+            yield registry.AREA, ranking, area - random_area, float("nan")
 
 
 def summarise(kl: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
@@ -127,14 +114,9 @@ def summarise(kl: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
         with np.errstate(invalid="ignore", divide="ignore"):
             reduction = whole - values / none
         row = where
-        for name, samples in (("mean", values), ("reduction", reduction)):
-            interval = percentile_interval(samples[0], samples[1:])
-            prefix = "" if name == "mean" else f"{name}_"
-            row |= {
-                name: float(interval.value),
-                f"{prefix}low": float(interval.low),
-                f"{prefix}high": float(interval.high),
-            }
+        for prefix, samples in (("", values), ("reduction_", reduction)):
+            names = prefix.removesuffix("_") or "mean", f"{prefix}low", f"{prefix}high"
+            row |= dict(zip(names, map(float, percentile_interval(samples[0], samples[1:])), strict=True))
         rows.append(row | {"energy_share": energy_share})
 
     for positions in POSITIONS:
@@ -148,8 +130,8 @@ def summarise(kl: pd.DataFrame, n_bootstrap: int, seed: int) -> pd.DataFrame:
             add(where | shared | {"energy": energy}, data.kl[:, i], none, 1.0, energy / of if of else np.nan)
         for crosscoder in whole:
             for name, ranking, values, share in comparisons(data, crosscoder) if crosscoder else ():
-                where = dict(zip(KEY, (crosscoder, name, ranking, 0, 0), strict=True))
-                add(where | shared, values, none, float(name == RANDOM_MEAN), share)
+                where = dict(zip(registry.KEY, (crosscoder, name, ranking, 0, 0), strict=True))
+                add(where | shared, values, none, float(name == registry.RANDOM_MEAN), share)
     return pd.DataFrame(rows)
 
 
@@ -157,7 +139,6 @@ def build_summary(kl: pd.DataFrame, out: Path, n_bootstrap: int, seed: int, *, k
     """Summarise the KL sums and write the table (kind `kl-summary`) at `out`."""
     started = time.time()
     frame = summarise(kl, n_bootstrap, seed)
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
-    seal(out, "kl-summary", key, {"bootstrap_samples": n_bootstrap, "seed": seed}, provenance(started))
+    facts = {"bootstrap_samples": n_bootstrap, "seed": seed}
+    write_frame(frame, out, "kl-summary", key, facts, provenance(started))
     return frame

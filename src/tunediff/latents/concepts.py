@@ -1,19 +1,10 @@
 """Labelled concepts: how well a single latent tells the tokens of a concept from others, on validation tokens.
 
-Four rules keep the numbers fair.
-
-- A latent that fires at every answer's onset separates the few onsets of one concept from all tokens almost perfectly,
-  whatever it is about. So every concept is also scored *among* the tokens that it must be told from: a kind of a
-  concept (a refusal about weapons) among that concept's tokens, any other onset among the onsets of all answers.
-- The latent is chosen on one half of the documents and every number comes from the other half.
-- A latent stands for one concept only: latents are assigned to concepts one-to-one. The best latent without that rule
-  is kept beside it.
-- The best of many latents looks good by chance. The control repeats the choice in pools of the same size whose latents
-  fire as often on chats but are not chat-specific. There a latent may serve several concepts, which favours the
-  control.
-
-The AUROC of a latent is exact, ties included, and is computed from the nonzeros of the code only: all tokens on which
-the latent does not fire are tied at zero, so their mean rank is known without storing them.
+A latent that fires at every answer's onset separates the few onsets of one concept from all tokens almost perfectly, so
+a concept is also scored *among* the tokens it must be told from. A latent is chosen on one half of the documents and
+scored on the other, and stands for one concept only. The control repeats the choice in pools of the same size whose
+latents fire as often on chats but are not chat-specific; there a latent may serve several concepts, which favours the
+control (method.md section 6).
 """
 
 import time
@@ -21,8 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,17 +23,15 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from tunediff.data.activations import ActivationStore
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.data.documents import ANSWER_ONSET, ONSET
-from tunediff.data.passes import counted_batches
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.scaling import document_block
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import provenance, write_frame
 
 CHAT_SPECIFIC, ALL_LATENTS = "chat-specific", "all"  # pools that a concept's latent is chosen from
-POOLS = (CHAT_SPECIFIC, ALL_LATENTS)
 ALL_TOKENS = "all tokens"  # in column `among`
 DETECTED_AUROC = 0.9  # from which a latent detects a concept
 DETECTED_SHARE = 0.05  # of the control's draws that may do as well
@@ -85,9 +75,7 @@ class ConceptSettings:
 
     batch_size: int = 2048  # tokens encoded at once
     min_positive: int = 10  # labelled tokens, in each half, under which a concept is not scored
-    max_tokens: int | None = (
-        1 << 18
-    )  # counted validation tokens used at most; 12 bytes are kept per nonzero of the code
+    max_tokens: int | None = 1 << 18  # counted validation tokens used; 12 bytes are kept per nonzero of the code
     control_draws: int = 500  # pools of latents that are not chat-specific
     seed: int = 0  # of the control's draws
 
@@ -114,17 +102,10 @@ def collect(
     seen = 0
     for batch in counted_batches(store, settings.batch_size, device, "concepts", settings.max_tokens):
         code = crosscoder.encode(batch.activations)
-        parts.append(
-            (
-                (code.token + seen).cpu().numpy().astype(np.int32),
-                code.latent.cpu().numpy().astype(np.int32),
-                code.value.float().cpu().numpy(),
-                label[batch.row],
-                document_block(batch.doc, 2) == 1,
-                of_chats[batch.source],
-            )
-        )
-        seen += len(batch)
+        token, latent, value = (code.token + seen).int(), code.latent.int(), code.value.float()
+        nonzeros = [each.cpu().numpy() for each in (token, latent, value)]
+        parts.append((*nonzeros, label[batch.row], document_block(batch.doc, 2) == 1, of_chats[batch.source]))
+        seen += len(batch.row)
     return Firings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -132,14 +113,8 @@ def restricted(firings: Firings, kept: NDArray[np.bool_]) -> Firings:
     """Return the nonzeros on the kept tokens only, renumbered."""
     number = (np.cumsum(kept) - 1).astype(np.int32)
     inside = kept[firings.token]
-    return Firings(
-        number[firings.token[inside]],
-        firings.latent[inside],
-        firings.value[inside],
-        firings.label[kept],
-        firings.scoring[kept],
-        firings.chat[kept],
-    )
+    nonzeros = number[firings.token[inside]], firings.latent[inside], firings.value[inside]
+    return Firings(*nonzeros, firings.label[kept], firings.scoring[kept], firings.chat[kept])
 
 
 class Scores(NamedTuple):
@@ -151,16 +126,13 @@ class Scores(NamedTuple):
     n_positive: NDArray[np.int64]  # per concept: labelled tokens
 
 
-class Ranked(NamedTuple):
-    """The nonzeros with their rank among all tokens of their latent, zeros included, ties averaged."""
+def ranked(
+    firings: Firings, zeros: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.uint64], NDArray[np.float64]]:
+    """Return (latent, label of the token, rank) of the nonzeros among all tokens of their latent, ties averaged.
 
-    latent: NDArray[np.int32]
-    label: NDArray[np.uint64]  # of the token
-    rank: NDArray[np.float64]
-
-
-def ranked(firings: Firings, zeros: NDArray[np.int64]) -> Ranked:
-    """Rank the nonzeros; `zeros` counts the tokens without each latent, which rank below."""
+    `zeros` counts the tokens without each latent, which rank below.
+    """
     order = np.lexsort((firings.value, firings.latent))
     latent, value = firings.latent[order], firings.value[order]
     label = firings.label[firings.token[order]]
@@ -172,7 +144,7 @@ def ranked(firings: Firings, zeros: NDArray[np.int64]) -> Ranked:
     count = len(firings.label) - zeros
     before = np.cumsum(count) - count  # nonzeros of earlier latents
     mean = (start + end + 1) / 2 + (zeros - before)[latent[start]]
-    return Ranked(latent, label, np.repeat(mean, end - start))
+    return latent, label, np.repeat(mean, end - start)
 
 
 def score(firings: Firings, n_latents: int, concepts: Sequence[int]) -> Scores:
@@ -263,11 +235,7 @@ def live_rank(rank_sum: NDArray[np.floating], live: NDArray[np.bool_]) -> NDArra
 
 
 def matched_draws(
-    chat_count: NDArray[np.integer],
-    pool: NDArray[np.bool_],
-    candidates: NDArray[np.bool_],
-    n_draws: int,
-    seed: int,
+    chat_count: NDArray[np.integer], pool: NDArray[np.bool_], candidates: NDArray[np.bool_], n_draws: int, seed: int
 ) -> tuple[NDArray[np.int64], int]:
     """Return pools of candidates, shape (draw, latent), that fire on chats as often as the latents of `pool`.
 
@@ -286,16 +254,12 @@ def matched_draws(
     def count(counter: Counter[int], group: list[int]) -> int:
         return sum(counter[b] for b in group)
 
-    def gap(i: int, j: int) -> int:
-        return groups[max(i, j)][0] - groups[min(i, j)][-1]
-
     while len(groups) > 1:
         few = [i for i, g in enumerate(groups) if count(found, g) < CANDIDATES_PER_LATENT * count(needed, g)]
         if not few:
             break
-        first = few[0]
-        near = min((i for i in (first - 1, first + 1) if 0 <= i < len(groups)), key=lambda i: gap(first, i))
-        low = min(first, near)
+        gaps = [np.inf, *(right[0] - left[-1] for left, right in pairwise(groups)), np.inf]  # beside each group
+        low = few[0] - 1 if gaps[few[0]] <= gaps[few[0] + 1] else few[0]
         groups[low : low + 2] = [groups[low] + groups[low + 1]]
     generator = np.random.default_rng(seed)
     drawn = []
@@ -312,6 +276,12 @@ def control_auroc(
     """Return the AUROC on the scoring half of each draw's best latent on the choosing half, for one concept."""
     best = choosing[draws].argmax(axis=1)
     return scoring[draws[np.arange(len(draws)), best]]
+
+
+def _at(latents: NDArray[np.int64], values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return each concept's value (concept or 1, latent) of its latent, NaN where it is −1."""
+    rows = np.broadcast_to(values, (len(latents), values.shape[1]))
+    return np.where(latents >= 0, rows[np.arange(len(latents)), latents], np.nan)
 
 
 def best_latents(
@@ -346,7 +316,7 @@ def best_latents(
         chat_count, live & specific, live & ~specific, settings.control_draws, settings.seed
     )
     place = live_rank(frame["rank_sum"].to_numpy(), live)
-    rows = []
+    parts = []
     for pool, members in ((CHAT_SPECIFIC, np.flatnonzero(live & specific)), (ALL_LATENTS, np.flatnonzero(live))):
         assigned, best = (np.full(len(concepts), -1, dtype=np.int64) for _ in range(2))
         if scored.any() and len(members):
@@ -354,61 +324,31 @@ def best_latents(
             own = assign(inside)
             assigned[scored] = np.where(own >= 0, members[own], -1)
             best[scored] = members[inside.argmax(axis=1)]
-        for i, concept in enumerate(concepts):
-            row = {
-                "concept": concept,
-                "chat_concept": concept in chat_concepts,
-                "among": among[i],
-                "crosscoder": crosscoder,
-                "pool": pool,
-                "scored": scored[i],
-                "n_positive_choosing": n_choosing[i],
-                "n_positive_scoring": n_scoring[i],
-                "latent": assigned[i],
-                "n_live": live.sum(),
-                "best_latent": best[i],
-                "best_serves": (best == best[i]).sum() if best[i] >= 0 else 0,
-                "n_pool": len(members),
-                "n_matched": n_matched if pool == CHAT_SPECIFIC else 0,
+        part: dict[str, Any] = {"concept": concepts, "chat_concept": [name in chat_concepts for name in concepts]}
+        part |= {"among": among, "crosscoder": crosscoder, "pool": pool, "scored": scored}
+        part |= {"n_positive_choosing": n_choosing, "n_positive_scoring": n_scoring, "n_live": live.sum()}
+        part |= {"n_pool": len(members), "n_matched": n_matched if pool == CHAT_SPECIFIC else 0}
+        part |= {"latent": assigned, "auroc": _at(assigned, every.auroc), "auroc_among": _at(assigned, scoring)}
+        part |= {"precision": _at(assigned, every.precision), "recall": _at(assigned, every.recall)}
+        for name in ("nu_reconstruction", "nu_error", "norm_difference"):
+            part[name] = _at(assigned, frame[name].to_numpy()[None])
+        part |= {"rank": _at(assigned, place[None]), "best_latent": best, "best_auroc": _at(best, every.auroc)}
+        part |= {
+            "best_serves": [(best == j).sum() if j >= 0 else 0 for j in best],
+            "best_auroc_among": _at(best, scoring),
+        }
+        if pool == CHAT_SPECIFIC and len(draws):
+            control = np.stack([control_auroc(*of, draws) for of in zip(choosing, scoring, strict=True)], axis=1)
+            median, high = np.median(control, axis=0), np.quantile(control, 0.95, axis=0)
+            part |= {
+                "control_median": np.where(best >= 0, median, np.nan),
+                "control_high": np.where(best >= 0, high, np.nan),
             }
-            j = assigned[i]
-            if j >= 0:
-                row |= {"rank": place[j], "auroc": every.auroc[i, j], "auroc_among": scoring[i, j]}
-                row |= {"precision": every.precision[i, j], "recall": every.recall[i, j]}
-                row |= {name: frame[name].iloc[j] for name in ("nu_reconstruction", "nu_error", "norm_difference")}
-            if best[i] >= 0:
-                row |= {"best_auroc": every.auroc[i, best[i]], "best_auroc_among": scoring[i, best[i]]}
-                if pool == CHAT_SPECIFIC and len(draws):
-                    control = control_auroc(choosing[i], scoring[i], draws)
-                    row |= {"control_median": np.median(control), "control_high": np.quantile(control, 0.95)}
-                    row["best_control_share"] = np.mean(control >= scoring[i, best[i]])
-                    if j >= 0:
-                        row["control_share"] = np.mean(control >= scoring[i, j])
-            rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-
-
-def concept_table(
-    crosscoders: Mapping[str, Crosscoder],
-    tables: Mapping[str, LatentTable],
-    store: ActivationStore,
-    tokens: TokenStore,
-    chat_concepts: AbstractSet[str],
-    kind_of: Mapping[str, str],
-    settings: ConceptSettings,
-    device: str = "cpu",
-) -> pd.DataFrame:
-    """Return concept × crosscoder × pool as `best_latents`; empty where the corpora carry no labels.
-
-    `chat_concepts` names the concepts that only chat documents carry; `kind_of` maps a kind to the concept it is of.
-    """
-    concepts = list(tokens.concepts)
-    parts = [pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})]
-    if concepts:
-        for name, crosscoder in crosscoders.items():
-            firings = collect(crosscoder, store, tokens, settings, device)
-            parts.append(best_latents(firings, tables[name], name, concepts, chat_concepts, kind_of, settings))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
+            for name, latents in (("control_share", assigned), ("best_control_share", best)):
+                reached = np.mean(control >= _at(latents, scoring), axis=0)
+                part[name] = np.where(latents >= 0, reached, np.nan)
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
 class Detection(NamedTuple):
@@ -451,16 +391,19 @@ def build_concepts(
     key: str,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """Score all concepts and write the table (kind `concepts`) at `out`."""
+    """Score concept × crosscoder × pool as `best_latents`; write the table (kind `concepts`) at `out`.
+
+    It is empty where the corpora carry no labels. `chat_concepts` names the concepts that only chat documents carry;
+    `kind_of` maps a kind to the concept it is of.
+    """
     started = time.time()
-    frame = concept_table(crosscoders, tables, store, tokens, chat_concepts, kind_of, settings, device)
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
-    facts = {
-        "concepts": list(tokens.concepts),
-        "chat_concepts": sorted(chat_concepts),
-        "kind_of": dict(kind_of),
-        "settings": asdict(settings),
-    }
-    seal(out, "concepts", key, facts, provenance(started, device))
+    concepts = list(tokens.concepts)
+    parts = []
+    for name, crosscoder in crosscoders.items() if concepts else ():
+        firings = collect(crosscoder, store, tokens, settings, device)
+        parts.append(best_latents(firings, tables[name], name, concepts, chat_concepts, kind_of, settings))
+    empty = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
+    frame = pd.concat(parts or [empty], ignore_index=True)
+    facts = {"chat_concepts": sorted(chat_concepts), "kind_of": dict(kind_of), "settings": asdict(settings)}
+    write_frame(frame, out, "concepts", key, {"concepts": concepts, **facts}, provenance(started, device))
     return frame

@@ -14,10 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from tunediff.config.settings import LatentSettings
 
 
-def _signed(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
-
-
 @dataclass(frozen=True)
 class Criterion:
     """Thresholds and bounds; they travel in the metadata of every latent table."""
@@ -29,19 +25,17 @@ class Criterion:
 
     def bounded(self, nu_reconstruction: ArrayLike, nu_error: ArrayLike) -> NDArray[np.bool_]:
         """Return which latents have both ν within the bounds: these are ranked. NaN is not."""
-        both = np.stack([np.asarray(nu_reconstruction), np.asarray(nu_error)])
+        both = np.stack([nu_reconstruction, nu_error])
         return np.asarray(((both >= self.lowest) & (both <= self.highest)).all(axis=0))
 
     def chat_specific(self, nu_reconstruction: ArrayLike, nu_error: ArrayLike) -> NDArray[np.bool_]:
         """Return which latents are called chat-specific."""
-        below = np.asarray(nu_reconstruction) < self.nu_reconstruction_below
-        return np.asarray(
-            self.bounded(nu_reconstruction, nu_error) & below & (np.asarray(nu_error) < self.nu_error_below)
-        )
+        below = np.asarray(nu_reconstruction) < self.nu_reconstruction_below, np.asarray(nu_error) < self.nu_error_below
+        return np.asarray(self.bounded(nu_reconstruction, nu_error) & below[0] & below[1])
 
     def reversed(self, nu_reconstruction: ArrayLike, nu_error: ArrayLike) -> NDArray[np.bool_]:
         """Return which latents have finite ν of which one is under the lower bound: base has the opposite sign."""
-        both = np.stack([np.asarray(nu_reconstruction), np.asarray(nu_error)])
+        both = np.stack([nu_reconstruction, nu_error])
         return np.asarray(np.isfinite(both).all(axis=0) & (both < self.lowest).any(axis=0))
 
     @property
@@ -57,7 +51,7 @@ class Criterion:
     @property
     def range(self) -> str:
         """The bounds in plain characters."""
-        return f"[{_signed(self.lowest)}, {_signed(self.highest)}]"
+        return f"[{self.lowest:g}, {self.highest:g}]".replace("-", "−")
 
     def as_dict(self) -> dict[str, float]:
         """Return the numbers, for metadata."""

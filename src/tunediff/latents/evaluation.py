@@ -7,21 +7,22 @@ subset's own.
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from tqdm import tqdm
 
 from tunediff.config.settings import EvaluationSettings
-from tunediff.data.activations import ActivationStore
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.data.masks import LEFT_OUT
-from tunediff.data.passes import counted_batches
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
@@ -100,26 +101,13 @@ def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "
     return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
 
 
-class HeldOut(NamedTuple):
-    """What one pass over the validation activations gives."""
-
-    variances: dict[str, Variance]  # per subset: "all", each source, "template"
-    counts: Tensor  # firings per latent, int64
-    l0: dict[str, float]  # mean nonzeros per token, per subset
-
-
 @torch.no_grad()
 def held_out(
-    crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str = "crosscoder"
-) -> HeldOut:
-    """Return reconstruction and firing sums over all validation tokens, per subset.
+    crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str
+) -> tuple[dict[str, Variance], Int[Tensor, "latent"], dict[str, float]]:
+    """Return sums of reconstruction per subset ("all", each source, "template"), firings, and mean nonzeros per subset.
 
-    `name` is that of the crosscoder, for the progress bar and errors.
-
-    Raises
-    ------
-    TunediffError
-        A reconstruction is not finite.
+    `name` is that of the crosscoder, for the progress bar and errors. `TunediffError`: a reconstruction is not finite.
     """
     subsets = ["all", *store.sources, "template"]
     n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
@@ -129,10 +117,10 @@ def held_out(
     for batch in counted_batches(store, settings.token_batch_size, device, f"{name} evaluate"):
         code = crosscoder.encode(batch.activations)
         counts += torch.bincount(code.latent, minlength=len(counts))
-        per_token = torch.bincount(code.token, minlength=len(batch))
+        per_token = torch.bincount(code.token, minlength=len(batch.row))
         target, reconstruction = map(with_difference, (crosscoder.inputs(batch.activations), crosscoder.decode(code)))
         members = {source: batch.source == i for i, source in enumerate(store.sources)}
-        members |= {"all": np.ones(len(batch), dtype=bool), "template": batch.template}
+        members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
         for subset, member in members.items():
             if member.any():
                 chosen = torch.from_numpy(np.flatnonzero(member)).to(device)
@@ -143,33 +131,38 @@ def held_out(
             f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
         )
     l0 = {name: nonzeros[name] / variances[name].n_tokens for name in subsets if variances[name].n_tokens}
-    return HeldOut(variances, counts, l0)
+    return variances, counts, l0
 
 
 class Padded(NamedTuple):
     """Documents of similar length, padded on the right."""
 
     documents: list[int]
-    token_id: Tensor  # int64 [document, position]
-    attention_mask: Tensor  # int64 [document, position]
-    counted: Tensor  # bool [document, position]: neither padding nor BOS nor ignored
+    token_id: Int[Tensor, "document position"]
+    attention_mask: Int[Tensor, "document position"]
+    counted: Bool[Tensor, "document position"]  # neither padding nor BOS nor ignored
+    mask: UInt8[np.ndarray, "document position"]  # bits of `Mask`, none of padding
+
+    def where(self, of: Callable[[NDArray[np.uint8]], NDArray[np.bool_]]) -> Bool[Tensor, "document position"]:
+        """Return the positions that a function finds in the mask of one document."""
+        return torch.from_numpy(np.stack([of(mask) for mask in self.mask])).to(self.token_id.device)
 
 
-def padded_documents(tokens: TokenStore, documents: list[int], per_batch: int, device: str) -> Iterator[Padded]:
+def padded_documents(tokens: TokenStore, documents: Iterable[int], per_batch: int, device: str) -> Iterator[Padded]:
     """Yield documents in batches of similar length."""
     lengths = {i: tokens.document(i).stop - tokens.document(i).start for i in documents}
-    order = sorted(documents, key=lambda i: (lengths[i], i))
+    order = sorted(lengths, key=lambda i: (lengths[i], i))
     for start in range(0, len(order), per_batch):
         group = order[start : start + per_batch]
-        width = max(lengths[i] for i in group)
-        token_id = np.zeros((len(group), width), dtype=np.int64)
-        attention = np.zeros_like(token_id)
-        counted = np.zeros(token_id.shape, dtype=bool)
+        shape = len(group), max(lengths[i] for i in group)
+        token_id, attention, mask = (np.zeros(shape, dtype) for dtype in (np.int64, np.int64, np.uint8))
         for row, i in enumerate(group):
             token_id[row, : lengths[i]] = tokens.token_id[tokens.document(i)]
+            mask[row, : lengths[i]] = tokens.mask[tokens.document(i)]
             attention[row, : lengths[i]] = 1
-            counted[row, : lengths[i]] = (np.asarray(tokens.mask[tokens.document(i)]) & int(LEFT_OUT)) == 0
-        yield Padded(group, *(torch.from_numpy(x).to(device) for x in (token_id, attention, counted)))
+        counted = (attention == 1) & ((mask & int(LEFT_OUT)) == 0)
+        ids, attended, kept = (torch.from_numpy(array).to(device) for array in (token_id, attention, counted))
+        yield Padded(group, ids, attended, kept, mask)
 
 
 @dataclass
@@ -212,11 +205,8 @@ def _loss_sum(model: ResidualModel, residual: Tensor, batch: Padded, scored: Ten
     labels = batch.token_id[:, positions + 1][chosen]
     rows = logits[chosen]
     step = max(1, LOGITS_AT_ONCE // rows.shape[1])
-    losses = [
-        torch.nn.functional.cross_entropy(part.float(), label, reduction="none").double()
-        for part, label in zip(rows.split(step), labels.split(step), strict=True)
-    ]
-    loss = torch.cat(losses)
+    parts = zip(rows.split(step), labels.split(step), strict=True)
+    loss = torch.cat([functional.cross_entropy(row.float(), label, reduction="none").double() for row, label in parts])
     _require_finite(loss, scored, batch, f"{what}: losses are")
     return loss.sum().item()
 
@@ -235,16 +225,11 @@ def cross_entropy(
 
     The block output is replaced at every counted position; scored are the counted positions that have a next token.
     Massive activations, which the crosscoder does not cover, are not counted: like BOS they keep their output.
-    `replacements` maps token ids that the base model is fed otherwise (see `models.replace_tokens`).
-
-    Raises
-    ------
-    TunediffError
-        A residual stream or a loss is not finite.
+    `replacements` maps token ids that the base model is fed otherwise (see `models.replace_tokens`). `TunediffError`: a
+    residual stream or a loss is not finite.
     """
     sources = list(tokens.sources)
-    of_source = [np.flatnonzero(tokens.doc_source == i) for i in range(len(sources))]
-    chosen = [documents[: settings.documents] for documents in of_source]
+    chosen = [np.flatnonzero(tokens.doc_source == i)[: settings.documents] for i in range(len(sources))]
     results = {(model, source): CrossEntropy() for model in MODELS for source in sources}
     with tqdm(total=sum(map(len, chosen)), desc="splice", unit="doc", mininterval=5, file=sys.stderr) as bar:
         for source, documents in zip(sources, chosen, strict=True):
@@ -257,11 +242,8 @@ def cross_entropy(
                     _require_finite(residual[attended], attended, batch, f"{name} model: the residual stream is")
                 pair = torch.stack([residual[batch.counted].float() for residual in residuals], dim=1)
                 covered = crosscoder.covers(pair)
-                counted = batch.counted.clone()
-                counted[batch.counted] = covered
-                scored = counted.clone()
-                scored[:, :-1] &= attended[:, 1:]
-                scored[:, -1] = False
+                counted = batch.counted.masked_scatter(batch.counted, covered)
+                scored = counted & functional.pad(attended[:, 1:], (0, 1))
                 if not scored.any():
                     continue
                 reconstruction = crosscoder.decode(crosscoder.encode(pair[covered]))
@@ -276,63 +258,6 @@ def cross_entropy(
     return results
 
 
-def evaluate(
-    crosscoder: Crosscoder,
-    store: ActivationStore,
-    tokens: TokenStore,
-    models: tuple[ResidualModel, ResidualModel] | None,
-    settings: EvaluationSettings,
-    device: str = "cpu",
-    replacements: Mapping[int, int] | None = None,
-    name: str = "crosscoder",
-) -> dict[str, Any]:
-    """Return all held-out metrics in long form; `models` (base, chat, with their upper halves) may be left out.
-
-    A dictionary of the difference has FVE of that alone and no cross-entropy: it puts nothing in a model's place.
-    """
-    result = held_out(crosscoder, store, settings, device, name)
-    metrics: list[dict[str, Any]] = []
-
-    def report(metric: str, model: str, subset: str, value: float) -> None:
-        finite = value if np.isfinite(value) else None
-        metrics.append({"metric": metric, "model": model, "subset": subset, "value": finite})
-
-    for subset, variance in result.variances.items():
-        if variance.n_tokens:
-            columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
-            for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
-                report("fve", model, subset, fve)
-                report("fve_standardised", model, subset, standardised)
-                report("largest_dimension_share", model, subset, largest.share)
-                report("largest_dimension", model, subset, largest.dimension)
-    for subset, value in result.l0.items():
-        report("l0", "both", subset, value)
-    report("dead_fraction", "both", "all", (result.counts == 0).double().mean().item())
-    left_out = {}
-    if crosscoder.reconstructs != "models":
-        left_out["cross_entropy"] = "no reconstruction of either model: the dictionary is of their difference"
-    elif models is not None:
-        losses = cross_entropy(
-            crosscoder, models, tokens, result.variances["all"].mean(), settings, device, replacements
-        )
-        for model in MODELS:
-            parts = {source: losses[model, source] for source in tokens.sources}
-            whole = CrossEntropy(sum(p.n for p in parts.values()))
-            whole.loss = {loss: sum(p.loss[loss] for p in parts.values()) for loss in whole.loss}
-            for subset, part in {"all": whole, **parts}.items():
-                for loss, value in part.means().items():
-                    if part.n:
-                        report(f"cross_entropy_{loss}", model, subset, value)
-    return {
-        "metrics": metrics,
-        "n_tokens": {subset: variance.n_tokens for subset, variance in result.variances.items()},
-        "dead": f"no firing on the {result.variances['all'].n_tokens} counted validation tokens",
-        "left_out": left_out,
-        "dict_size": len(result.counts),
-        "settings": asdict(settings),
-    }
-
-
 def build_evaluation(
     crosscoder: Crosscoder,
     store: ActivationStore,
@@ -345,9 +270,52 @@ def build_evaluation(
     device: str = "cpu",
     replacements: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a crosscoder and write its metrics at `out`, a JSON file that carries its content key."""
+    """Measure all held-out metrics, in long form; write them at `out`, a JSON file that carries its content key.
+
+    `models` (base, chat, with their upper halves) may be left out. A dictionary of the difference has FVE of that alone
+    and no cross-entropy: it puts nothing in a model's place.
+    """
     started = time.time()
-    result = {"key": key, **evaluate(crosscoder, store, tokens, models, settings, device, replacements, out.stem)}
-    write_text(out, json.dumps(result, indent=1) + "\n")
+    variances, counts, l0 = held_out(crosscoder, store, settings, device, out.stem)
+    metrics: list[dict[str, Any]] = []
+
+    def report(metric: str, model: str, subset: str, value: float) -> None:
+        finite = value if np.isfinite(value) else None
+        metrics.append({"metric": metric, "model": model, "subset": subset, "value": finite})
+
+    for subset, variance in variances.items():
+        if variance.n_tokens:
+            columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
+            for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
+                report("fve", model, subset, fve)
+                report("fve_standardised", model, subset, standardised)
+                report("largest_dimension_share", model, subset, largest.share)
+                report("largest_dimension", model, subset, largest.dimension)
+    for subset, value in l0.items():
+        report("l0", "both", subset, value)
+    report("dead_fraction", "both", "all", (counts == 0).double().mean().item())
+    left_out = {}
+    if crosscoder.reconstructs != "models":
+        left_out["cross_entropy"] = "no reconstruction of either model: the dictionary is of their difference"
+    elif models is not None:
+        losses = cross_entropy(crosscoder, models, tokens, variances["all"].mean(), settings, device, replacements)
+        for model in MODELS:
+            parts = {source: losses[model, source] for source in tokens.sources}
+            whole = CrossEntropy(sum(p.n for p in parts.values()))
+            whole.loss = {loss: sum(p.loss[loss] for p in parts.values()) for loss in whole.loss}
+            for subset, part in {"all": whole, **parts}.items():
+                for loss, value in part.means().items():
+                    if part.n:
+                        report(f"cross_entropy_{loss}", model, subset, value)
+    evaluated = {
+        "key": key,
+        "metrics": metrics,
+        "n_tokens": {subset: variance.n_tokens for subset, variance in variances.items()},
+        "dead": f"no firing on the {variances['all'].n_tokens} counted validation tokens",
+        "left_out": left_out,
+        "dict_size": len(counts),
+        "settings": asdict(settings),
+    }
+    write_text(out, json.dumps(evaluated, indent=1) + "\n")
     write_text(out.with_suffix(".provenance.json"), json.dumps(provenance(started, device), indent=1) + "\n")
-    return result
+    return evaluated

@@ -5,39 +5,24 @@ BOS, ignored tokens and massive activations are left out of both.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tunediff.config.settings import LatentSettings
-from tunediff.data.activations import ActivationStore
-from tunediff.data.passes import counted_batches
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode
 from tunediff.errors import TunediffError
+from tunediff.latents import scaling
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.scaling import (
-    BASE_DIRECTION,
-    CHAT_DIRECTION,
-    DirectionTerms,
-    ScalingSums,
-    betas,
-    bootstrap_nu,
-    direction_terms,
-    document_block,
-    nu,
-    nu_standard_error,
-    random_directions,
-    scaling_directions,
-    shuffled_index,
-)
 from tunediff.latents.table import (
     BOUNDED_TARGETS,
     CLASSES,
@@ -76,14 +61,6 @@ class Firing:
         self.template_mass.scatter_add_(0, latent, torch.where(on_template, value, 0).double())
 
 
-class Measured(NamedTuple):
-    """What one pass over a store gives."""
-
-    sums: ScalingSums
-    firing: Firing
-    mean: Tensor  # of the activations [model, d_model], float64
-
-
 def measure(
     crosscoder: Crosscoder,
     store: ActivationStore,
@@ -92,23 +69,19 @@ def measure(
     name: str,
     directions: Tensor,
     limit: int | None = None,
-) -> Measured:
-    """Return the Latent Scaling sums and the firing of every latent in one pass over (part of) a store.
+) -> tuple[scaling.ScalingSums, Firing, Float[Tensor, "model d_model"]]:
+    """Return Latent Scaling's sums, the firing of every latent and the mean activation, in one pass over a store.
 
-    `name` is that of the crosscoder and the pass, for the progress bar and errors.
-
-    Raises
-    ------
-    TunediffError
-        The sums are not finite.
+    `limit` stops it after that many tokens. `name` is that of crosscoder and pass, for the progress bar and errors.
+    `TunediffError`: the sums are not finite.
     """
     both = crosscoder.reconstructs == "models"
-    sums = ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device, both)
+    sums = scaling.ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device, both)
     firing = Firing(directions.shape[0], len(store.sources), device)
     total = torch.zeros(2, crosscoder.d_model, dtype=torch.float64, device=device)
     for batch in counted_batches(store, settings.batch_size, device, name, limit):
         code = crosscoder.encode(batch.activations)
-        block = torch.from_numpy(document_block(batch.doc, settings.blocks)).to(device)
+        block = torch.from_numpy(scaling.document_block(batch.doc, settings.blocks)).to(device)
         sums.add(code, batch.activations, crosscoder.decode(code) if both else None, directions, block)
         total += batch.activations.sum(0, dtype=torch.float64)
         firing.add(code, batch.source, batch.template)
@@ -118,21 +91,27 @@ def measure(
             f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
             "delete the crosscoder and run snakemake again"
         )
-    return Measured(sums, firing, total / max(1, firing.n_tokens.sum()))
+    return sums, firing, total / max(1, firing.n_tokens.sum())
 
 
-def _fit_columns(sums: ScalingSums, terms: DirectionTerms, min_count: int, suffix: str) -> dict[str, NDArray]:
+def _fit_columns(
+    sums: scaling.ScalingSums, terms: scaling.DirectionTerms, min_count: int, suffix: str
+) -> dict[str, NDArray]:
     """Return β, ν and the standard error of ν for every target; ν is NaN under `min_count` firings."""
     total = sums.total()
     rare = total.count[0] < min_count
-    errors = nu_standard_error(sums, terms)
+    errors = scaling.nu_standard_error(sums, terms)
     columns = {}
-    for target, beta in betas(total, terms).items():
+    for target, beta in scaling.betas(total, terms).items():
         for m, model in enumerate(MODELS):
             columns[f"beta_{target}_{model}{suffix}"] = beta[0, :, m]
-        columns[f"nu_{target}{suffix}"] = nu(beta[0]).masked_fill(rare, torch.nan)
+        columns[f"nu_{target}{suffix}"] = scaling.nu(beta[0]).masked_fill(rare, torch.nan)
         columns[f"nu_{target}_se{suffix}"] = errors[target].masked_fill(rare, torch.nan)
     return {name: column.cpu().numpy().astype(np.float32) for name, column in columns.items()}
+
+
+def _nu(beta: Tensor, rare: Tensor, mirrored: bool = False) -> NDArray[np.float64]:
+    return scaling.nu(beta[0], mirrored).masked_fill(rare, torch.nan).cpu().numpy()
 
 
 def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
@@ -140,31 +119,29 @@ def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def latent_table(
+def build_table(
     crosscoder: Crosscoder,
     train_store: ActivationStore,
     validation_store: ActivationStore,
     settings: LatentSettings,
+    out: Path,
+    *,
+    key: str,
     device: str = "cpu",
-    name: str = "crosscoder",
-) -> tuple[LatentTable, dict[str, Any]]:
-    """Return the table of a crosscoder (called `name` where it is spoken of) and the facts of how it was measured."""
+) -> LatentTable:
+    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
+    started = time.time()
     sources = list(validation_store.sources)
-    directions = scaling_directions(crosscoder)
-    chat = directions[:, CHAT_DIRECTION]
+    directions = scaling.scaling_directions(crosscoder)
+    chat = directions[:, scaling.CHAT_DIRECTION]
     train, fitted, mean = measure(
-        crosscoder, train_store, settings, device, f"{name} fit", directions, settings.fit_tokens
+        crosscoder, train_store, settings, device, f"{out.stem} fit", directions, settings.fit_tokens
     )
     fired = (train.count.sum(0) > 0).cpu().numpy()
-    control = torch.stack(
-        [
-            random_directions(chat, settings.seed),
-            chat[torch.from_numpy(shuffled_index(fired, settings.seed)).to(chat.device)],
-        ],
-        dim=1,
-    )
+    borrowed = torch.from_numpy(scaling.shuffled_index(fired, settings.seed)).to(chat.device)
+    control = torch.stack([scaling.random_directions(chat, settings.seed), chat[borrowed]], dim=1)
     controlled = torch.cat([directions, control], dim=1)
-    validation, firing, _ = measure(crosscoder, validation_store, settings, device, f"{name} confirm", controlled)
+    validation, firing, _ = measure(crosscoder, validation_store, settings, device, f"{out.stem} confirm", controlled)
     if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
         raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
 
@@ -196,36 +173,30 @@ def latent_table(
     columns["count_train"] = train.count.sum(0).long().cpu().numpy()
     columns["count_validation"] = count.sum(axis=0)
     centre = None if crosscoder.reconstructs == "models" else mean
-    terms = direction_terms(crosscoder, directions, centre)
+    terms = scaling.direction_terms(crosscoder, directions, centre)
     columns |= _fit_columns(train, terms, settings.min_count, "")
     columns |= _fit_columns(validation, terms, settings.min_count, "_validation")
     rare = train.total().count[0] < settings.min_count
-    for target, interval in bootstrap_nu(
-        train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS
-    ).items():
+    intervals = scaling.bootstrap_nu(train, terms, settings.bootstrap_samples, settings.seed, BOUNDED_TARGETS)
+    for target, interval in intervals.items():
         for end, values in interval._asdict().items():
             columns[f"nu_{target}_{end}"] = values.masked_fill(rare.cpu(), torch.nan).numpy()
-    for target, beta in betas(train.total(), terms, BASE_DIRECTION).items():
-        mirrored = nu(beta[0], mirrored=True).masked_fill(rare, torch.nan)
-        columns[f"nu_{target}_mirrored"] = mirrored.cpu().numpy()
-    controlled_terms, held_out = direction_terms(crosscoder, controlled, centre), validation.total()
+    for target, beta in scaling.betas(train.total(), terms, scaling.BASE_DIRECTION).items():
+        columns[f"nu_{target}_mirrored"] = _nu(beta, rare, mirrored=True)
+    controlled_terms, held_out = scaling.direction_terms(crosscoder, controlled, centre), validation.total()
     for i, direction in enumerate(CONTROLS):
-        values = betas(held_out, controlled_terms, 2 + i)
+        values = scaling.betas(held_out, controlled_terms, 2 + i)
         for target in BOUNDED_TARGETS:
-            null = nu(values[target][0]).masked_fill(held_out.count[0] < settings.min_count, torch.nan)
-            columns[f"nu_{target}_{direction}"] = null.cpu().numpy()
+            columns[f"nu_{target}_{direction}"] = _nu(values[target], held_out.count[0] < settings.min_count)
 
     criterion = Criterion(settings.nu_reconstruction_below, settings.nu_error_below)
     fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
     ranked_by = fitted_nu if taxonomy else (columns["nu_activation"],) * 2
     columns["rank_sum"] = rank_sum(*ranked_by, criterion)
     columns["chat_specific"] = criterion.chat_specific(*fitted_nu)
-    columns["chat_specific_interval"] = columns["chat_specific"] & criterion.chat_specific(
-        columns["nu_reconstruction_high"], columns["nu_error_high"]
-    )
-    columns["chat_specific_validation"] = columns["chat_specific"] & criterion.chat_specific(
-        columns["nu_reconstruction_validation"], columns["nu_error_validation"]
-    )
+    for name, suffix in (("interval", "high"), ("validation", "validation")):
+        as_well = criterion.chat_specific(columns[f"nu_reconstruction_{suffix}"], columns[f"nu_error_{suffix}"])
+        columns[f"chat_specific_{name}"] = columns["chat_specific"] & as_well
     columns["reversed"] = criterion.reversed(*ranked_by)
     frame = pd.DataFrame(
         {
@@ -234,40 +205,20 @@ def latent_table(
         }
     )
     table = LatentTable(frame, sources, criterion)
+    called = ("chat_specific", "chat_specific_interval", "chat_specific_validation")
+    classes = CLASSES if taxonomy else (DIFFERENCE, "dead")
     facts = {
         "sources": sources,
         "settings": asdict(settings),
         "n_tokens_train": int(fitted.n_tokens.sum()),
         "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
         "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
-        "classes": {
-            name: int((frame["class_name"] == name).sum()) for name in (CLASSES if taxonomy else (DIFFERENCE, "dead"))
-        },
-        "chat_specific": int(frame["chat_specific"].sum()),
-        "chat_specific_interval": int(frame["chat_specific_interval"].sum()),
-        "chat_specific_validation": int(frame["chat_specific_validation"].sum()),
-        "reversed": int(frame["reversed"].sum()),
+        "classes": {name: int((frame["class_name"] == name).sum()) for name in classes},
+        **{name: int(frame[name].sum()) for name in (*called, "reversed")},
         "controls": {name: {"passed": passed, "of": of} for name, (passed, of) in control_passes(table).items()},
         "criterion": criterion.as_dict(),
     }
-    return table, facts
-
-
-def build_table(
-    crosscoder: Crosscoder,
-    train_store: ActivationStore,
-    validation_store: ActivationStore,
-    settings: LatentSettings,
-    out: Path,
-    *,
-    key: str,
-    device: str = "cpu",
-    extra_facts: Mapping[str, Any] | None = None,
-) -> LatentTable:
-    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
-    started = time.time()
-    table, facts = latent_table(crosscoder, train_store, validation_store, settings, device, out.stem)
     with building(out) as partial:
         table.write(partial)
-    seal(out, "latents", key, {**facts, **(extra_facts or {})}, provenance(started, device))
+    seal(out, "latents", key, facts, provenance(started, device))
     return table

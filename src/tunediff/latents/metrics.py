@@ -21,10 +21,7 @@ class Evaluation:
     def read(cls, path: Path) -> "Evaluation":
         """Read the metrics that the evaluation wrote.
 
-        Raises
-        ------
-        TunediffError
-            The file is missing, or holds no metrics.
+        `TunediffError`: the file is missing, or holds no metrics.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

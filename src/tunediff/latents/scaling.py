@@ -1,11 +1,9 @@
 """Latent Scaling (method.md section 4): one pass, all latents, all targets, from sufficient statistics.
 
-For a direction u of latent j (its chat decoder row d_j^chat, by definition) and a target y, the least-squares scale is
-β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). All four targets follow from Σf, Σf², T^m = Σ f⟨h^m, u⟩ and R^m = Σ f⟨ĥ^m, u⟩,
-which only the nonzeros of f feed: N·L0 dot products, not N·F. Where the code is dense, ⟨Σ f y, u⟩ is cheaper: matrix
-products that all directions share. The sums are kept per independent block of documents, so that every
-ν = β^base / β^chat has a jackknife standard error and a bootstrap interval. A dictionary of the difference has one
-direction d_j per latent and no ĥ^m: what needs R is NaN.
+For a direction u of latent j (its chat decoder row, by definition) and a target y, the least-squares scale is
+β = Σ_n f_j ⟨y, u⟩ / (‖u‖² Σ_n f_j²). Where the code is sparse, only its nonzeros feed the sums: N·L0 dot products, not
+N·F; where it is dense, ⟨Σ f y, u⟩ is cheaper. Sums are kept per block of documents, for jackknife errors and bootstrap
+intervals. A dictionary of the difference has one direction d_j per latent and no ĥ^m: what needs R is NaN.
 
 Dimension names: ``direction`` (the u of each latent: chat, base, then controls), ``block`` (of documents, or any
 resample of them), ``statistic`` (count, Σf, Σf², then T and R per direction and model).
@@ -68,9 +66,7 @@ def shuffled_index(alive: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 
 
 def projections(
-    code: SparseCode,
-    rows: Float[Tensor, "token target d_model"],
-    directions: Float[Tensor, "latent direction d_model"],
+    code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
     """Return ⟨rows[token], directions[latent]⟩ for every nonzero of the code.
 
@@ -85,12 +81,11 @@ def projections(
     sizes = counts[order].tolist()
     transposed = rows.transpose(1, 2)
     # the longest token of the last group bounds every group
-    group = max(
-        1, min(code.n_tokens, _GATHERED_ELEMENTS // max(1, (sizes[-1] if sizes else 1) * n_directions * d_model))
-    )
+    longest = sizes[-1] if sizes else 0
+    group = max(1, min(code.n_tokens, _GATHERED_ELEMENTS // max(1, longest * n_directions * d_model)))
     last = max(0, len(code.token) - 1)
     # one buffer for all groups: fresh memory costs a page fault per 4 kB
-    buffer = directions.new_empty(group * (sizes[-1] if sizes else 0), n_directions, d_model)
+    buffer = directions.new_empty(group * longest, n_directions, d_model)
     for begin in range(0, code.n_tokens, group):
         end = min(begin + group, code.n_tokens)
         width = sizes[end - 1]
@@ -170,56 +165,26 @@ class ScalingSums:
                 dots = torch.bmm(directions[part], summed.transpose(1, 2))
                 self.table[b, part, 3:] += dots.flatten(1)
 
-    def __add__(self, other: "ScalingSums") -> "ScalingSums":
-        return ScalingSums(self.table + other.table, self.n_directions)
-
-    def to(self, device: str) -> "ScalingSums":
-        """Return the sums on another device."""
-        return ScalingSums(self.table.to(device), self.n_directions)
-
     def total(self) -> "ScalingSums":
         """Return the sums over all blocks, as a single block."""
         return ScalingSums(self.table.sum(0, keepdim=True), self.n_directions)
-
-    def restrict(self, weights: Float[Tensor, "resample block"]) -> "ScalingSums":
-        """Return the sums of resamples of the blocks: block b counted weights[r, b] times in resample r."""
-        return ScalingSums(torch.tensordot(weights.to(self.table), self.table, dims=1), self.n_directions)
-
-    def latents(self, selection: slice) -> "ScalingSums":
-        """Return the sums of some latents."""
-        return ScalingSums(self.table[:, selection], self.n_directions)
 
     def filled(self) -> "ScalingSums":
         """Return the blocks that hold any activation."""
         return ScalingSums(self.table[self.table[..., 0].sum(1) > 0], self.n_directions)
 
-    @property
-    def count(self) -> Float[Tensor, "block latent"]:
-        """Tokens on which the latent fires."""
-        return self.table[..., 0]
+    # per block and latent
+    count = property(lambda self: self.table[..., 0])  # tokens on which it fires
+    activation_sum = property(lambda self: self.table[..., 1])  # Σ f
+    square_sum = property(lambda self: self.table[..., 2])  # Σ f²
 
-    @property
-    def activation_sum(self) -> Float[Tensor, "block latent"]:
-        """Σ f."""
-        return self.table[..., 1]
-
-    @property
-    def square_sum(self) -> Float[Tensor, "block latent"]:
-        """Σ f²."""
-        return self.table[..., 2]
-
-    def _dots(self, direction: int, first: int) -> Tensor:
+    def dots(self, direction: int, reconstructed: bool = False) -> Float[Tensor, "block latent model"]:
+        """Return T^m = Σ f⟨h^m, u⟩, or R^m = Σ f⟨ĥ^m, u⟩: NaN where there are no ĥ^m."""
         width = (self.table.shape[2] - 3) // self.n_directions
-        start = 3 + width * direction + first
-        return self.table[..., start : start + 2] if first < width else torch.full_like(self.table[..., :2], torch.nan)
-
-    def activation_dots(self, direction: int = CHAT_DIRECTION) -> Float[Tensor, "block latent model"]:
-        """T^m = Σ f⟨h^m, u⟩."""
-        return self._dots(direction, 0)
-
-    def reconstruction_dots(self, direction: int = CHAT_DIRECTION) -> Float[Tensor, "block latent model"]:
-        """R^m = Σ f⟨ĥ^m, u⟩; NaN where there are no ĥ^m."""
-        return self._dots(direction, 2)
+        if reconstructed and width == 2:
+            return torch.full_like(self.table[..., :2], torch.nan)
+        start = 3 + width * direction + 2 * reconstructed
+        return self.table[..., start : start + 2]
 
 
 class DirectionTerms(NamedTuple):
@@ -228,10 +193,6 @@ class DirectionTerms(NamedTuple):
     square_norm: Float[Tensor, "latent direction"]  # ‖u‖²
     decoder: Float[Tensor, "latent direction model"]  # ⟨d^m, u⟩
     bias: Float[Tensor, "latent direction model"]  # ⟨b^m, u⟩, or ⟨mean of h^m, u⟩
-
-    def latents(self, selection: slice) -> "DirectionTerms":
-        """Return the terms of some latents."""
-        return DirectionTerms(*(term[selection] for term in self))
 
 
 def direction_terms(
@@ -259,8 +220,8 @@ def betas(
     """
     square_norm = terms.square_norm[:, direction, None]
     scale = square_norm * sums.square_sum[..., None]
-    activation = sums.activation_dots(direction) / scale
-    reconstruction = sums.reconstruction_dots(direction) / scale
+    activation = sums.dots(direction) / scale
+    reconstruction = sums.dots(direction, reconstructed=True) / scale
     return {
         "activation": activation,
         "activation_no_bias": activation - terms.bias[:, direction] * sums.activation_sum[..., None] / scale,
@@ -274,9 +235,7 @@ def nu(beta: Float[Tensor, "*batch model"], mirrored: bool = False) -> Float[Ten
     return beta[..., CHAT] / beta[..., BASE] if mirrored else beta[..., BASE] / beta[..., CHAT]
 
 
-def nu_standard_error(
-    sums: ScalingSums, terms: DirectionTerms, direction: int = CHAT_DIRECTION, mirrored: bool = False
-) -> dict[str, Float[Tensor, "latent"]]:
+def nu_standard_error(sums: ScalingSums, terms: DirectionTerms) -> dict[str, Float[Tensor, "latent"]]:
     """Return the delete-one-block jackknife standard error of ν for every target.
 
     Blocks without any activation are not counted. NaN where ν without some block is undefined: the latent fires in
@@ -288,8 +247,8 @@ def nu_standard_error(
     # subtraction leaves rounding where a latent fires in one block only: there nothing is left to estimate from
     alone = without.count == 0
     errors = {}
-    for target, beta in betas(without, terms, direction).items():
-        estimate = nu(beta, mirrored).masked_fill(alone, torch.nan)
+    for target, beta in betas(without, terms).items():
+        estimate = nu(beta).masked_fill(alone, torch.nan)
         deviation = estimate - estimate.mean(0)
         errors[target] = ((n_blocks - 1) / max(1, n_blocks) * deviation.square().sum(0)).sqrt()
     return errors
@@ -339,8 +298,6 @@ def bootstrap_nu(
     seed: int,
     targets: tuple[str, ...] = ("error", "reconstruction"),
     level: float = 0.95,
-    direction: int = CHAT_DIRECTION,
-    mirrored: bool = False,
 ) -> dict[str, NuInterval]:
     """Return percentile intervals of ν from `n` resamples of the blocks, the same resamples for every latent.
 
@@ -349,21 +306,20 @@ def bootstrap_nu(
     nothing of it and is left out for that latent; one that fires in a single block has no interval.
     """
     blocks = sums.filled()
-    n_latents = blocks.table.shape[1]
-    ends = {target: [torch.full((n_latents,), torch.nan, dtype=torch.float64)] * 2 for target in targets}
-    if len(blocks.table) == 0:
-        return {target: NuInterval(*pair) for target, pair in ends.items()}
-    ends = {target: [end.clone() for end in pair] for target, pair in ends.items()}
-    weights = torch.from_numpy(resample_weights(len(blocks.table), n, seed)).to(blocks.table.device)
+    n_blocks, n_latents, n_statistics = blocks.table.shape
+    unknown = torch.full((n_latents,), torch.nan, dtype=torch.float64)
+    intervals = {target: NuInterval(unknown.clone(), unknown.clone()) for target in targets}
+    if n_blocks == 0:
+        return intervals
+    weights = torch.from_numpy(resample_weights(n_blocks, n, seed)).to(blocks.table)
     tail = expanded_tail(effective_blocks(blocks), level)
-    step = max(1, _RESAMPLED_ELEMENTS // (n * blocks.table.shape[2]))
+    step = max(1, _RESAMPLED_ELEMENTS // (n * n_statistics))
     for start in range(0, n_latents, step):
         part = slice(start, start + step)
-        resampled = blocks.latents(part).restrict(weights)
-        silent = resampled.count == 0
-        values = betas(resampled, terms.latents(part), direction)
+        resampled = ScalingSums(torch.tensordot(weights, blocks.table[:, part], dims=1), blocks.n_directions)
+        values = betas(resampled, DirectionTerms(*(term[part] for term in terms)))
         for target in targets:
-            samples = nu(values[target], mirrored).masked_fill(silent, torch.nan)
-            for end, share in zip(ends[target], (tail[part], 1 - tail[part]), strict=True):
+            samples = nu(values[target]).masked_fill(resampled.count == 0, torch.nan)
+            for end, share in zip(intervals[target], (tail[part], 1 - tail[part]), strict=True):
                 end[part] = column_quantile(samples, share).cpu()
-    return {target: NuInterval(*pair) for target, pair in ends.items()}
+    return intervals

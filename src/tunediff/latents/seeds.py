@@ -1,8 +1,7 @@
 """What another seed would have given: every latent's best match in the other seeds of its crosscoder.
 
 The similarity of two latents is the cosine of their decoder directions of both models, concatenated and normalised as
-one vector. Each model's direction then weighs as much as it decodes: the base direction of a chat-only latent is noise
-of almost no length, and normalised on its own it would hide that the chat direction was found again.
+one vector: normalised on its own, the noise of a chat-only latent's base direction would hide that it was found again.
 """
 
 import sys
@@ -10,7 +9,7 @@ import time
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.table import STABLE_COSINE, LatentTable
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import provenance, write_frame
 
 HUNGARIAN_LATENTS = 8192  # above, the assignment would take hours and more memory than the rest of the pipeline
 BLOCK = 2048  # latents compared at once in a mutual-best matching
@@ -56,16 +55,11 @@ def directions(crosscoder: Crosscoder) -> Float[Tensor, "latent model_d_model"]:
     return torch.nn.functional.normalize(weight, dim=1, eps=1e-30)
 
 
-class Best(NamedTuple):
-    """Each row's best counterpart, both ways."""
+def _best(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the cosine of each left row with its best right row, that row, and the best left row of each right row.
 
-    cosine: Tensor  # of each left row with its best right row
-    forth: Tensor  # that right row
-    back: Tensor  # the best left row of each right row
-
-
-def _best(left: Tensor, right: Tensor) -> Best:
-    """Compare all rows with all rows, `BLOCK` left ones at a time."""
+    `BLOCK` left rows are compared at a time.
+    """
     cosine, forth = left.new_empty(len(left)), torch.empty(len(left), dtype=torch.int64, device=left.device)
     highest = right.new_full((len(right),), -torch.inf)
     back = torch.zeros(len(right), dtype=torch.int64, device=right.device)
@@ -76,7 +70,7 @@ def _best(left: Tensor, right: Tensor) -> Best:
         better = values > highest
         highest = torch.where(better, values, highest)
         back = torch.where(better, rows + first, back)
-    return Best(cosine, forth, back)
+    return cosine, forth, back
 
 
 def match(
@@ -105,9 +99,7 @@ def match(
 
 
 def matches(
-    rows: Mapping[int, Float[Tensor, "latent width"]],
-    tables: Mapping[int, LatentTable],
-    limit: int = HUNGARIAN_LATENTS,
+    rows: Mapping[int, Float[Tensor, "latent width"]], tables: Mapping[int, LatentTable], limit: int = HUNGARIAN_LATENTS
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return the match of every latent of every seed in every other seed, and how matches were found.
 
@@ -154,14 +146,12 @@ def build_matches(
         frame, methods[name] = matches(own, tables[name], limit)
         pieces.append(frame.assign(crosscoder=name))
     result = pd.concat(pieces, ignore_index=True)[list(SCHEMA)].astype(SCHEMA)
-    with building(out) as partial:
-        result.to_parquet(partial, index=False)
-    facts: dict[str, Any] = {
+    facts = {
         "seeds": {name: sorted(own) for name, own in rows.items()},
         "methods": methods,
         "similarity": "cosine of the concatenated decoder directions (base, chat), normalised as one vector",
         "stable": f"cosine ≥ {STABLE_COSINE} with the match in every other seed",
         "left_out": "dead latents",
     }
-    seal(out, "matches", key, facts, provenance(started))
+    write_frame(result, out, "matches", key, facts, provenance(started))
     return result

@@ -139,11 +139,8 @@ class LatentTable:
     def read(cls, path: Path, *, key: str | None = None) -> "LatentTable":
         """Read and check a table; with `key`, only one that was made by these inputs and is unchanged since.
 
-        Raises
-        ------
-        TunediffError
-            The file is missing, is not Parquet, was made by other inputs, or has other columns, types, rows or
-            classes than a latent table.
+        `TunediffError`: the file is missing, is not Parquet, was made by other inputs, or has other columns, types,
+        rows or classes than a latent table.
         """
         if key is not None:
             check(path, "latents", key, checksums=True)

@@ -1,14 +1,13 @@
 """Twins: a chat-only and a base-only latent of the same direction, and whether they fire on the same tokens.
 
-If one concept of both models was split in two latents, the two are twins: the chat decoder direction of the chat-only
-one and the base decoder direction of the base-only one have a cosine above 0.9, and they fire together. Random pairs of
-the same classes are the control (method.md section 6).
+Twins are one concept split in two: the chat decoder direction of the one and the base decoder direction of the other
+have a cosine above 0.9, and they fire together. Random pairs of the same classes are the control (method.md section 6).
 """
 
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,12 +16,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunediff.data.activations import ActivationStore
-from tunediff.data.passes import counted_batches
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.latents.table import TWIN_COSINE, LatentTable
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import provenance, write_frame
 
 HIGH, LOW = 0.4, 0.1  # of the pair's maximum: an activation from HIGH on is high, one under LOW is low
 BLOCK = 1024  # chat-only latents compared at once
@@ -73,12 +71,8 @@ def pairs(
         return pd.DataFrame({"chat_only_latent": [], "base_only_latent": [], "cosine": []})
     left = _unit(decoder[torch.from_numpy(np.asarray(chat_only, dtype=np.int64)).to(decoder.device), 1])
     right = _unit(decoder[torch.from_numpy(np.asarray(base_only, dtype=np.int64)).to(decoder.device), 0])
-    near = [
-        (found + torch.tensor([first, 0], device=found.device)).cpu()
-        for first in range(0, len(left), BLOCK)
-        for found in [(left[first : first + BLOCK] @ right.T > TWIN_COSINE).nonzero()]
-    ]
-    twins = torch.cat(near).numpy()
+    near = [(part @ right.T > TWIN_COSINE).cpu() for part in left.split(BLOCK)]
+    twins = torch.cat(near).nonzero().numpy()
     size = len(left) * len(right)
     taken = twins[:, 0] * len(right) + twins[:, 1]
     wanted = min(settings.random_pairs, size - len(taken))
@@ -117,7 +111,7 @@ def firings(
         token.append(code.token.cpu().numpy() + n_tokens)
         latent.append(code.latent.cpu().numpy().astype(np.int32))
         value.append(code.value.cpu().numpy().astype(np.float32))
-        n_tokens += len(batch)
+        n_tokens += len(batch.row)
     if not n_tokens:
         raise TunediffError("twins: no token to measure on; raise the token budget of validation")
     latent_all = np.concatenate(latent)
@@ -144,14 +138,18 @@ def divergence(
     return apart / either, either
 
 
-def twins_of(
+def build_twins(
     crosscoder: Crosscoder,
     table: LatentTable,
     validation_store: ActivationStore,
     settings: TwinSettings,
+    out: Path,
+    *,
+    key: str,
     device: str = "cpu",
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return all twins and the random pairs of a crosscoder with their activation divergence, and the facts of it."""
+) -> pd.DataFrame:
+    """Find all twins of a crosscoder; write them and the random pairs, with their activation divergence, at `out`."""
+    started = time.time()
     classes = table.frame["class_name"].to_numpy()  # a dictionary without norm taxonomy has neither class: no twins
     chat_only, base_only = (np.flatnonzero(classes == name).astype(np.int32) for name in ("chat-only", "base-only"))
     frame = pairs(crosscoder.decoder_weight, chat_only, base_only, settings)
@@ -178,23 +176,6 @@ def twins_of(
     }
     if not crosscoder.has_norm_taxonomy:
         facts["left_out"] = "no classes by decoder norms: the dictionary is of the difference of the models"
-    return frame[list(SCHEMA)].astype(SCHEMA), facts
-
-
-def build_twins(
-    crosscoder: Crosscoder,
-    table: LatentTable,
-    validation_store: ActivationStore,
-    settings: TwinSettings,
-    out: Path,
-    *,
-    key: str,
-    device: str = "cpu",
-) -> pd.DataFrame:
-    """Find the twins of a crosscoder and write them with their control (kind `twins`) at `out`."""
-    started = time.time()
-    frame, facts = twins_of(crosscoder, table, validation_store, settings, device)
-    with building(out) as partial:
-        frame.to_parquet(partial, index=False)
-    seal(out, "twins", key, facts, provenance(started, device))
+    frame = frame[list(SCHEMA)].astype(SCHEMA)
+    write_frame(frame, out, "twins", key, facts, provenance(started, device))
     return frame

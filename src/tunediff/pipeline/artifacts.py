@@ -18,9 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunediff.errors import TunediffError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 STORE_SUFFIXES = (".zarr", ".parquet", ".csv", ".txt", "")
 RECORDED_PACKAGES = (
@@ -123,6 +126,15 @@ def seal(
         write_text(store.with_suffix(".provenance.json"), json.dumps(dict(provenance), indent=1, sort_keys=True) + "\n")
     write_text(manifest_path(store), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
     return manifest
+
+
+def write_frame(
+    frame: "DataFrame", out: Path, kind: str, key: str, facts: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> None:
+    """Write a table as Parquet and seal it."""
+    with building(out) as partial:
+        frame.to_parquet(partial, index=False)
+    seal(out, kind, key, facts, provenance)
 
 
 def read_manifest(store: Path, kind: str | None = None, key: str | None = None) -> Manifest:

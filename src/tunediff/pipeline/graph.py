@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tunediff.config.check import fingerprinted_paths
 from tunediff.config.dictionaries import CrosscoderSettings, trained
 from tunediff.config.settings import Source, split_tokens
-from tunediff.data.corpora import reads_same_data
+from tunediff.data.corpora import opened, reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
 from tunediff.pipeline.keys import content_key, fingerprint, stored_key
@@ -173,6 +173,11 @@ class Graph:
         if models["base"] in DEMO_MODELS and not recipe.get("retrain", False):
             found["shipped"] = fingerprint(sorted(p for p in self.shipped.rglob("*") if p.is_file()))
         return found
+
+    @property
+    def labelled(self) -> bool:
+        """Whether concepts are labelled in some source of the tokens."""
+        return any(opened(source).labelled for source in self.config["tokens"]["sources"].values())
 
     @cached_property
     def conversations_shared_with(self) -> str | None:

@@ -20,8 +20,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
-from tunediff.data.activations import ActivationStore
-from tunediff.data.passes import counted_batches
+from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
@@ -70,7 +69,7 @@ def codes(
         h = crosscoder.inputs(batch.activations).double()
         residual += (h - crosscoder.decode(code)).square().sum(dim=(0, 2))
         moments += torch.stack([h.sum(0), h.square().sum(0)])
-        n_tokens, nonzero = n_tokens + len(batch), nonzero + len(code.value)
+        n_tokens, nonzero = n_tokens + len(batch.row), nonzero + len(code.value)
     covariance = products - planted[0][:, None] * coded[0] / n_tokens
     spread = [(square - mean**2 / n_tokens).clamp(min=0).sqrt() for mean, square in (planted, coded)]
     scale = spread[0][:, None] * spread[1]

@@ -27,7 +27,7 @@ DRAWING = Drawing(
         "chat-specific."
     ),
     reads=("concepts",),
-    requires=lambda graph: any(of["from"] == "demo" for of in graph.config["tokens"]["sources"].values()),
+    requires=lambda graph: graph.labelled,
 )
 
 ROW = 0.15  # inches per line
