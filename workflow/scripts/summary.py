@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tunediff.pipeline.artifacts import seal, write_text
 from tunediff.pipeline.job import job
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.summary import summary
 
 if TYPE_CHECKING:
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 with job(snakemake) as work:
     out = Path(snakemake.output.store)
-    write_text(out, summary(Results.of(snakemake)) + "\n")
+    write_text(out, summary(Inputs.of(snakemake)) + "\n")
     seal(out, "summary", work.own_key, {})

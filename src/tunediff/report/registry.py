@@ -17,11 +17,11 @@ from tunediff.errors import TunediffError
 
 if TYPE_CHECKING:
     from tunediff.pipeline.graph import Graph
-    from tunediff.report.inputs import Results
+    from tunediff.report.inputs import Inputs
     from tunediff.report.style import Drawn, Style
 
 ROOMS = ("figures", "tables")  # folders beside this file
-READS = {  # what a drawing may read: name of the attribute of `Results` -> what it is
+READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what it is
     "latents": "latent tables, by dictionary",
     "evaluation": "held-out metrics, by dictionary",
     "twins": "pairs of a chat-only and a base-only latent, by dictionary",
@@ -88,7 +88,7 @@ class Drawing:
         """Return title and caption for the report, with the values of a config."""
         return {"title": self.title, "caption": self.caption.format_map(config)}
 
-    def draw(self, results: "Results", style: "Style") -> "Drawn":
+    def draw(self, results: "Inputs", style: "Style") -> "Drawn":
         """Return the figure and its numbers."""
         return import_module(self.module).draw(results, style)
 

@@ -8,7 +8,7 @@ from tunediff.config.dictionaries import L0_TOLERANCE
 from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
 from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.tables.ranking import firing_share, passing_text, ranking, verdict, with_interval
 from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, NULLS_NOT_RUN, null_pairs, table1
 
@@ -16,7 +16,7 @@ SHOWN_RANKED = 5  # latents of the ranking shown per crosscoder; all of the tabl
 ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimension's
 
 
-def summary(run: Results) -> str:
+def summary(run: Inputs) -> str:
     """Return what the run shows: what was found, how far to trust it, and where the figures are."""
     parts = (
         _found, _fve, _warnings, _outliers, _classes, _ranking, _kl, _concepts,
@@ -25,14 +25,14 @@ def summary(run: Results) -> str:
     return "\n".join(line for part in parts for line in part(run))
 
 
-def _rows(run: Results) -> list[dict[Any, Any]]:
+def _rows(run: Inputs) -> list[dict[Any, Any]]:
     return table1(run.latents, run.evaluation, run.nulls).to_dict("records")
 
 
 # -- parts: each yields lines ------------------------------------------------------------------------------------------
 
 
-def _found(run: Results) -> Iterator[str]:
+def _found(run: Inputs) -> Iterator[str]:
     yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.with_norms.items()) + "."
     yield f"  Chat-specific: {look.one_criterion(run.latents).text}, fitted on train tokens."
     for row in _rows(run):
@@ -62,7 +62,7 @@ def _found(run: Results) -> Iterator[str]:
         yield f"  {NULLS_NOT_RUN[0].upper()}{NULLS_NOT_RUN[1:]}."
 
 
-def _fve(run: Results) -> Iterator[str]:
+def _fve(run: Inputs) -> Iterator[str]:
     each = [f"{row['crosscoder']} {_value(row, 'difference')}" for row in _rows(run)]
     yield f"FVE of the difference (chat − base), held out: {'; '.join(each)}."
     for row in _rows(run):
@@ -90,7 +90,7 @@ def _asked_l0(facts: Mapping[str, Any]) -> float | None:
     return settings.get("target_l0") or settings.get("k")
 
 
-def _warnings(run: Results) -> Iterator[str]:
+def _warnings(run: Inputs) -> Iterator[str]:
     for row in _rows(run):
         name = row["crosscoder"]
         rests = []
@@ -110,7 +110,7 @@ def _warnings(run: Results) -> Iterator[str]:
             yield f"WARNING {name}: {text}"
 
 
-def _outliers(run: Results) -> Iterator[str]:
+def _outliers(run: Inputs) -> Iterator[str]:
     for split, found in run.outliers.items():
         if found is None:
             yield f"Outlier tokens, {split}: not looked for (activations.outlier_factor is null)."
@@ -125,7 +125,7 @@ def _outliers(run: Results) -> Iterator[str]:
         yield (f"Outlier tokens, {split}, left out: {', '.join(each)}; norm above {found.factor:g} medians ({norms}).")
 
 
-def _classes(run: Results) -> Iterator[str]:
+def _classes(run: Inputs) -> Iterator[str]:
     criterion = look.one_criterion(run.latents)
     yield "Latents by Δnorm:"
     for row in _rows(run):
@@ -144,7 +144,7 @@ def _classes(run: Results) -> Iterator[str]:
         )
 
 
-def _ranking(run: Results) -> Iterator[str]:
+def _ranking(run: Inputs) -> Iterator[str]:
     table = ranking(run.with_norms)
     yield "First of the ranking by rank(ν^r) + rank(ν^ε), ν with 95 % intervals (more: tables/ranking):"
     for name, latents in run.with_norms.items():
@@ -165,7 +165,7 @@ def _ranking(run: Results) -> Iterator[str]:
             )
 
 
-def _kl(run: Results) -> Iterator[str]:
+def _kl(run: Inputs) -> Iterator[str]:
     kl = run.kl[run.kl["positions"] == "all"].fillna({"crosscoder": "", "ranking": ""})
     every = {(row["crosscoder"], row["intervention"], row["ranking"]): row for row in kl.to_dict("records")}
     none, template = every["", "none", ""], every["", "template", ""]
@@ -216,7 +216,7 @@ def _change(row: Mapping[Any, Any], unit: str = "%") -> str:
     return f"{value} {unit} [{low}, {high}]"
 
 
-def _concepts(run: Results) -> Iterator[str]:
+def _concepts(run: Inputs) -> Iterator[str]:
     found = detected(run.concepts)
     if not found:
         yield "Labelled concepts: the corpora carry no labels, so none was scored."

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from tunediff.data.documents import ANSWER_ONSET, ONSET
 from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC, DETECTED_SHARE
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -54,7 +54,7 @@ class Line(NamedTuple):
     concept: str | None
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw one line per chat concept and one mark per dictionary.
 
     Lines are grouped by the tokens among which a concept is scored, onsets of answers first. The control's range from

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -54,7 +54,7 @@ def shared_interval(latents: pd.DataFrame) -> SharedInterval:
     return SharedInterval(low, high, share)
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw ν^ε (x) against ν^r (y), one panel per crosscoder, with marginal histograms (paper, figure 2).
 
     The numbers have one row per point (`item` = point), per histogram bin and per summary value; the run's seed

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.table import BASE_ONLY_TO, CHAT_ONLY_FROM, CLASSES, SHARED_FROM, SHARED_TO
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -39,7 +39,7 @@ def below_thresholds(latents: pd.DataFrame, criterion: Criterion, thresholds: np
     return np.searchsorted(np.sort(larger), thresholds, side="left")
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw (a) the histogram of Δnorm per class and (b) the latents below a ν threshold (paper, figure 3)."""
     shown = look.selected(results.with_norms)
     criterion = look.one_criterion(shown)

@@ -20,7 +20,7 @@ from tunediff.interventions.registry import (
     differences,
 )
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -65,7 +65,7 @@ COLUMNS = (
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw the KL divergence from the chat model per intervention, with 95 % intervals (paper, figure 4).
 
     The numbers are the rows of causal/summary.parquet for the crosscoders shown, without the curves and comparisons of

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator
 from tunediff.interventions.registry import AREA, PREFIX, RANDOM, RANKINGS, differences
 from tunediff.report import style as look
 from tunediff.report.figures.fig4 import halves_text
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Mark, Style
 
@@ -46,7 +46,7 @@ COLUMNS = (
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw, per crosscoder, the curves of all rankings over the edit energy, and differences at raw and equal energy.
 
     The numbers are the rows of causal/summary.parquet that are points of curves, comparisons, or their ends (None,

@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from tunediff.latents.table import CLASSES
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -27,7 +27,7 @@ DRAWING = Drawing(
 BIN_WIDTH = 0.25  # decades
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw log10 of the firing frequency (fraction of validation tokens) per class, each class summing to 1."""
     shown = {label: table.frame for label, table in look.selected(results.with_norms).items()}
     rows = look.rows_of(len(shown))

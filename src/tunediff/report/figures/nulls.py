@@ -10,7 +10,7 @@ from matplotlib.transforms import Transform
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.nulls import model_name, null_kind, null_rates
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
@@ -32,7 +32,7 @@ DRAWING = Drawing(
 ROW = 0.32  # inches per crosscoder
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw the calls of every rule, one line per pair and crosscoder; the numbers are those of `null_rates`."""
     kinds = {pair: null_kind(models) for pair, models in results.models.items() if pair}
     models = {pair: (model_name(of["base"]), model_name(of["chat"])) for pair, of in results.models.items()}

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 from tunediff.validation.truth import Scores, over_seeds, rates, undecided_up_to
@@ -195,7 +195,7 @@ def _factors(
     all_axes[0].set_ylabel("called\nof found", fontsize="small")
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw the benchmark: calls per kind of concept for every arm and crosscoder, by strength, and their quality.
 
     Intervals are 95 % t intervals over seeds, each with its own concepts, tokens and dictionaries.

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -42,7 +42,7 @@ def share_at_least(template_share: np.ndarray, thresholds: np.ndarray) -> np.nda
     return (values[:, None] >= thresholds).mean(axis=0)
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw ν of chat-only latents, those firing mainly on template tokens overlaid, and their template shares."""
     shown = look.selected(results.with_norms)
     look.one_criterion(shown)

@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -34,7 +34,7 @@ PANELS = {  # column -> axis label, logarithmic
 MAX_POINTS = 2000  # drawn per curve; more cannot be told apart in print
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw the training curves of all crosscoders, every seed, against training tokens.
 
     The numbers are the points drawn: each history, thinned evenly to 2,000 rows if it is longer.

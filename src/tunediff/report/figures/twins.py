@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 
 from tunediff.latents.table import TWIN_COSINE
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
 
@@ -27,7 +27,7 @@ DRAWING = Drawing(
 BINS = 20
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Draw the activation divergence of twins (decoder cosine > `TWIN_COSINE`) beside that of the other, random pairs.
 
     A table has one row per pair: chat_only_latent, base_only_latent, cosine, divergence (0 always fire together,

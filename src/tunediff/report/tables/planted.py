@@ -7,7 +7,7 @@ import pandas as pd
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
@@ -52,7 +52,7 @@ def lines(criterion: Criterion) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Typeset the benchmark, one column per arm and crosscoder; the numbers have the intervals over seeds too.
 
     Further numbers, `all`: every score in long form.

@@ -12,7 +12,7 @@ from tunediff.latents.table import TWIN_COSINE, LatentTable
 from tunediff.report import style as look
 from tunediff.report.figures.fig2 import shared_interval
 from tunediff.report.figures.template import MAINLY
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import cell, typeset
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
@@ -71,7 +71,7 @@ BY_LABEL = {each.label: each.name for each in INTERVENTIONS.values()}
 POSITIONS = {"all": "all", "first 9": "first"}
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Typeset the paper's number and ours side by side per kind of crosscoder; the numbers are those of `published`."""
     return printed(published(results.with_norms, results.evaluation, results.twins, results.kl), style)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import ruled, typeset
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
@@ -30,7 +30,7 @@ DRAWING = Drawing(
 RANKED = 20  # latents of each crosscoder
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Typeset the ranking of the first seed of each crosscoder; the numbers are `ranking`, with every seed."""
     latents = results.with_norms
     table, shown = ranking(latents), look.selected(latents)

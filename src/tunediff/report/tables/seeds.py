@@ -11,7 +11,7 @@ from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import STABLE_COSINE, LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
@@ -50,7 +50,7 @@ SEED_LINES = (
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Typeset mean and range per crosscoder; the numbers are those of `across_seeds`."""
     return printed(across_seeds(results.latents, results.evaluation, results.kl, results.seeds), style)
 

@@ -11,7 +11,7 @@ from tunediff.errors import TunediffError
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import CLASSES, LatentTable, control_passes
 from tunediff.report import style as look
-from tunediff.report.inputs import OutlierTokens, Results
+from tunediff.report.inputs import Inputs, OutlierTokens
 from tunediff.report.layout import cell, ruled, typeset
 from tunediff.report.registry import Drawing
 from tunediff.report.style import Drawn, Style
@@ -73,7 +73,7 @@ QUALITY_LINES = (
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: Style) -> Drawn:
     """Typeset table 1 with one column per crosscoder; the numbers are those of `table1`."""
     outliers = results.outliers["validation"]
     return printed(table1(results.latents, results.evaluation, results.nulls, outliers), style)
