@@ -14,7 +14,6 @@ from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC, DETECTED_SHARE
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/detection",
@@ -54,7 +53,7 @@ class Line(NamedTuple):
     concept: str | None
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw one line per chat concept and one mark per dictionary.
 
     Lines are grouped by the tokens among which a concept is scored, onsets of answers first. The control's range from
@@ -70,7 +69,7 @@ def draw(results: Inputs, style: Style) -> Drawn:
         if not lines:
             figure = style.figure(1.0)
             look.statement(figure.subplots(), "no chat concept is labelled in these corpora", style)
-            return Drawn(figure, shown)
+            return look.Drawn(figure, shown)
         figure = style.figure(ROW * len(lines) + 2.4)
         axes = figure.subplots(1, len(PANELS), sharey=True)
         for panel, column in zip(axes, PANELS, strict=True):
@@ -92,7 +91,7 @@ def draw(results: Inputs, style: Style) -> Drawn:
         handles.append(Patch(color=CONTROL, label="control, median to 95 %"))
         look.legend(figure, handles, "Chat concepts, and the chat-specific latent that stands for each", columns=4)
         look.note(figure, _note(len(colours) // len(kinds)), style)
-    return Drawn(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
+    return look.Drawn(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
 
 
 def _note(seeds: int) -> str:

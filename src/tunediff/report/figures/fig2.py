@@ -1,5 +1,6 @@
 """Figure 2: ν^ε against ν^r of chat-only latents and as many shared ones."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,6 @@ from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/fig2",
@@ -25,7 +25,7 @@ DRAWING = Drawing(
         "fitted on train tokens; the legend counts the latents."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 RANGE = (-0.2, 1.6)  # of both axes
@@ -54,7 +54,7 @@ def shared_interval(latents: pd.DataFrame) -> SharedInterval:
     return SharedInterval(low, high, share)
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw ν^ε (x) against ν^r (y), one panel per crosscoder, with marginal histograms (paper, figure 2).
 
     The numbers have one row per point (`item` = point), per histogram bin and per summary value; the run's seed
@@ -62,20 +62,13 @@ def draw(results: Inputs, style: Style) -> Drawn:
     """
     shown = look.selected(results.with_norms)
     look.one_criterion(shown)
-    rows = look.rows_of(len(shown))
-    with style.context():
-        figure = style.figure(4.1 * rows)
-        numbers = [
-            _panel(panel, label, table, style, style.width * rows / len(shown), results.seed)
-            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
-        ]
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    return look.each_crosscoder(shown, partial(_panel, style=style, seed=results.seed), 4.1, style)
 
 
-def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float, seed: int) -> pd.DataFrame:
+def _panel(
+    panel: SubFigure, label: str, latents: LatentTable, width: float, style: look.Style, seed: int
+) -> list[pd.DataFrame]:
     table, criterion = latents.frame, latents.criterion
-    columns = ["latent", "class_name", "nu_error", "nu_reconstruction", "chat_specific", "reversed"]
-    look.require(table, columns, f"latents of {label}")
     finite = np.isfinite(table["nu_error"]) & np.isfinite(table["nu_reconstruction"])
     chat_only = table[finite & (table["class_name"] == "chat-only")]
     shared = table[finite & (table["class_name"] == "shared")]
@@ -172,6 +165,4 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
     pieces.append(pd.DataFrame({"item": list(summary), "value": list(summary.values())}))
     numbers = pd.concat([piece for piece in pieces if len(piece)], ignore_index=True)
     columns = ["item", "class_name", "latent", "nu_error", "nu_reconstruction", "low", "high", "count", "value"]
-    numbers = numbers.reindex(columns=columns).astype({"latent": "Int64", "count": "Int64"})
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return [numbers.reindex(columns=columns).astype({"latent": "Int64", "count": "Int64"})]

@@ -22,7 +22,6 @@ from tunediff.interventions.registry import (
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/fig4",
@@ -65,7 +64,7 @@ COLUMNS = (
 )
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the KL divergence from the chat model per intervention, with 95 % intervals (paper, figure 4).
 
     The numbers are the rows of causal/summary.parquet for the crosscoders shown, without the curves and comparisons of
@@ -86,7 +85,7 @@ def draw(results: Inputs, style: Style) -> Drawn:
             _panel(axes, numbers[numbers["positions"] == name], positions, labels, groups, title, style)
         look.legend(figure, _legend(numbers), None, columns=3)
         look.note(figure, _caption(numbers, results.sets, shown), style, width)
-    return Drawn(figure, numbers)
+    return look.Drawn(figure, numbers)
 
 
 def bars() -> dict[str, Intervention]:
@@ -124,7 +123,7 @@ def _panel(
     labels: Sequence[str],
     groups: Mapping[str, tuple[float, float]],
     title: str,
-    style: Style,
+    style: look.Style,
 ) -> None:
     drawn = rows[rows["drawn"]]
     top = float(np.nanmax([*drawn["high"], *drawn["mean"], 1e-9])) if len(drawn) else 1.0

@@ -14,7 +14,6 @@ from tunediff.report import style as look
 from tunediff.report.figures.fig4 import halves_text
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Mark, Style
 
 DRAWING = Drawing(
     "figures/fig4b",
@@ -46,7 +45,7 @@ COLUMNS = (
 )
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw, per crosscoder, the curves of all rankings over the edit energy, and differences at raw and equal energy.
 
     The numbers are the rows of causal/summary.parquet that are points of curves, comparisons, or their ends (None,
@@ -70,16 +69,16 @@ def draw(results: Inputs, style: Style) -> Drawn:
             _differences(compared, own, drawn, style)
         look.legend(figure, _legend(drawn), None, columns=4)
         look.note(figure, _caption(numbers, results.sets, shown), style)
-    return Drawn(figure, numbers)
+    return look.Drawn(figure, numbers)
 
 
-def marks(numbers: pd.DataFrame) -> dict[str, Mark]:
+def marks(numbers: pd.DataFrame) -> dict[str, look.Mark]:
     """Return how the rankings that have rows are printed and drawn; "" is for differences that belong to none."""
     found = set(numbers.loc[~numbers["intervention"].isin(["none", "all"]), "ranking"])
     names = {name: f"by {look.mathematical(ranking.label)}" for name, ranking in RANKINGS.items()} | {
         "": "by no ranking"
     }
-    return {name: Mark(text, *LOOKS.get(name, OTHER)) for name, text in names.items() if name in found}
+    return {name: look.Mark(text, *LOOKS.get(name, OTHER)) for name, text in names.items() if name in found}
 
 
 def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
@@ -91,7 +90,7 @@ def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
     return pd.concat([nothing, points[columns], whole[columns]], ignore_index=True).sort_values("energy_share")
 
 
-def _curves(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], style: Style) -> None:
+def _curves(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, look.Mark], style: look.Style) -> None:
     """Draw the curves of one crosscoder over a root scale, which shows small doses; areas are of the plain one."""
     prefixes = rows[rows["intervention"] == PREFIX]
     draws = sorted(prefixes.loc[prefixes["ranking"] == RANDOM, "draw"].unique())
@@ -135,7 +134,7 @@ def _area(row: Mapping[Any, Any]) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
-def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], style: Style) -> None:
+def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, look.Mark], style: look.Style) -> None:
     """Draw the paired differences of KL reduction, rankings of one comparison together."""
     ticks, half = [], (max(1, len(marks)) - 1) / 2
     for group, name in enumerate(differences()):
@@ -159,7 +158,7 @@ def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], styl
     axes.set(ylim=(ticks[-1] + half + 1, -1), xlabel="difference in reduction (points)")
 
 
-def _legend(marks: Mapping[str, Mark]) -> list[Any]:
+def _legend(marks: Mapping[str, look.Mark]) -> list[Any]:
     points = [
         Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.2, label=mark.name)
         for mark in marks.values()

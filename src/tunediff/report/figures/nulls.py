@@ -13,7 +13,6 @@ from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.nulls import model_name, null_kind, null_rates
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import CALLS, NULL_KINDS
 
 DRAWING = Drawing(
@@ -32,7 +31,7 @@ DRAWING = Drawing(
 ROW = 0.32  # inches per crosscoder
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the calls of every rule, one line per pair and crosscoder; the numbers are those of `null_rates`."""
     kinds = {pair: null_kind(models) for pair, models in results.models.items() if pair}
     models = {pair: (model_name(of["base"]), model_name(of["chat"])) for pair, of in results.models.items()}
@@ -40,7 +39,9 @@ def draw(results: Inputs, style: Style) -> Drawn:
     return shown(null_rates(results.pairs, kinds), criterion, models, style)
 
 
-def shown(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[str, str]], style: Style) -> Drawn:
+def shown(
+    table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[str, str]], style: look.Style
+) -> look.Drawn:
     """Draw `null_rates`; `criterion` is that of the latent tables, `models` names both models of each pair."""
     rows = table.to_dict("records")
     marks = dict(zip(CALLS, look.rule_marks(criterion).values(), strict=True))
@@ -89,7 +90,7 @@ def shown(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[
             "FVE (mean of both models) and L0 on held-out tokens."
         )
         look.note(figure, text, style)
-    return Drawn(figure, table)
+    return look.Drawn(figure, table)
 
 
 def _name(row: Mapping[Any, Any]) -> str:

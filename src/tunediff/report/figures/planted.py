@@ -14,7 +14,6 @@ from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.validation.truth import Scores, over_seeds, rates, undecided_up_to
 
 DRAWING = Drawing(
@@ -195,7 +194,7 @@ def _factors(
     all_axes[0].set_ylabel("called\nof found", fontsize="small")
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the benchmark: calls per kind of concept for every arm and crosscoder, by strength, and their quality.
 
     Intervals are 95 % t intervals over seeds, each with its own concepts, tokens and dictionaries.
@@ -255,4 +254,4 @@ def draw(results: Inputs, style: Style) -> Drawn:
         ignore_index=True,
     )
     columns = ["panel", "arm", "crosscoder", "group", "factor", "quantity", "rule", "mean", "low", "high", "n"]
-    return Drawn(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))
+    return look.Drawn(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))

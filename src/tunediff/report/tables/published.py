@@ -15,7 +15,6 @@ from tunediff.report.figures.template import MAINLY
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import cell, typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import table1
 
 DRAWING = Drawing(
@@ -28,7 +27,7 @@ DRAWING = Drawing(
         "expected to agree; the column of an independent run is in the note."
     ),
     reads=("latents", "evaluation", "twins", "kl"),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 # (quantity, kind) -> value printed by the paper at Gemma 2 2B scale (method.md, section 7)
 PUBLISHED = {
@@ -71,7 +70,7 @@ BY_LABEL = {each.label: each.name for each in INTERVENTIONS.values()}
 POSITIONS = {"all": "all", "first 9": "first"}
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset the paper's number and ours side by side per kind of crosscoder; the numbers are those of `published`."""
     return printed(published(results.with_norms, results.evaluation, results.twins, results.kl), style)
 
@@ -136,7 +135,7 @@ def _kl(quantity: str, label: str, summary: pd.DataFrame) -> float:
     return float(-rows["reduction"].iloc[0] if what == "KL change" else rows["mean"].iloc[0])
 
 
-def printed(table: pd.DataFrame, style: Style) -> Drawn:
+def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
     """Typeset `published` with the paper's number and ours side by side per kind; the numbers are `table` itself."""
     quantities = list(dict.fromkeys(table["quantity"]))
     kinds = [kind for kind in dict.fromkeys(table["kind"]) if kind]
@@ -162,4 +161,4 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
         "independent BatchTopK run (k 100, 100 M tokens): 3 chat-only, 39,711 shared, 4 base-only, FVE .877 and .867, "
         "L0 100.5, dead 42.9 %. A later post of the authors: a diff-SAE restores 88 % of the KL gap."
     )
-    return Drawn(typeset(heads, cells, {first_kl}, "Published numbers beside ours", note, style), table)
+    return look.Drawn(typeset(heads, cells, {first_kl}, "Published numbers beside ours", note, style), table)

@@ -11,7 +11,6 @@ from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import ruled, typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import SPECIFIC
 
 DRAWING = Drawing(
@@ -25,12 +24,12 @@ DRAWING = Drawing(
         "the bounds, the order is that of Δnorm."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 RANKED = 20  # latents of each crosscoder
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset the ranking of the first seed of each crosscoder; the numbers are `ranking`, with every seed."""
     latents = results.with_norms
     table, shown = ranking(latents), look.selected(latents)
@@ -57,7 +56,7 @@ def draw(results: Inputs, style: Style) -> Drawn:
         "on: share of validation tokens. Template share: of its firings, those on template tokens."
     )
     title = "The ranking: latents most specific to the chat model"
-    return Drawn(typeset(heads, *ruled(parts), title, note, style, first_width=1.0), table)
+    return look.Drawn(typeset(heads, *ruled(parts), title, note, style, first_width=1.0), table)
 
 
 def ranking(latents: Mapping[str, LatentTable]) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import CLASS_LINES, QUALITY_LINES, SPECIFIC_LINES, table1
 
 DRAWING = Drawing(
@@ -50,7 +49,7 @@ SEED_LINES = (
 )
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset mean and range per crosscoder; the numbers are those of `across_seeds`."""
     return printed(across_seeds(results.latents, results.evaluation, results.kl, results.seeds), style)
 
@@ -122,12 +121,12 @@ def _stable_share(matches: pd.DataFrame, name: str, seed: int, pool: str) -> flo
     return float(own["stable"].mean()) if len(own) else math.nan
 
 
-def printed(table: pd.DataFrame, style: Style) -> Drawn:
+def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
     """Typeset `across_seeds`, one column per crosscoder: mean and range; the numbers are `table` itself."""
     title = "Spread over training seeds"
     if "mean" not in table:
         note = "Counts, FVE, L0, KL and the stability of latents get a spread over seeds of the same data."
-        return Drawn(typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
+        return look.Drawn(typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
     names = list(dict.fromkeys(table["crosscoder"]))
     by_cell = {(row["crosscoder"], row["quantity"]): row for row in table.to_dict("records")}
     cells = [
@@ -145,7 +144,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
         "share of the seed's latents. "
         f"Chat-specific: {look.mathematical(table['criterion'].iloc[0])}; counts of each seed in the nulls: table 1."
     )
-    return Drawn(typeset(heads, cells, rules, title, note, style), table)
+    return look.Drawn(typeset(heads, cells, rules, title, note, style), table)
 
 
 def _spread(row: Mapping[Any, Any], form: str) -> str:

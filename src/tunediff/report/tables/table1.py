@@ -14,7 +14,6 @@ from tunediff.report import style as look
 from tunediff.report.inputs import Inputs, OutlierTokens
 from tunediff.report.layout import cell, ruled, typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "tables/table1",
@@ -73,7 +72,7 @@ QUALITY_LINES = (
 )
 
 
-def draw(results: Inputs, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset table 1 with one column per crosscoder; the numbers are those of `table1`."""
     outliers = results.outliers["validation"]
     return printed(table1(results.latents, results.evaluation, results.nulls, outliers), style)
@@ -164,7 +163,7 @@ def _in_nulls(nulls: pd.DataFrame | None, label: str) -> dict[str, Any]:
     return found
 
 
-def printed(table: pd.DataFrame, style: Style) -> Drawn:
+def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
     """Typeset table 1; the numbers are `table` itself."""
     tokens = " / ".join(f"{count:,}" for count in dict.fromkeys(table["n_tokens"]))
     rows = table.to_dict("records")
@@ -196,7 +195,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
         "Standardised: every dimension scaled to unit variance. A dash: not measured."
     )
     title = "Table 1. Crosscoders and their latents"
-    return Drawn(typeset(heads, *ruled(parts), title, note, style), table)
+    return look.Drawn(typeset(heads, *ruled(parts), title, note, style), table)
 
 
 def _of(passing: float, measured: float) -> str:
