@@ -33,10 +33,7 @@ DRAWING = Drawing(
         "with 95 % intervals over conversations. Beside the best halves stand the worst ones and, as a dashed "
         "line, random latents whose edit has the same energy."
     ),
-    reads=(
-        "kl",
-        "sets",
-    ),
+    reads=("kl", "sets"),
 )
 
 PALE_VERMILLION, PALE_GREEN = "#F0B48A", "#8FD3BD"

@@ -24,10 +24,7 @@ DRAWING = Drawing(
         "of the edit, beside random orders. Right: paired differences between the halves of a ranking, as they are "
         "and at equal energy. Intervals are 95 %, over {conversations[count]} conversations."
     ),
-    reads=(
-        "kl",
-        "sets",
-    ),
+    reads=("kl", "sets"),
 )
 
 LOOKS = {  # colour and marker of a ranking
