@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.lines import Line2D
 
 from tunediff.config.dictionaries import CrosscoderSettings
 from tunediff.config.settings import FigureSettings
@@ -276,6 +277,11 @@ def legend(panel: FigureBase, handles: Sequence[Any], title: str | None = None, 
     entries.get_title().set_fontweight("bold")
 
 
+def point(marker: str, colour: str, label: str, size: float | None = 4, **more: Any) -> Line2D:
+    """Return the entry of a legend for points."""
+    return Line2D([], [], linestyle="", marker=marker, markersize=size, color=colour, label=label, **more)
+
+
 def wrapped(text: str, characters: int) -> str:
     """Return a text broken into lines of at most `characters` in print, keeping its own line breaks.
 
@@ -307,17 +313,8 @@ def note(panel: FigureBase, text: str, style: Style, width: float | None = None)
 def statement(axes: Axes, text: str, style: Style, height: float = 0.5) -> None:
     """Say in a panel, at `height` of it, why there is nothing (or less than expected) to see."""
     box = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "boxstyle": "round,pad=0.4"}
-    axes.text(
-        0.5,
-        height,
-        text,
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        fontsize=style.small_size,
-        bbox=box,
-        zorder=9,
-    )
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "zorder": 9}
+    axes.text(0.5, height, text, fontsize=style.small_size, bbox=box, **place)
 
 
 def per_cent(share: float, decimals: int = 0) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.transforms import Transform
 
 from tunediff.latents.criterion import Criterion
@@ -69,10 +68,7 @@ def shown(
                 beside.text(x, line, text, ha="left" if x < 0.1 else "right", va="center", transform=_across(beside))
             if line and row["pair"] != rows[line - 1]["pair"]:
                 axes.axhline(line - 0.5, color=look.GREY, linewidth=0.4)
-        handles = [
-            Line2D([], [], linestyle="", marker=mark.marker, markersize=4, color=mark.colour, label=mark.name)
-            for mark in marks.values()
-        ]
+        handles = [look.point(mark.marker, mark.colour, mark.name) for mark in marks.values()]
         look.legend(figure, handles, "Latents called chat-specific, by", columns=1)
         kinds = dict(zip(table["pair"], table["null_kind"], strict=True))
         named = {pair: f"{pair}: {base} and {chat}" for pair, (base, chat) in models.items()}

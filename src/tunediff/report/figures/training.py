@@ -38,7 +38,7 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
 
     The numbers are the points drawn: each history, thinned evenly to 2,000 rows if it is longer.
     """
-    shown = look.selected(results.histories, list(results.histories))
+    shown = results.histories
     colours = look.crosscoder_colours(shown)
     seeds: dict[str, int] = {}
     pieces, handles = [], []
