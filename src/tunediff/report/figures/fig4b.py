@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator
 
 from tunediff.interventions.registry import AREA, PREFIX, RANDOM, RANKINGS, differences
 from tunediff.report import style as look
-from tunediff.report.figures.fig4 import halves_text
+from tunediff.report.figures.fig4 import halves_text, of_shown
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
 
@@ -48,12 +48,9 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
     The numbers are the rows of causal/summary.parquet that are points of curves, comparisons, or their ends (None,
     All), for all and for the first 9 response tokens.
     """
-    look.require(results.kl, COLUMNS, "causal/summary.parquet")
-    summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
-    crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
-    shown = list(look.selected(dict.fromkeys(crosscoders)))
+    summary, shown = of_shown(results.kl, COLUMNS)
     wanted = summary["intervention"].isin(["none", "all", PREFIX, AREA, *differences()])
-    numbers = summary[wanted & summary["crosscoder"].isin(["", *shown])].reset_index(drop=True)
+    numbers = summary[wanted].reset_index(drop=True)
     drawn = marks(numbers)
     with style.context():
         figure = style.figure(1.0 + 2.8 * len(shown))
@@ -72,9 +69,8 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
 def marks(numbers: pd.DataFrame) -> dict[str, look.Mark]:
     """Return how the rankings that have rows are printed and drawn; "" is for differences that belong to none."""
     found = set(numbers.loc[~numbers["intervention"].isin(["none", "all"]), "ranking"])
-    names = {name: f"by {look.mathematical(ranking.label)}" for name, ranking in RANKINGS.items()} | {
-        "": "by no ranking"
-    }
+    names = {name: f"by {look.mathematical(ranking.label)}" for name, ranking in RANKINGS.items()}
+    names[""] = "by no ranking"
     return {name: look.Mark(text, *LOOKS.get(name, OTHER)) for name, text in names.items() if name in found}
 
 
@@ -156,16 +152,11 @@ def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, look.Mark],
 
 
 def _legend(marks: Mapping[str, look.Mark]) -> list[Any]:
-    points = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.2, label=mark.name)
-        for mark in marks.values()
-    ]
-    hollow: dict[str, Any] = {"color": look.BLACK, "marker": "o", "markersize": 3.2, "linestyle": ""}
     return [
-        *points,
+        *(Line2D([], [], color=m.colour, marker=m.marker, markersize=3.2, label=m.name) for m in marks.values()),
         Line2D([], [], color=RANDOM_COLOUR, linestyle="--", label="random orders: mean, range"),
-        Line2D([], [], **hollow, label="all response tokens"),
-        Line2D([], [], **hollow, markerfacecolor="white", label="first 9"),
+        look.point("o", look.BLACK, "all response tokens", 3.2),
+        look.point("o", look.BLACK, "first 9", 3.2, markerfacecolor="white"),
     ]
 
 
