@@ -40,7 +40,7 @@ NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
 HATCHED = {"facecolor": BLACK, "edgecolor": "white", "hatch": "//////"}  # a part of what is drawn beneath
 MATHTEXT = re.compile(r"\$[^$]*\$")
 START, PLACE = "\ue000", "\ue001"  # stand for mathtext while lines are broken: no text holds them
-NU_NAMES = {"nu_error": NU_ERROR, "nu_reconstruction": NU_RECONSTRUCTION}
+NU_NAMES = {"nu_reconstruction": NU_RECONSTRUCTION, "nu_error": NU_ERROR}
 
 
 class Mark(NamedTuple):

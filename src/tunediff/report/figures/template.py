@@ -57,7 +57,7 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, width: float, sty
     mainly = chat_only[chat_only["template_share"] > MAINLY]
     edges = np.linspace(*RANGE, BINS + 1)
     pieces = []
-    for axes, name in zip(panel.subplots(2, 1), ("nu_reconstruction", "nu_error"), strict=True):
+    for axes, name in zip(panel.subplots(2, 1), look.NU_NAMES, strict=True):
         outside = 0
         for pool, group in (("chat-only", chat_only), ("mainly template", mainly)):
             heights = look.counts(group[name], edges)
