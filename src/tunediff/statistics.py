@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
+TAIL = (1 - 0.95) / 2  # beyond each end of an interval
 
 
 class Interval(NamedTuple):
@@ -33,7 +34,7 @@ def percentile_interval(value: Array, resampled: Array) -> Interval:
     """Return `value` with the 95 % percentile interval of its resamples (axis 0), ignoring undefined ones."""
     resampled = np.asarray(resampled, dtype=np.float64)
     undefined = np.isnan(resampled).all(axis=0)
-    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2], axis=0)
+    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [TAIL, 1 - TAIL], axis=0)
     return Interval(np.asarray(value), np.where(undefined, np.nan, low), np.where(undefined, np.nan, high))
 
 

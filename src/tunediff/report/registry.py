@@ -85,7 +85,7 @@ class Drawing:
     def about(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return title and caption for the report, with the values of a config and the dictionaries left out."""
         caption = self.caption.format_map(config)
-        own = config["crosscoders"] if self.by_norm else {}
+        own = config.get("crosscoders", {}) if self.by_norm else {}
         left_out = [name for name, section in own.items() if kind_of(section).reconstructs == "difference"]
         if left_out:
             caption += f" Left out, as dictionaries of the difference have no Δnorm: {', '.join(left_out)}."
