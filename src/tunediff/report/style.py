@@ -109,7 +109,7 @@ def mathematical(text: str) -> str:
     return named.replace("Δnorm", NORM_DIFFERENCE)
 
 
-SETTINGS = {  # of matplotlib, whatever the sizes
+SETTINGS: dict[Any, Any] = {  # of matplotlib, whatever the sizes
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
     "mathtext.fontset": "dejavusans",
     "axes.labelpad": 2.0,
@@ -137,7 +137,7 @@ class Style(FigureSettings):
 
     def context(self) -> AbstractContextManager[None]:
         """Return the matplotlib settings of these sizes; figures are drawn and saved inside it."""
-        sizes = dict.fromkeys(LARGE, self.font_size) | dict.fromkeys(SMALL, self.small_size)
+        sizes: dict[Any, Any] = dict.fromkeys(LARGE, self.font_size) | dict.fromkeys(SMALL, self.small_size)
         return rc_context(SETTINGS | sizes | {"lines.linewidth": self.line_width, "savefig.dpi": self.dpi})
 
     def figure(self, height: float, width: float | None = None) -> Figure:
@@ -239,7 +239,7 @@ def each_crosscoder(
     numbers = []
     with style.context():
         figure = style.figure(height * rows + (below[0] if below else 0.0))
-        parts = stacked(figure, (height * rows, below[0])) if below else [figure]
+        parts: list[Any] = stacked(figure, (height * rows, below[0])) if below else [figure]
         places = parts[0].subfigures(rows, across, squeeze=False).flat
         for place, (label, table) in zip(places, shown.items(), strict=True):
             pieces = [piece for piece in panel(place, label, table, style.width / across) if len(piece)]
