@@ -8,7 +8,7 @@ import pandas as pd
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.nulls import null_rates
 from tunediff.validation.truth import RULES, Scores
 
@@ -22,9 +22,9 @@ CONFIG = {
 }  # fmt: skip
 
 
-def given(seed: int = 0, **found: Any) -> Results:
+def given(seed: int = 0, **found: Any) -> Inputs:
     """Return the results of a run that has read just these, by their attribute."""
-    results = Results({}, {**CONFIG, "seed": seed})
+    results = Inputs({}, {**CONFIG, "seed": seed})
     vars(results).update(found)
     return results
 

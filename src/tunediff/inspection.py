@@ -14,7 +14,8 @@ from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.pipeline.artifacts import Manifest, damage, manifest_path, read_manifest, store_of
+from tunediff.pipeline.artifacts import damage, read_manifest, store_of
+from tunediff.results import read_json
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
@@ -39,25 +40,8 @@ class Inspection:
     documents: list[str] = field(default_factory=list)  # decoded, with masks
 
 
-def find_store(path: Path) -> Path:
-    """Return the store that `path` means: itself, or what the manifest at `path` describes.
-
-    Raises
-    ------
-    TunediffError
-        There is nothing at `path`.
-    """
-    if path.suffix == ".json" and not path.name.endswith(".provenance.json"):
-        store = store_of(path)
-        if store.exists():
-            return store
-    if not path.exists():
-        raise TunediffError(f"{path}: no such artifact; give a store, a directory, a table or a manifest of `results`")
-    return path
-
-
 def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: Path | None = None) -> Inspection:
-    """Look into a store, crosscoder, table or models directory; damage is reported, not raised.
+    """Look into a store, crosscoder, table or models directory, or what a manifest stands for; damage is reported.
 
     `documents` decoded documents of a token store are shown, with `tokenizer` or the chat model's of the same results.
 
@@ -66,26 +50,25 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
     TunediffError
         There is nothing at `path`, or it is nothing this project writes.
     """
-    store = find_store(path)
+    described = path.suffix == ".json" and not path.name.endswith(".provenance.json") and store_of(path).exists()
+    store = store_of(path) if described else path
+    if not store.exists():
+        raise TunediffError(f"{path}: no such artifact; give a store, a directory, a table or a manifest of `results`")
     result = Inspection(str(store), "unknown", checksums=checksums)
-    manifest: Manifest | None = None
-    if manifest_path(store) == store:
-        result.kind = "json"
-    else:
-        try:
-            manifest = read_manifest(store)
-        except TunediffError as error:
-            if store.name.endswith(".history.parquet"):  # belongs to a crosscoder's artifact
-                result.kind = "history"
-            else:
-                result.problems.append(str(error))
-    if manifest is not None:
+    if store.suffix == ".json":
+        result.kind, result.summary = "json", read_json(store)
+        return result
+    try:
+        manifest = read_manifest(store)
         result.kind, result.facts, result.bytes_stored = manifest.kind, manifest.facts, manifest.total_bytes
         result.problems += damage(store, manifest, checksums)
         made = store.with_suffix(".provenance.json")
-        result.made_by = {"key": manifest.key}
-        if made.is_file():
-            result.made_by |= json.loads(made.read_text(encoding="utf-8"))
+        result.made_by = {"key": manifest.key} | (read_json(made) if made.is_file() else {})
+    except TunediffError as error:
+        if store.name.endswith(".history.parquet"):  # belongs to a crosscoder's artifact
+            result.kind = "history"
+        else:
+            result.problems.append(str(error))
     if (store / "zarr.json").is_file():
         result.arrays = _zarr_arrays(store, result.problems)
     if result.problems and result.kind in ("tokens", "activations"):
@@ -98,8 +81,6 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
         _inspect_crosscoder(result, store)
     elif store.suffix == ".parquet":
         _inspect_table(result, store)
-    elif result.kind == "json":
-        result.summary = json.loads(store.read_text(encoding="utf-8"))
     elif result.kind == "unknown" and not result.arrays:
         raise TunediffError(f"{store}: nothing tunediff writes; give a store, a table or a manifest of `results`")
     return result
@@ -110,9 +91,7 @@ def _zarr_arrays(store: Path, problems: list[str]) -> list[dict[str, Any]]:
     import zarr
 
     described = []
-    for folder in sorted(store.iterdir()):
-        if not (folder / "zarr.json").is_file():
-            continue
+    for folder in sorted(path.parent for path in store.glob("*/zarr.json")):
         array: Any = zarr.open_array(str(folder), mode="r")
         unit = array.shards or array.chunks
         grid = [-(-size // step) for size, step in zip(array.shape, unit, strict=True)]
@@ -162,27 +141,25 @@ def _decode(tokens: TokenStore, i: int, tokenizer: Any) -> str:
     where = tokens.document(i)
     stop = min(where.stop, where.start + SHOWN_TOKENS)
     ids, mask = tokens.read("token_id", where.start, stop), tokens.read("mask", where.start, stop)
-    borders = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]
     pieces = []
-    for start, end in pairwise(borders):
+    for start, end in pairwise([0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]):
         run = ids[start:end].tolist()
         text = tokenizer.decode(run) if tokenizer is not None else " ".join(map(str, run))
         pieces.append(f"[{_mask_name(int(mask[start]))}] {text!r}")
-    length = where.stop - where.start
-    more = f" … ({length} tokens)" if stop < where.stop else f" ({length} tokens)"
-    return f"document {i}, {tokens.sources[int(tokens.doc_source[i])]}: " + " ".join(pieces) + more
+    more = f"{' …' if stop < where.stop else ''} ({where.stop - where.start} tokens)"
+    return f"document {i}, {tokens.sources[int(tokens.doc_source[i])]}: {' '.join(pieces)}{more}"
 
 
 def _inspect_tokens(result: Inspection, store: Path, documents: int, tokenizer: Path | None) -> None:
     tokens = TokenStore.open(store)
     lengths = np.diff(tokens.doc_start)
-    source = np.repeat(tokens.doc_source, lengths)
+    by_source = np.bincount(tokens.doc_source, lengths, len(tokens.sources))
     mask, label = tokens.mask, tokens.label
     result.summary = {
         "tokens": tokens.n_tokens,
         "documents": tokens.n_documents,
         "document_length": _quantiles(lengths),
-        "tokens_by_source": {name: int((source == i).sum()) for i, name in enumerate(tokens.sources)},
+        "tokens_by_source": {name: int(n) for name, n in zip(tokens.sources, by_source, strict=True)},
         "tokens_by_mask": {bit.name: int(np.count_nonzero(mask & np.uint8(bit))) for bit in Mask},
         "tokens_by_concept": {
             name: int(np.count_nonzero(label & np.uint64(1 << i))) for i, name in enumerate(tokens.concepts)
@@ -203,15 +180,14 @@ def _inspect_activations(result: Inspection, store: Path) -> None:
 
     activations = ActivationStore([store])
     chosen = np.unique(np.linspace(0, activations.n_chunks - 1, SAMPLED_CHUNKS).astype(int))
-    norms, squares, rows = [], 0.0, []
+    squares, columns = 0.0, []
     for batch in activations.read_chunks(chosen):
-        norms.append(np.linalg.norm(batch.activations.numpy(), axis=2))
+        norm = np.linalg.norm(batch.activations.numpy(), axis=2)
+        columns.append((norm, batch.row, batch.token_id, batch.pos, batch.mask))
         counted = (batch.mask & np.uint8(LEFT_OUT)) == 0
         difference = (batch.activations[:, 1] - batch.activations[:, 0]).double().square().sum(1).numpy()
         squares += float(difference[counted].sum())
-        rows.append((batch.row, batch.token_id, batch.pos, batch.mask))
-    norm = np.concatenate(norms)
-    row, token_id, pos, mask = (np.concatenate(column) for column in zip(*rows, strict=True))
+    norm, row, token_id, pos, mask = (np.concatenate(column) for column in zip(*columns, strict=True))
     counted = (mask & np.uint8(LEFT_OUT)) == 0
     result.summary = {"rows_measured": len(row), "rows_counted": int(counted.sum())}
     outliers = result.facts.get("outliers")
@@ -246,9 +222,7 @@ def _inspect_crosscoder(result: Inspection, store: Path) -> None:
 
     try:
         config = json.loads((store / "config.json").read_text(encoding="utf-8"))
-        tensors = {
-            name: array for file in sorted(store.glob("*.safetensors")) for name, array in load_file(file).items()
-        }
+        tensors = dict(item for file in sorted(store.glob("*.safetensors")) for item in load_file(file).items())
     except (SafetensorError, ValueError, OSError) as error:
         result.problems.append(f"{store}: cannot be read ({str(error).splitlines()[0]})")
         return
@@ -304,14 +278,15 @@ def _inspect_table(result: Inspection, store: Path) -> None:
 def _lines(values: Mapping[str, Any], indent: int) -> list[str]:
     lines = []
     for name, value in values.items():
-        if isinstance(value, Mapping) and value and len(str(value)) > 90:
-            lines += [" " * indent + f"{name}:", *_lines(value, indent + 2)]
+        head, long = " " * indent + f"{name}:", len(str(value)) > 90
+        if isinstance(value, Mapping) and value and long:
+            lines += [head, *_lines(value, indent + 2)]
         elif isinstance(value, Mapping):
-            lines.append(" " * indent + f"{name}: " + ("  ".join(f"{k} {v}" for k, v in value.items()) or "none"))
-        elif isinstance(value, Sequence) and not isinstance(value, str) and len(str(value)) > 90:
-            lines += [" " * indent + f"{name}:", *(" " * (indent + 2) + str(item) for item in value)]
+            lines.append(f"{head} " + ("  ".join(f"{k} {v}" for k, v in value.items()) or "none"))
+        elif isinstance(value, Sequence) and not isinstance(value, str) and long:
+            lines += [head, *(" " * (indent + 2) + str(item) for item in value)]
         else:
-            lines.append(" " * indent + f"{name}: {value}")
+            lines.append(f"{head} {value}")
     return lines
 
 

@@ -5,7 +5,7 @@ Every artifact is read by the class that owns its format. torch is imported by w
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ import pandas as pd
 from tunediff.errors import TunediffError
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
-from tunediff.pipeline.artifacts import check, manifest_path, store_of
+from tunediff.pipeline.artifacts import Manifest, check, manifest_path, store_of
 
 if TYPE_CHECKING:
     from tunediff.data.activations import ActivationStore
@@ -23,6 +23,36 @@ if TYPE_CHECKING:
     from tunediff.dictionaries.crosscoder import Crosscoder
 
 MANIFEST_ENTRIES = {"kind", "key", "files"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise TunediffError(f"{path}: not a JSON object ({error}); delete it and run snakemake again") from error
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return read_json(path)["facts"]
+
+
+# role -> file ({}: a dictionary or a part), kind of its manifest (where it is the store that one describes), reader
+READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
+    "hooks": ("hooks.json", "", read_json),
+    "latents": ("latents/{}.parquet", "latents", LatentTable.read),
+    "evaluation": ("evaluation/{}.json", "", Evaluation.read),
+    "twins": ("twins/{}.parquet", "twins", pd.read_parquet),
+    "histories": ("crosscoders/{}.history.parquet", "", pd.read_parquet),
+    "crosscoders": ("crosscoders/{}.json", "", _facts),
+    "activations_train": ("activations/train/{}.json", "", _facts),
+    "activations_validation": ("activations/validation/{}.json", "", _facts),
+    "kl": ("causal/summary.parquet", "kl-summary", pd.read_parquet),
+    "kl_table": ("causal/kl.parquet", "kl", pd.read_parquet),
+    "sets": ("causal/kl.sets.json", "", read_json),
+    "concepts": ("concepts/concepts.parquet", "concepts", pd.read_parquet),
+    "seeds": ("seeds/matches.parquet", "matches", pd.read_parquet),
+}
 
 
 class Pair(NamedTuple):
@@ -54,7 +84,7 @@ class Results:
     def pair(self) -> Pair:
         """The model pair, and the block after which it is read."""
         facts = self._checked("models", "models").facts
-        hooks = self._json("hooks.json")
+        hooks = self.read("hooks")
         values = {name: facts[name] for name in Pair._fields if name in facts}
         return Pair(**values, layer=hooks["layer"], dtype=hooks["dtype"])
 
@@ -74,25 +104,29 @@ class Results:
 
     def latents(self, name: str) -> LatentTable:
         """Return the latent table of a dictionary; `frame` has one row per latent."""
-        self._known(name)
-        self._checked(f"latents/{name}.parquet", "latents")
-        return LatentTable.read(self.path / f"latents/{name}.parquet")
+        return self._of("latents", name)
 
     def evaluation(self, name: str) -> Evaluation:
         """Return the held-out metrics of a dictionary: `.value("fve", "difference")`, say."""
-        self._known(name)
-        self._json(f"evaluation/{name}.json")
-        return Evaluation.read(self.path / f"evaluation/{name}.json")
+        return self._of("evaluation", name)
 
     def kl(self) -> pd.DataFrame:
         """Return the mean KL to the chat model of every intervention, in nats per token, with 95 % intervals."""
-        self._checked("causal/summary.parquet", "kl-summary")
-        return pd.read_parquet(self.path / "causal/summary.parquet")
+        return self.read("kl")
 
     def kl_table(self) -> pd.DataFrame:
         """Return the sums behind `kl`: one row per intervention and conversation."""
-        self._checked("causal/kl.parquet", "kl")
-        return pd.read_parquet(self.path / "causal/kl.parquet")
+        return self.read("kl_table")
+
+    def read(self, role: str, name: str = "") -> Any:
+        """Return what `READERS` has under `role`, of dictionary or part `name`."""
+        file, kind, reader = READERS[role]
+        relative = file.format(name)
+        if kind:
+            self._checked(relative, kind)
+        elif not (self.path / relative).is_file():
+            raise self._missing(relative)
+        return reader(self.path / relative)
 
     def tokens(self, split: str) -> "TokenStore":
         """Return the tokens of `train` or `validation`, or the `conversations` of the KL experiment."""
@@ -206,24 +240,16 @@ class Results:
             have = ", ".join(self.dictionaries) or "none"
             raise self._missing(f"crosscoders/{name}", f"no finished dictionary '{name}', there are: {have}")
 
-    def _checked(self, relative: str, kind: str) -> Any:
+    def _of(self, role: str, name: str) -> Any:
+        self._known(name)
+        return self.read(role, name)
+
+    def _checked(self, relative: str, kind: str) -> Manifest:
         """Return the manifest of an artifact whose files are all there, of the right size."""
         store = self.path / relative
         if not manifest_path(store).is_file():
             raise self._missing(relative)
         return check(store, kind)
-
-    def _json(self, relative: str) -> dict[str, Any]:
-        if not (self.path / relative).is_file():
-            raise self._missing(relative)
-        return _read_json(self.path / relative)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise TunediffError(f"{path}: not a JSON object ({error}); delete it and run snakemake again") from error
 
 
 def _artifacts(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -235,7 +261,7 @@ def _artifacts(folder: Path) -> Iterator[tuple[Path, str]]:
             if not manifest_path(path).is_file():  # else a store: its manifest knows what is in it
                 yield from _artifacts(path)
         elif path.suffix == ".json" and not path.name.endswith(".provenance.json"):
-            values = _read_json(path)
+            values = read_json(path)
             if set(values) >= MANIFEST_ENTRIES:
                 yield store_of(path), values["kind"]
 

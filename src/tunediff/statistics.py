@@ -1,4 +1,4 @@
-"""Intervals: bootstrap over independent clusters (conversations, blocks of documents) and the delete-one jackknife.
+"""Intervals: bootstrap over independent clusters (conversations, blocks of documents).
 
 Tokens of one document are not independent, so nothing here resamples tokens.
 """
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
+TAIL = (1 - 0.95) / 2  # beyond each end of an interval
 
 
 class Interval(NamedTuple):
@@ -29,46 +30,12 @@ def resample_weights(n_clusters: int, n_bootstrap: int, seed: int) -> NDArray[np
     return generator.multinomial(n_clusters, np.full(n_clusters, 1.0 / n_clusters), size=n_bootstrap).astype(np.float64)
 
 
-def ratio_of_sums(numerator: Array, denominator: Array, weights: Array | None = None) -> Array:
-    """Return Σ numerator / Σ denominator over clusters (axis 0), NaN where the denominator is zero.
-
-    With `weights` (resample, cluster) there is one ratio per resample: shape (resample, ...).
-    """
-    if weights is None:
-        top, bottom = numerator.sum(axis=0), denominator.sum(axis=0)
-    else:
-        top, bottom = np.tensordot(weights, numerator, axes=1), np.tensordot(weights, denominator, axes=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(bottom == 0, np.nan, top / bottom)
-
-
-def percentile_interval(value: Array, resampled: Array, level: float = 0.95) -> Interval:
-    """Return `value` with the percentile interval of its resampled values (axis 0), ignoring undefined resamples."""
-    tail = (1 - level) / 2
+def percentile_interval(value: Array, resampled: Array) -> Interval:
+    """Return `value` with the 95 % percentile interval of its resamples (axis 0), ignoring undefined ones."""
     resampled = np.asarray(resampled, dtype=np.float64)
     undefined = np.isnan(resampled).all(axis=0)
-    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [tail, 1 - tail], axis=0)
+    low, high = np.nanquantile(np.where(undefined, 0.0, resampled), [TAIL, 1 - TAIL], axis=0)
     return Interval(np.asarray(value), np.where(undefined, np.nan, low), np.where(undefined, np.nan, high))
-
-
-def bootstrap_ratio(
-    numerator: Array, denominator: Array, n_bootstrap: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Return Σ numerator / Σ denominator over clusters (axis 0) with its percentile bootstrap interval."""
-    weights = resample_weights(len(numerator), n_bootstrap, seed)
-    return percentile_interval(
-        ratio_of_sums(numerator, denominator), ratio_of_sums(numerator, denominator, weights), level
-    )
-
-
-def jackknife_standard_error(leave_one_out: Array) -> Array:
-    """Return the delete-one jackknife standard error from the estimates without each cluster (axis 0).
-
-    se² = (B − 1)/B · Σ_b (estimate without b − their mean)² (Efron & Stein 1981); NaN where one of them is undefined.
-    """
-    blocks = len(leave_one_out)
-    deviations = leave_one_out - leave_one_out.mean(axis=0)
-    return np.sqrt((blocks - 1) / blocks * (deviations**2).sum(axis=0))
 
 
 def area_under(x: Array, y: Array) -> Array:

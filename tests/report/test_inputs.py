@@ -11,31 +11,29 @@ from figure_tables import CONFIG, NULLS, all_results, evaluation, nulls_table
 from tunediff.errors import TunediffError
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.artifacts import seal
-from tunediff.report.inputs import Results, outlier_tokens
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import READS
 from tunediff.report.style import Drawn, Style, save
+from tunediff.results import READERS
 
 
 def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
     every, files = all_results(), {}
     for name in ("twins", "histories"):
-        files[name] = [tmp_path / f"{name}/{label}.history.parquet" for label in every[name]]
+        file, kind, _ = READERS[name]
+        files[name] = [stored(tmp_path / file.format(label), frame, kind) for label, frame in every[name].items()]
     for name in ("kl", "concepts", "seeds"):
-        files[name] = [tmp_path / f"{name}.parquet"]
-    for path in (path for paths in files.values() for path in paths):
-        path.parent.mkdir(exist_ok=True)
-    for name, paths in files.items():
-        frames = every[name].values() if isinstance(every[name], dict) else [every[name]]
-        for path, frame in zip(paths, frames, strict=True):
-            frame.to_parquet(path)
-    (tmp_path / "sets.json").write_text(json.dumps(every["sets"]))
-    (tmp_path / "l1-seed0.json").write_text(json.dumps({"facts": {"settings": {"k": 20}}}))
-    files |= {"sets": [tmp_path / "sets.json"], "crosscoders": [tmp_path / "l1-seed0.json"]}
+        file, kind, _ = READERS[name]
+        files[name] = [stored(tmp_path / file, every[name], kind)]
+    (tmp_path / "causal/kl.sets.json").write_text(json.dumps(every["sets"]))
+    (tmp_path / "crosscoders/l1-seed0.json").write_text(json.dumps({"facts": {"settings": {"k": 20}}}))
+    files |= {"sets": [tmp_path / "causal/kl.sets.json"], "crosscoders": [tmp_path / "crosscoders/l1-seed0.json"]}
     # as a job has them: one file is a string, several are a list
     listed = {
         name: str(paths[0]) if len(paths) == 1 else [str(path) for path in paths] for name, paths in files.items()
     }
-    results = Results.of(SimpleNamespace(input=listed, config={**CONFIG, "seed": 3}, params={}))
+    config = {**CONFIG, "results": str(tmp_path), "seed": 3}
+    results = Inputs.of(SimpleNamespace(input=listed, config=config, params={}))
     for name in ("twins", "histories"):
         found = getattr(results, name)
         assert list(found) == list(every[name])
@@ -47,6 +45,15 @@ def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert results.seed == 3
 
 
+def stored(path: Path, frame: pd.DataFrame, kind: str) -> Path:
+    """Write a table, sealed where it is an artifact's store."""
+    path.parent.mkdir(exist_ok=True)
+    frame.to_parquet(path)
+    if kind:
+        seal(path, kind, "k", {})
+    return path
+
+
 def test_every_pair_of_the_nulls_has_its_own_tables(tmp_path: Path) -> None:
     files = []
     for i, pair in enumerate(("", *NULLS)):
@@ -56,9 +63,10 @@ def test_every_pair_of_the_nulls_has_its_own_tables(tmp_path: Path) -> None:
         for label, table in all_results()["latents"].items():
             files += [root / f"latents/{label}.parquet", root / f"evaluation/{label}.json"]
             LatentTable(table.frame, table.sources).write(files[-2])
+            seal(files[-2], "latents", "k", {})
             own = evaluation(l0=10.0 + i)
             files[-1].write_text(json.dumps({"metrics": own.metrics, "n_tokens": own.n_tokens}))
-    found = Results({"pairs": files[::-1]}, {**CONFIG, "results": str(tmp_path)}).pairs
+    found = Inputs({"pairs": files[::-1]}, {**CONFIG, "results": str(tmp_path)}).pairs
     assert list(found) == ["", "same", "reseeded"]
     for i, (tables, metrics) in enumerate(found.values()):
         assert set(tables) == set(metrics) == {"l1-seed0", "batchtopk-seed0"}
@@ -70,39 +78,41 @@ def test_nulls_are_read_under_their_key_or_have_not_run(tmp_path: Path) -> None:
     save(drawn, tmp_path / "nulls/summary", Style(dpi=60))
     seal(tmp_path / "nulls/summary.csv", "drawing", "k", {})
     config = {**CONFIG, "results": str(tmp_path)}
-    found = Results({}, config, "k").nulls
+    found = Inputs({}, config, "k").nulls
     assert found is not None and found["chat_only"].tolist() == drawn.numbers["chat_only"].tolist()
-    assert Results({}, config, "").nulls is None
+    assert Inputs({}, config, "").nulls is None
     with pytest.raises(TunediffError, match="'nulls' is not declared"):
-        _ = Results({}, config).nulls
+        _ = Inputs({}, config).nulls
 
 
 @pytest.mark.parametrize("name", sorted(READS.keys() - {"activations_train", "activations_validation"}))
 def test_what_is_not_declared_is_an_error(name: str) -> None:
     with pytest.raises(TunediffError, match=f"'{name}' is not declared; add it to `reads`"):
-        getattr(Results({}, CONFIG), name)
+        getattr(Inputs({}, CONFIG), name)
 
 
 def test_a_missing_file_is_an_error_of_one_line(tmp_path: Path) -> None:
-    results = Results({"kl": [tmp_path / "summary.parquet"], "sets": [tmp_path / "sets.json"]}, CONFIG)
+    config = {**CONFIG, "results": str(tmp_path)}
+    results = Inputs({"kl": [tmp_path / "causal/summary.parquet"], "sets": [tmp_path / "causal/kl.sets.json"]}, config)
     for name in ("kl", "sets"):
-        with pytest.raises(TunediffError, match="missing; run snakemake again"):
+        with pytest.raises(TunediffError, match="not made yet; run `snakemake"):
             getattr(results, name)
 
 
 def test_outlier_tokens_of_all_parts(tmp_path: Path) -> None:
-    parts = []
+    parts, folder = [], tmp_path / "activations/train"
+    folder.mkdir(parents=True)
     for i, factor in enumerate((1, 3)):
         facts = {
             "factor": 5.0, "norm": {"base": 10.0 * factor, "chat": 12.0}, "median": {"base": 2.0 * factor, "chat": 2.4},
             "tokens": {"web": 2 + i, "chat": 0}, "of": {"web": 40, "chat": 60},
         }  # fmt: skip
-        parts.append(tmp_path / f"part-{i}.json")
+        parts.append(folder / f"part-{i}.json")
         parts[-1].write_text(json.dumps({"kind": "activations", "facts": {"outliers": facts}}))
-    found = Results({"activations_train": parts}, CONFIG).outliers
+    config = {**CONFIG, "results": str(tmp_path)}
+    found = Inputs({"activations_train": parts}, config).outliers
     assert list(found) == ["train"] and found["train"] is not None
     assert found["train"].tokens == {"web": 5, "chat": 0} and found["train"].of == {"web": 80, "chat": 120}
     assert found["train"].norm == {"base": 30.0, "chat": 12.0} and found["train"].share == pytest.approx(5 / 200)
-    assert found["train"].median == {"base": 4.0, "chat": pytest.approx(2.4)}
     parts[0].write_text(json.dumps({"kind": "activations", "facts": {"outliers": None}}))
-    assert outlier_tokens(parts[:1]) is None
+    assert Inputs({"activations_train": parts[:1]}, config).outliers == {"train": None}

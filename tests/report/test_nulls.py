@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from figure_tables import LABELS, OTHER, evaluation, latent_tables, nulls_table
+from figure_tables import CONFIG, LABELS, OTHER, evaluation, latent_tables, nulls_table
 from tunediff.errors import TunediffError
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.artifacts import seal
-from tunediff.report.nulls import model_name, null_kind, null_rates, read_nulls
+from tunediff.report.inputs import Inputs
+from tunediff.report.nulls import model_name, null_kind, null_rates
 
 EVALUATIONS = {label: evaluation() for label in LABELS}
 SAME = {
@@ -69,12 +71,16 @@ def test_counts_are_read_back_only_under_their_own_key(tmp_path: Path) -> None:
     numbers.parent.mkdir()
     nulls_table().to_csv(numbers, index=False)
     seal(numbers, "drawing", "k1", {})
-    found = read_nulls(tmp_path, "k1")
+    found = nulls_read(tmp_path, "k1")
     assert found is not None and found["pair"].tolist() == ["", "", "same", "same", "reseeded", "reseeded"]
     assert found["null_kind"].tolist() == ["", "", "exact", "exact", "contaminated", "contaminated"]
-    assert read_nulls(tmp_path, "") is None
+    assert nulls_read(tmp_path, "") is None
     with pytest.raises(TunediffError, match="made by other inputs"):
-        read_nulls(tmp_path, "k2")
+        nulls_read(tmp_path, "k2")
     numbers.write_text(numbers.read_text().replace("same", "sane"))
     with pytest.raises(TunediffError, match="checksum differs"):
-        read_nulls(tmp_path, "k1")
+        nulls_read(tmp_path, "k1")
+
+
+def nulls_read(results: Path, key: str) -> pd.DataFrame | None:
+    return Inputs({}, {**CONFIG, "results": str(results)}, key).nulls

@@ -35,7 +35,7 @@ def test_what_is_read_without_running_a_file_is_what_the_file_declares(path: str
     assert Path(module.__file__ or "") == drawing.file and callable(module.draw)
     own = vars(module.DRAWING) | {"requires": None}
     assert own == vars(drawing) | {"requires": None}
-    assert drawing.path == f"{drawing.folder}/{drawing.name}"
+    assert drawing.path == f"{drawing.folder}/{drawing.labels['name']}"
     assert 1 <= drawing.caption.count(". ") + 1 <= 4 and drawing.caption.endswith(".")
     about = drawing.about(CONFIG)
     assert about["title"] == drawing.title and "{" not in about["caption"]

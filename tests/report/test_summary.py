@@ -16,14 +16,13 @@ from figure_tables import (
     nulls_table,
     without_chat_only,
 )
-from tunediff.report.inputs import OutlierTokens, Results
+from tunediff.report.inputs import Inputs, OutlierTokens
 from tunediff.report.summary import summary
 
 FIRST = LABELS[0]
 OUTLIERS = OutlierTokens(
     factor=5.0,
     norm={"base": 32000.0, "chat": 33.5},
-    median={"base": 6400.0, "chat": 6.7},
     tokens={"chat": 0, "web": 310},
     of={"chat": 500, "web": 1000},
 )
@@ -34,7 +33,7 @@ FACTS = {
 
 
 @pytest.fixture
-def run() -> Results:
+def run() -> Inputs:
     kl, sets = kl_summary()
     of = (kl["crosscoder"] == FIRST) & (kl["positions"] == "all")
     matched = [
@@ -52,9 +51,13 @@ def run() -> Results:
     )  # fmt: skip
 
 
-def replace(run: Results, **found: Any) -> Results:
+def replace(run: Inputs, **found: Any) -> Inputs:
     """Return the same results but for some."""
-    own = {name: value for name, value in vars(run).items() if name not in ("paths", "config", "nulls_key")}
+    own = {
+        name: value
+        for name, value in vars(run).items()
+        if name not in ("files", "config", "nulls_key", "folder", "seed")
+    }
     return given(**own | found)
 
 
@@ -64,7 +67,7 @@ def line_with(text: str, wanted: str) -> str:
     return found[0]
 
 
-def test_what_was_found_comes_first_then_fve_of_the_difference(run: Results) -> None:
+def test_what_was_found_comes_first_then_fve_of_the_difference(run: Inputs) -> None:
     lines = summary(run).splitlines()
     for label, table in run.latents.items():
         specific, live = table.frame["chat_specific"], ~table.frame["dead"]
@@ -83,7 +86,7 @@ def test_what_was_found_comes_first_then_fve_of_the_difference(run: Results) -> 
     assert lines[-1].startswith("Figures: r/figures/fig4.pdf")
 
 
-def test_warnings_of_one_dimension_and_of_training(run: Results) -> None:
+def test_warnings_of_one_dimension_and_of_training(run: Inputs) -> None:
     text = summary(run)
     warning = line_with(text, f"WARNING {FIRST}: FVE rests on one dimension")
     assert "base: dimension 347 holds 88 %, standardised FVE 0.500" in warning
@@ -97,7 +100,7 @@ def test_warnings_of_one_dimension_and_of_training(run: Results) -> None:
     assert "WARNING" not in summary(plain) and "asked" not in summary(plain)
 
 
-def test_outlier_tokens_per_source(run: Results) -> None:
+def test_outlier_tokens_per_source(run: Inputs) -> None:
     text = summary(replace(run, outliers={"train": OUTLIERS, "validation": None}))
     line = line_with(text, "Outlier tokens, train")
     assert "left out: chat 0 of 500 (0 %), web 310 of 1,000 (31 %)" in line
@@ -105,7 +108,7 @@ def test_outlier_tokens_per_source(run: Results) -> None:
     assert "not looked for" in line_with(text, "Outlier tokens, validation")
 
 
-def test_counts_stand_beside_those_of_the_nulls(run: Results) -> None:
+def test_counts_stand_beside_those_of_the_nulls(run: Inputs) -> None:
     assert "  Nulls: not run (snakemake nulls)." in summary(run).splitlines()
     nulls = nulls_table()
     nulls.loc[(nulls["pair"] == "reseeded") & (nulls["crosscoder"] == FIRST), "chat_specific"] = 4
@@ -114,7 +117,7 @@ def test_counts_stand_beside_those_of_the_nulls(run: Results) -> None:
     assert "not run" not in text
 
 
-def test_classes_and_reversed_latents(run: Results) -> None:
+def test_classes_and_reversed_latents(run: Inputs) -> None:
     text = summary(run)
     frame = run.latents[FIRST].frame
     chat_only = frame[frame["class_name"] == "chat-only"]
@@ -125,14 +128,14 @@ def test_classes_and_reversed_latents(run: Results) -> None:
     assert turned > 0 and f"of all, {turned} reversed (a ν under −0.1)" in line
 
 
-def test_thresholds_of_the_tables_are_the_only_ones_printed(run: Results) -> None:
+def test_thresholds_of_the_tables_are_the_only_ones_printed(run: Inputs) -> None:
     text = summary(replace(run, latents=latent_tables(OTHER)))
     assert OTHER.text in text and "decoupled, ν^r ≥ 0.37" in text and "shrunk, ν^ε ≥ 0.13" in text
     assert "a ν under −0.06" in text
     assert not any(old in text for old in ("< 0.5", "< 0.2", "≥ 0.5", "≥ 0.2", "−0.1, 2]", "under −0.1)"))
 
 
-def test_five_ranked_latents_are_shown_and_twenty_where_none_is_chat_specific(run: Results) -> None:
+def test_five_ranked_latents_are_shown_and_twenty_where_none_is_chat_specific(run: Inputs) -> None:
     ranked = [line for line in summary(run).splitlines() if line.startswith("    ") and ". latent " in line]
     assert len(ranked) == 2 * 5
     first = run.latents[FIRST].first(1).iloc[0]
@@ -145,7 +148,7 @@ def test_five_ranked_latents_are_shown_and_twenty_where_none_is_chat_specific(ru
     assert text.startswith(f"Found: {FIRST}: none of {live} live latents is chat-specific; ")
 
 
-def test_best_against_worst_with_energies_and_at_equal_energy(run: Results) -> None:
+def test_best_against_worst_with_energies_and_at_equal_energy(run: Inputs) -> None:
     text = summary(run)
     kl = run.kl[(run.kl["positions"] == "all") & (run.kl["crosscoder"] == FIRST)]
     row = {name: kl[(kl["intervention"] == name) & (kl["ranking"] == "norm_difference")].iloc[0] for name in (
@@ -166,7 +169,7 @@ def test_best_against_worst_with_energies_and_at_equal_energy(run: Results) -> N
     assert "(17 of them chat-only)" in text and "effective chat-only" not in text
 
 
-def test_labelled_concepts(run: Results) -> None:
+def test_labelled_concepts(run: Inputs) -> None:
     table = concepts()
     chosen = (table["crosscoder"] == FIRST) & (table["concept"] == "joke_onset") & (table["pool"] == "chat-specific")
     table.loc[chosen, ["auroc", "auroc_among"]] = 0.95

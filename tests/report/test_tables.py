@@ -172,7 +172,7 @@ def test_nulls_stand_beside_the_counts_or_are_said_not_to_have_run() -> None:
 
 
 def test_outlier_tokens_are_a_share_of_all_tokens() -> None:
-    found = OutlierTokens(5.0, {"base": 30.0}, {"base": 4.0}, {"web": 5, "chat": 0}, {"web": 80, "chat": 120})
+    found = OutlierTokens(5.0, {"base": 30.0}, {"web": 5, "chat": 0}, {"web": 80, "chat": 120})
     lines = cells(first_table.printed(table1(latent_tables(), EVALUATIONS, None, found), STYLE))
     assert lines["outlier tokens, left out"] == ["2.5 %", "2.5 %"]
 

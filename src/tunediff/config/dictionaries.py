@@ -35,6 +35,7 @@ class CrosscoderSettings(Variant):
     """One crosscoder."""
 
     tag: ClassVar[str] = "kind"
+    label: ClassVar[str]  # how a crosscoder that is named as its kind is printed; without one by its name
     version: ClassVar[int] = 1  # raised where the same settings give another crosscoder
     reconstructs: ClassVar[str] = "models"  # what is read and written: both models, or their "difference" chat − base
     sizes_sets: ClassVar[bool] = False  # whether its chat-only latents give `causal.reference` its size
@@ -85,6 +86,7 @@ class L1Settings(DictionarySettings):
     """L1 crosscoder."""
 
     kind: ClassVar[str] = "l1"
+    label: ClassVar[str] = "L1"
     sizes_sets: ClassVar[bool] = True
     products: ClassVar[float] = 4.0  # 5.5 while its code is dense, fewer later
 
@@ -129,6 +131,7 @@ class BatchTopKSettings(DictionarySettings):
     """BatchTopK crosscoder."""
 
     kind: ClassVar[str] = "batchtopk"
+    label: ClassVar[str] = "BatchTopK"
     products: ClassVar[float] = 2.0
 
     k: int = setting(

@@ -6,7 +6,7 @@ base model uses the direction with the opposite sign ("reversed"). The bounds de
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,8 @@ class Criterion:
     nu_error_below: float = LatentSettings.nu_error_below  # … and ν^ε under this (no Complete Shrinkage)
     lowest: float = -0.1  # of both ν; a latent with one of them under it is reversed
     highest: float = 2.0  # of both ν; above, β^chat is too small to divide by
+    # beside the rule, the ends of the classes by Δnorm: base-only to, shared from and to, chat-only from
+    class_ends: ClassVar[tuple[float, ...]] = (0.1, 0.4, 0.6, 0.9)
 
     def bounded(self, nu_reconstruction: ArrayLike, nu_error: ArrayLike) -> NDArray[np.bool_]:
         """Return which latents have both ν within the bounds: these are ranked. NaN is not."""

@@ -25,7 +25,7 @@ TARGETS = ("activation", "activation_no_bias", "reconstruction", "error")  # of 
 BOUNDED_TARGETS = ("error", "reconstruction")  # the two ν that decide chat-specificity: they get bootstrap intervals
 CONTROLS = ("random", "shuffled")  # control directions, measured with the same f on validation tokens
 # the classes by Δnorm, ends included
-CHAT_ONLY_FROM, SHARED_FROM, SHARED_TO, BASE_ONLY_TO = 0.9, 0.4, 0.6, 0.1
+BASE_ONLY_TO, SHARED_FROM, SHARED_TO, CHAT_ONLY_FROM = Criterion.class_ends
 TWIN_COSINE = 0.9  # a chat-only and a base-only latent with decoder directions more alike than this are twins
 STABLE_COSINE = 0.8  # a latent matched this well in every other seed is stable
 

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tunediff.report import style as look
-from tunediff.report.style import Style
 
 
 def ruled(parts: Sequence[Sequence[Sequence[str]]]) -> tuple[list[Sequence[str]], set[int]]:
@@ -38,7 +37,7 @@ def typeset(
     rules: set[int],
     title: str,
     note: str,
-    style: Style,
+    style: look.Style,
     first_width: float = 2.95,
 ) -> Figure:
     """Set a table with rules above, below the head, before the rows of `rules`, and at the end.
@@ -82,7 +81,7 @@ def typeset(
     return figure
 
 
-def _width(head: str, cells: Sequence[str], style: Style) -> float:
+def _width(head: str, cells: Sequence[str], style: look.Style) -> float:
     """Return the inches that a column needs."""
     plain = look.MATHTEXT.sub(lambda math: "ν" * look.printed_length(math.group()), head)
     needed = [_points(part) * style.small_size for part in plain.split("\n")]

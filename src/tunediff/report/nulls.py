@@ -14,7 +14,6 @@ from scipy.stats import binomtest
 
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.artifacts import check
 from tunediff.report import style as look
 from tunediff.report.tables.table1 import CALLS, table1
 
@@ -60,18 +59,3 @@ def null_rates(
             kept = ("reversed", "fve_base", "fve_chat", "fve_difference", "l0", "dead", "criterion")
             rows.append(row | {name: found[name] for name in kept})
     return pd.DataFrame(rows)
-
-
-def read_nulls(results: Path, key: str) -> pd.DataFrame | None:
-    """Read the numbers of the nulls figure, RESULTS/nulls/summary.csv; None where the key is empty: they have not run.
-
-    Raises
-    ------
-    TunediffError
-        They are damaged, or were made by other inputs.
-    """
-    if not key:
-        return None
-    numbers = results / "nulls/summary.csv"
-    check(numbers, "drawing", key, checksums=True)
-    return pd.read_csv(numbers).fillna({"pair": "", "null_kind": ""})

@@ -13,15 +13,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunediff.config.dictionaries import kind_of
 from tunediff.errors import TunediffError
 
 if TYPE_CHECKING:
     from tunediff.pipeline.graph import Graph
-    from tunediff.report.inputs import Results
+    from tunediff.report.inputs import Inputs
     from tunediff.report.style import Drawn, Style
 
 ROOMS = ("figures", "tables")  # folders beside this file
-READS = {  # what a drawing may read: name of the attribute of `Results` -> what it is
+READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what it is
     "latents": "latent tables, by dictionary",
     "evaluation": "held-out metrics, by dictionary",
     "twins": "pairs of a chat-only and a base-only latent, by dictionary",
@@ -52,6 +53,7 @@ class Drawing:
     title: str
     caption: str  # two to four sentences for the report; {key[subkey]} stands for a value of the config
     reads: tuple[str, ...]  # of `READS`
+    by_norm: bool = False  # whether it shows only dictionaries that have Δnorm
     requires: Callable[["Graph"], bool] = lambda graph: True  # whether a run of such a config has it
     version: int = 1  # raised when the numbers change
 
@@ -66,14 +68,9 @@ class Drawing:
         return self.path.split("/")[0]
 
     @property
-    def name(self) -> str:
-        """Last part of the path."""
-        return self.path.split("/")[-1]
-
-    @property
     def labels(self) -> dict[str, str]:
         """What the report's list says of it."""
-        return {"name": self.name, "shows": self.title}
+        return {"name": self.path.split("/")[-1], "shows": self.title}
 
     @property
     def file(self) -> Path:
@@ -82,13 +79,19 @@ class Drawing:
 
     def exists(self, graph: "Graph") -> bool:
         """Return whether runs of a graph's config have it; the planted benchmark has those of its scores only."""
-        return ("scores" in self.reads) == ("planted" in graph.config) and self.requires(graph)
+        planted = ("scores" in self.reads) == ("planted" in graph.config)
+        return planted and (bool(graph.with_norms) or not self.by_norm) and self.requires(graph)
 
     def about(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """Return title and caption for the report, with the values of a config."""
-        return {"title": self.title, "caption": self.caption.format_map(config)}
+        """Return title and caption for the report, with the values of a config and the dictionaries left out."""
+        caption = self.caption.format_map(config)
+        own = config.get("crosscoders", {}) if self.by_norm else {}
+        left_out = [name for name, section in own.items() if kind_of(section).reconstructs == "difference"]
+        if left_out:
+            caption += f" Left out, as dictionaries of the difference have no Δnorm: {', '.join(left_out)}."
+        return {"title": self.title, "caption": caption}
 
-    def draw(self, results: "Results", style: "Style") -> "Drawn":
+    def draw(self, results: "Inputs", style: "Style") -> "Drawn":
         """Return the figure and its numbers."""
         return import_module(self.module).draw(results, style)
 

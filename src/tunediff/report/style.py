@@ -2,9 +2,10 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -13,11 +14,12 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.lines import Line2D
 
+from tunediff.config.dictionaries import CrosscoderSettings
 from tunediff.config.settings import FigureSettings
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.table import CHAT_ONLY_FROM
 from tunediff.pipeline.artifacts import building
 
 T = TypeVar("T")
@@ -31,14 +33,14 @@ CLASS_COLOURS = {"chat-only": BLUE, "shared": ORANGE, "base-only": GREEN, "other
 CROSSCODER_COLOURS = (VERMILLION, BLACK, PURPLE, SKY)
 LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 
-KIND_NAMES = {"l1": "L1", "batchtopk": "BatchTopK"}
 NU_ERROR = r"$\nu^{\epsilon}$"
 NU_RECONSTRUCTION = r"$\nu^{r}$"
 NU_ACTIVATION = r"$\nu^{\mathrm{act}}$"
 NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
+HATCHED = {"facecolor": BLACK, "edgecolor": "white", "hatch": "//////"}  # a part of what is drawn beneath
 MATHTEXT = re.compile(r"\$[^$]*\$")
 START, PLACE = "\ue000", "\ue001"  # stand for mathtext while lines are broken: no text holds them
-NU_NAMES = {"nu_error": NU_ERROR, "nu_reconstruction": NU_RECONSTRUCTION}
+NU_NAMES = {"nu_reconstruction": NU_RECONSTRUCTION, "nu_error": NU_ERROR}
 
 
 class Mark(NamedTuple):
@@ -55,7 +57,7 @@ RULES = ("norm_difference", "nu_point", "nu_interval")  # by which a latent is c
 def rule_marks(criterion: Criterion) -> dict[str, Mark]:
     """Return how each of `RULES` is printed and drawn."""
     marks = (
-        Mark(f"{NORM_DIFFERENCE} ≥ {CHAT_ONLY_FROM:g}", VERMILLION, "o"),
+        Mark(f"{NORM_DIFFERENCE} ≥ {criterion.class_ends[-1]:g}", VERMILLION, "o"),
         Mark(criterion.math, BLUE, "s"),
         Mark("the same of the upper ends of the 95 % intervals", SKY, "D"),
     )
@@ -83,15 +85,15 @@ def one_criterion(tables: Mapping[str, Judged]) -> Criterion:
     TunediffError
         There is no table, or two of them state different criteria.
     """
-    stated = {label: table.criterion for label, table in tables.items()}
-    if not stated:
+    if not tables:
         raise TunediffError("figures: no latent table, so no criterion; list a crosscoder under `crosscoders`")
-    first, criterion = next(iter(stated.items()))
-    for label, other in stated.items():
-        if other != criterion:
+    first, criterion = next((label, table.criterion) for label, table in tables.items())
+    for label, table in tables.items():
+        if table.criterion != criterion:
             raise TunediffError(
-                f"latents of {first} and of {label} state different criteria ({criterion.text}; {other.text}): made "
-                "under different `latents` thresholds; delete both tables and run snakemake again"
+                f"latents of {first} and of {label} state different criteria ({criterion.text}; "
+                f"{table.criterion.text}): made under different `latents` thresholds; delete both tables and run "
+                "snakemake again"
             )
     return criterion
 
@@ -105,6 +107,20 @@ def mathematical(text: str) -> str:
     """Return a plain text with its ν and Δnorm in mathtext."""
     named = text.replace("ν^r", NU_RECONSTRUCTION).replace("ν^ε", NU_ERROR).replace("ν^act", NU_ACTIVATION)
     return named.replace("Δnorm", NORM_DIFFERENCE)
+
+
+SETTINGS: dict[Any, Any] = {  # of matplotlib, whatever the sizes
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
+    "mathtext.fontset": "dejavusans",
+    "axes.labelpad": 2.0,
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width", "hatch.linewidth"), 0.6),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **{"legend.handlelength": 1.4, "legend.handletextpad": 0.5, "legend.columnspacing": 1.2},
+    **{"legend.labelspacing": 0.3, "legend.borderaxespad": 0.2},
+    **{"pdf.fonttype": 42, "pdf.compression": 6, "figure.dpi": 100},
+}
+LARGE = ("font.size", "axes.titlesize", "axes.labelsize", "figure.titlesize", "legend.title_fontsize")
+SMALL = ("figure.labelsize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize")
 
 
 @dataclass(frozen=True)
@@ -121,39 +137,8 @@ class Style(FigureSettings):
 
     def context(self) -> AbstractContextManager[None]:
         """Return the matplotlib settings of these sizes; figures are drawn and saved inside it."""
-        return rc_context(
-            {
-                "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
-                "mathtext.fontset": "dejavusans",
-                "font.size": self.font_size,
-                "axes.titlesize": self.font_size,
-                "axes.labelsize": self.font_size,
-                "axes.labelpad": 2.0,
-                "figure.labelsize": self.small_size,
-                "figure.titlesize": self.font_size,
-                "legend.fontsize": self.small_size,
-                "legend.title_fontsize": self.font_size,
-                "legend.frameon": False,
-                "legend.handlelength": 1.4,
-                "legend.handletextpad": 0.5,
-                "legend.columnspacing": 1.2,
-                "legend.labelspacing": 0.3,
-                "legend.borderaxespad": 0.2,
-                "xtick.labelsize": self.small_size,
-                "ytick.labelsize": self.small_size,
-                "lines.linewidth": self.line_width,
-                "axes.linewidth": 0.6,
-                "xtick.major.width": 0.6,
-                "ytick.major.width": 0.6,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "hatch.linewidth": 0.6,
-                "pdf.fonttype": 42,
-                "pdf.compression": 6,
-                "savefig.dpi": self.dpi,
-                "figure.dpi": 100,
-            }
-        )
+        sizes: dict[Any, Any] = dict.fromkeys(LARGE, self.font_size) | dict.fromkeys(SMALL, self.small_size)
+        return rc_context(SETTINGS | sizes | {"lines.linewidth": self.line_width, "savefig.dpi": self.dpi})
 
     def figure(self, height: float, width: float | None = None) -> Figure:
         """Return an empty figure of `height` inches and, by default, the text width."""
@@ -198,8 +183,9 @@ def seed_of(label: str) -> int | None:
 
 
 def kind_name(label: str) -> str:
-    """Return how a crosscoder's kind is printed: `l1-seed0` -> `L1`; a name of another kind stays as it is."""
-    return KIND_NAMES.get(kind_of(label).split("-")[0], kind_of(label))
+    """Return how a crosscoder's kind is printed: `l1-seed0` -> `L1`; a name that is no kind's stays as it is."""
+    name = kind_of(label)
+    return vars(CrosscoderSettings.kinds.get(name, CrosscoderSettings)).get("label", name)
 
 
 def display_name(label: str) -> str:
@@ -207,25 +193,14 @@ def display_name(label: str) -> str:
     return f"{kind_name(label)} ({label})"
 
 
-def selected(tables: Mapping[str, T], show: Sequence[str] | None = None) -> dict[str, T]:
-    """Return the crosscoders a figure shows: those of `show`, or else the first seed of each kind, in order.
-
-    Raises
-    ------
-    TunediffError
-        There is no crosscoder, or one of `show` is not among them.
-    """
+def selected(tables: Mapping[str, T]) -> dict[str, T]:
+    """Return the crosscoders a figure shows: the first seed of each kind, in order."""
     if not tables:
         raise TunediffError("figures: no crosscoder to draw; list at least one under `crosscoders` in the config")
-    if show is None:
-        first: dict[str, str] = {}
-        for label in tables:
-            first.setdefault(kind_of(label), label)
-        show = list(first.values())
-    missing = [label for label in show if label not in tables]
-    if missing:
-        raise TunediffError(f"figures: no crosscoder '{missing[0]}'; choose among {', '.join(tables)}")
-    return {label: tables[label] for label in show}
+    first: dict[str, str] = {}
+    for label in tables:
+        first.setdefault(kind_of(label), label)
+    return {label: tables[label] for label in first.values()}
 
 
 def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
@@ -237,18 +212,9 @@ def require(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
 
 def crosscoder_colours(labels: Iterable[str]) -> dict[str, str]:
     """Return one colour per crosscoder, the same for all seeds of a kind."""
-    kinds: dict[str, str] = {}
-    colours = {}
-    for label in labels:
-        kind = kind_of(label)
-        kinds.setdefault(kind, CROSSCODER_COLOURS[len(kinds) % len(CROSSCODER_COLOURS)])
-        colours[label] = kinds[kind]
-    return colours
-
-
-def rows_of(count: int) -> int:
-    """Return how many rows `panels` lays `count` panels out in: two columns if they fill them, else one."""
-    return count // 2 if count % 2 == 0 else count
+    labels = list(labels)
+    kinds = dict(zip(dict.fromkeys(map(kind_of, labels)), cycle(CROSSCODER_COLOURS), strict=False))
+    return {label: kinds[kind_of(label)] for label in labels}
 
 
 def stacked(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
@@ -256,10 +222,32 @@ def stacked(figure: Figure, heights: Sequence[float]) -> list[SubFigure]:
     return list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
 
 
-def panels(parent: FigureBase, count: int) -> list[SubFigure]:
-    """Divide a figure into `count` sub-figures, row by row, none of them left empty."""
-    rows = rows_of(count)
-    return [panel for row in parent.subfigures(rows, count // rows, squeeze=False) for panel in row]
+def each_crosscoder(
+    shown: Mapping[str, T],
+    panel: Callable[[SubFigure, str, T, float], Sequence[pd.DataFrame]],
+    height: float,
+    style: Style,
+    below: tuple[float, Callable[[SubFigure], pd.DataFrame]] | None = None,
+) -> Drawn:
+    """Draw a panel of `height` inches per crosscoder, in two columns if they fill them, and one `below` of its height.
+
+    `panel` draws one, given its sub-figure, the crosscoder's name and table, and its width in inches; it returns parts
+    of its numbers. `below` returns its own with a column `crosscoder`.
+    """
+    rows = len(shown) // 2 if len(shown) % 2 == 0 else len(shown)
+    across = len(shown) // rows
+    numbers = []
+    with style.context():
+        figure = style.figure(height * rows + (below[0] if below else 0.0))
+        parts: list[Any] = stacked(figure, (height * rows, below[0])) if below else [figure]
+        places = parts[0].subfigures(rows, across, squeeze=False).flat
+        for place, (label, table) in zip(places, shown.items(), strict=True):
+            pieces = [piece for piece in panel(place, label, table, style.width / across) if len(piece)]
+            numbers.append(pd.concat(pieces, ignore_index=True))
+            numbers[-1].insert(0, "crosscoder", label)
+        if below:
+            numbers.append(below[1](parts[1]))
+    return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
 def counts(values: Any, edges: np.ndarray) -> np.ndarray:
@@ -287,6 +275,11 @@ def legend(panel: FigureBase, handles: Sequence[Any], title: str | None = None, 
     entries = panel.legend(handles=list(handles), loc="outside upper left", ncols=columns, title=title)
     entries.set_alignment("left")
     entries.get_title().set_fontweight("bold")
+
+
+def point(marker: str, colour: str, label: str, size: float | None = 4, **more: Any) -> Line2D:
+    """Return the entry of a legend for points."""
+    return Line2D([], [], linestyle="", marker=marker, markersize=size, color=colour, label=label, **more)
 
 
 def wrapped(text: str, characters: int) -> str:
@@ -320,17 +313,8 @@ def note(panel: FigureBase, text: str, style: Style, width: float | None = None)
 def statement(axes: Axes, text: str, style: Style, height: float = 0.5) -> None:
     """Say in a panel, at `height` of it, why there is nothing (or less than expected) to see."""
     box = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "boxstyle": "round,pad=0.4"}
-    axes.text(
-        0.5,
-        height,
-        text,
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        fontsize=style.small_size,
-        bbox=box,
-        zorder=9,
-    )
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "zorder": 9}
+    axes.text(0.5, height, text, fontsize=style.small_size, bbox=box, **place)
 
 
 def per_cent(share: float, decimals: int = 0) -> str:

@@ -8,15 +8,15 @@ from tunediff.config.dictionaries import L0_TOLERANCE
 from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
 from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
-from tunediff.report.tables.ranking import firing_share, passing_text, ranking, verdict, with_interval
+from tunediff.report.inputs import Inputs
+from tunediff.report.tables.ranking import firing_share, nu_texts, passing_text, ranking, unranked_text, verdict
 from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, NULLS_NOT_RUN, null_pairs, table1
 
 SHOWN_RANKED = 5  # latents of the ranking shown per crosscoder; all of the table where none passes the criterion
 ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimension's
 
 
-def summary(run: Results) -> str:
+def summary(run: Inputs) -> str:
     """Return what the run shows: what was found, how far to trust it, and where the figures are."""
     parts = (
         _found, _fve, _warnings, _outliers, _classes, _ranking, _kl, _concepts,
@@ -25,32 +25,30 @@ def summary(run: Results) -> str:
     return "\n".join(line for part in parts for line in part(run))
 
 
-def _rows(run: Results) -> list[dict[Any, Any]]:
+def _rows(run: Inputs) -> list[dict[Any, Any]]:
     return table1(run.latents, run.evaluation, run.nulls).to_dict("records")
 
 
 # -- parts: each yields lines ------------------------------------------------------------------------------------------
 
 
-def _found(run: Results) -> Iterator[str]:
+def _found(run: Inputs) -> Iterator[str]:
     yield "Found: " + "; ".join(f"{name}: {passing_text(table)}" for name, table in run.with_norms.items()) + "."
     yield f"  Chat-specific: {look.one_criterion(run.latents).text}, fitted on train tokens."
     for row in _rows(run):
-        text = ""
         if not run.latents[row["crosscoder"]].has_norm_taxonomy:
             median = f"median ν^act {row['nu_activation']:.2f}"
             yield f"  {row['crosscoder']}: of the difference alone, so not judged by these; {median}."
             continue
-        if row["chat_specific_any_class"]:
-            text = (
-                f"{row['chat_specific_validation_any_class']:,.0f} confirmed on validation tokens, "
-                f"{row['chat_specific_interval_any_class']:,.0f} with 95 % intervals below too; "
-            )
+        confirmed = (
+            f"{row['chat_specific_validation_any_class']:,.0f} confirmed on validation tokens, "
+            f"{row['chat_specific_interval_any_class']:,.0f} with 95 % intervals below too; "
+        )
         passing = [
             f"{row[f'{control}_passing']:,.0f} of {row[f'{control}_measured']:,.0f} pass {name}"
             for control, name in CONTROL_NAMES.items()
         ]
-        text += f"controls: {', '.join(passing)}"
+        text = f"{confirmed if row['chat_specific_any_class'] else ''}controls: {', '.join(passing)}"
         called = [
             f"{pair} {row[f'null_{pair}_chat_specific']:,.0f} ({NULL_KINDS[row[f'null_{pair}_kind']]})"
             for pair in null_pairs(row)
@@ -62,7 +60,7 @@ def _found(run: Results) -> Iterator[str]:
         yield f"  {NULLS_NOT_RUN[0].upper()}{NULLS_NOT_RUN[1:]}."
 
 
-def _fve(run: Results) -> Iterator[str]:
+def _fve(run: Inputs) -> Iterator[str]:
     each = [f"{row['crosscoder']} {_value(row, 'difference')}" for row in _rows(run)]
     yield f"FVE of the difference (chat − base), held out: {'; '.join(each)}."
     for row in _rows(run):
@@ -90,7 +88,7 @@ def _asked_l0(facts: Mapping[str, Any]) -> float | None:
     return settings.get("target_l0") or settings.get("k")
 
 
-def _warnings(run: Results) -> Iterator[str]:
+def _warnings(run: Inputs) -> Iterator[str]:
     for row in _rows(run):
         name = row["crosscoder"]
         rests = []
@@ -110,7 +108,7 @@ def _warnings(run: Results) -> Iterator[str]:
             yield f"WARNING {name}: {text}"
 
 
-def _outliers(run: Results) -> Iterator[str]:
+def _outliers(run: Inputs) -> Iterator[str]:
     for split, found in run.outliers.items():
         if found is None:
             yield f"Outlier tokens, {split}: not looked for (activations.outlier_factor is null)."
@@ -119,13 +117,11 @@ def _outliers(run: Results) -> Iterator[str]:
             f"{source} {n:,} of {found.of[source]:,} ({firing_share(n / max(1, found.of[source]))})"
             for source, n in found.tokens.items()
         ]
-        norms = ", ".join(
-            f"{model} {norm:,.4g}" if norm < 1000 else f"{model} {norm:,.0f}" for model, norm in found.norm.items()
-        )
+        norms = ", ".join(f"{model} {norm:,.{'4g' if norm < 1000 else '0f'}}" for model, norm in found.norm.items())
         yield (f"Outlier tokens, {split}, left out: {', '.join(each)}; norm above {found.factor:g} medians ({norms}).")
 
 
-def _classes(run: Results) -> Iterator[str]:
+def _classes(run: Inputs) -> Iterator[str]:
     criterion = look.one_criterion(run.latents)
     yield "Latents by Δnorm:"
     for row in _rows(run):
@@ -144,28 +140,24 @@ def _classes(run: Results) -> Iterator[str]:
         )
 
 
-def _ranking(run: Results) -> Iterator[str]:
+def _ranking(run: Inputs) -> Iterator[str]:
     table = ranking(run.with_norms)
     yield "First of the ranking by rank(ν^r) + rank(ν^ε), ν with 95 % intervals (more: tables/ranking):"
     for name, latents in run.with_norms.items():
         rows = table[table["crosscoder"] == name].to_dict("records")
-        order = "; none has both ν within the bounds, so by Δnorm" if rows and math.isnan(rows[0]["rank_sum"]) else ""
-        yield f"  {name}: {passing_text(latents)}{order}"
+        yield f"  {name}: {passing_text(latents)}{unranked_text(rows)}"
         for row in rows[:SHOWN_RANKED] if latents.frame["chat_specific"].any() else rows:
-            nu = (
-                with_interval(*(row[f"{target}{end}"] for end in ("", "_low", "_high")))
-                for target in ("nu_reconstruction", "nu_error")
-            )
+            r, error = nu_texts(row)
             fires = ", ".join(f"{source} {firing_share(row[f'frequency_{source}'])}" for source in latents.sources)
             called = {"no": "", "confirmed": ", chat-specific and confirmed"}
             yield (
                 f"    {row['place']}. latent {row['latent']}, {row['class_name']}, Δnorm {row['norm_difference']:.2f}, "
-                f"ν^r {next(nu)}, ν^ε {next(nu)}, fires on {fires}, {look.per_cent(row['template_share'])} of it on "
+                f"ν^r {r}, ν^ε {error}, fires on {fires}, {look.per_cent(row['template_share'])} of it on "
                 f"template tokens{called.get(verdict(row), ', chat-specific, not confirmed')}"
             )
 
 
-def _kl(run: Results) -> Iterator[str]:
+def _kl(run: Inputs) -> Iterator[str]:
     kl = run.kl[run.kl["positions"] == "all"].fillna({"crosscoder": "", "ranking": ""})
     every = {(row["crosscoder"], row["intervention"], row["ranking"]): row for row in kl.to_dict("records")}
     none, template = every["", "none", ""], every["", "template", ""]
@@ -216,7 +208,7 @@ def _change(row: Mapping[Any, Any], unit: str = "%") -> str:
     return f"{value} {unit} [{low}, {high}]"
 
 
-def _concepts(run: Results) -> Iterator[str]:
+def _concepts(run: Inputs) -> Iterator[str]:
     found = detected(run.concepts)
     if not found:
         yield "Labelled concepts: the corpora carry no labels, so none was scored."

@@ -1,5 +1,7 @@
 """Cosine figure: how alike a latent's two decoder directions are, and whether ν ranks latents as Δnorm does."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,9 +10,8 @@ from matplotlib.lines import Line2D
 
 from tunediff.latents.table import CLASSES, LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/cosine",
@@ -22,7 +23,7 @@ DRAWING = Drawing(
         "chat-only ones. Latents that are reversed have no rank; the note gives their number."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 BINS = 20
@@ -36,40 +37,28 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw cos(d_base, d_chat) per class in 20 bins, and rank_sum against Δnorm with Pearson's r."""
     shown = look.selected(results.with_norms)
     look.one_criterion(shown)
-    rows = look.rows_of(len(shown))
-    with style.context():
-        figure = style.figure(5.0 * rows)
-        numbers = [
-            _panel(panel, label, table, style, style.width * rows / len(shown))
-            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
-        ]
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    return look.each_crosscoder(shown, partial(_panel, style=style), 5.0, style)
 
 
-def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float) -> pd.DataFrame:
+def _panel(panel: SubFigure, label: str, latents: LatentTable, width: float, style: look.Style) -> list[pd.DataFrame]:
     table, bounds = latents.frame, latents.criterion.range
-    columns = ["latent", "class_name", "cosine", "norm_difference", "rank_sum", "reversed"]
-    look.require(table, columns, f"latents of {label}")
     upper, lower = panel.subplots(2, 1)
     handles = []
     for class_name in CLASSES[:-1]:
-        count = int((table["class_name"] == class_name).sum())
-        name = f"{class_name} ({count:,})"
+        name = f"{class_name} ({(table['class_name'] == class_name).sum():,})"
         handles.append(Line2D([], [], color=look.CLASS_COLOURS[class_name], marker="o", markersize=3, label=name))
     look.legend(panel, handles, look.display_name(label))
     ranks = _ranks(lower, table, bounds, style)
     turned = int(table["reversed"].sum())
     look.note(panel, f"Ranked: latents with both ν within {bounds}. Reversed, so unranked: {turned:,}.", style, width)
-    numbers = pd.concat([_cosines(upper, table, style), ranks], ignore_index=True)
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return [_cosines(upper, table, style), ranks]
 
 
-def _cosines(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+def _cosines(axes: Axes, table: pd.DataFrame, style: look.Style) -> pd.DataFrame:
     edges = np.linspace(-1.0, 1.0, BINS + 1)
     pieces = []
     for class_name in CLASSES[:-1]:
@@ -91,7 +80,7 @@ def _cosines(axes: Axes, table: pd.DataFrame, style: Style) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True)
 
 
-def _ranks(axes: Axes, table: pd.DataFrame, bounds: str, style: Style) -> pd.DataFrame:
+def _ranks(axes: Axes, table: pd.DataFrame, bounds: str, style: look.Style) -> pd.DataFrame:
     ranked = table[np.isfinite(table["rank_sum"]) & np.isfinite(table["norm_difference"])]
     pieces = []
     for class_name in ("shared", "other", "base-only", "chat-only"):

@@ -1,20 +1,16 @@
 """Detection figure: how well the chat-specific latent that stands for a concept detects it, against a control."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tunediff.data.documents import ANSWER_ONSET, ONSET
 from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC, DETECTED_SHARE
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/detection",
@@ -47,14 +43,7 @@ COLUMNS = (
 )
 
 
-class Line(NamedTuple):
-    """One line of the figure: a concept, or the heading of the concepts that are compared with the same tokens."""
-
-    text: str
-    concept: str | None
-
-
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw one line per chat concept and one mark per dictionary.
 
     Lines are grouped by the tokens among which a concept is scored, onsets of answers first. The control's range from
@@ -70,29 +59,28 @@ def draw(results: Results, style: Style) -> Drawn:
         if not lines:
             figure = style.figure(1.0)
             look.statement(figure.subplots(), "no chat concept is labelled in these corpora", style)
-            return Drawn(figure, shown)
+            return look.Drawn(figure, shown)
         figure = style.figure(ROW * len(lines) + 2.4)
         axes = figure.subplots(1, len(PANELS), sharey=True)
         for panel, column in zip(axes, PANELS, strict=True):
-            _panel(panel, shown, column, lines, colours, list(kinds))
+            _panel(panel, shown, column, [name for _, name in lines], colours, list(kinds))
         first = axes[0]
-        places = [y for y, line in enumerate(lines) if line.concept]
-        first.set_yticks(places, [lines[y].text for y in places])
+        places = [y for y, (_, concept) in enumerate(lines) if concept]
+        first.set_yticks(places, [lines[y][0] for y in places])
         first.set_ylim(len(lines) - 0.4, -0.6)
-        for y, line in enumerate(lines):
-            if not line.concept:
-                heading = first.text(-0.02, y, line.text, transform=first.get_yaxis_transform(), va="center")
+        for y, (text, concept) in enumerate(lines):
+            if not concept:
+                heading = first.text(-0.02, y, text, transform=first.get_yaxis_transform(), va="center")
                 heading.set(fontsize=style.small_size, fontweight="bold", in_layout=False)  # runs over the next panels
-        handles: list[Line2D | Patch] = [
-            Line2D([], [], linestyle="", marker=MARKERS[n % 4], color=colour, label=look.kind_name(kind))
-            for n, (kind, colour) in enumerate(kinds.items())
-        ]
         hollow = f"more than {look.per_cent(DETECTED_SHARE)} of control draws do as well"
-        handles.append(Line2D([], [], linestyle="", marker="o", color=look.DARK_GREY, mfc="white", label=hollow))
-        handles.append(Patch(color=CONTROL, label="control, median to 95 %"))
+        handles = [
+            *(look.point(MARKERS[n % 4], kinds[kind], look.kind_name(kind), None) for n, kind in enumerate(kinds)),
+            look.point("o", look.DARK_GREY, hollow, None, mfc="white"),
+            Patch(color=CONTROL, label="control, median to 95 %"),
+        ]
         look.legend(figure, handles, "Chat concepts, and the chat-specific latent that stands for each", columns=4)
         look.note(figure, _note(len(colours) // len(kinds)), style)
-    return Drawn(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
+    return look.Drawn(figure, shown.drop(columns=["chat_concept", "pool"]).reset_index(drop=True))
 
 
 def _note(seeds: int) -> str:
@@ -107,14 +95,12 @@ def _note(seeds: int) -> str:
     )
 
 
-def _lines(shown: pd.DataFrame) -> list[Line]:
+def _lines(shown: pd.DataFrame) -> list[tuple[str, str | None]]:
+    """Return text and concept of each line; the heading of concepts compared with the same tokens has none."""
     groups = shown.drop_duplicates("concept").groupby("among", sort=False)["concept"].agg(list)
     order = sorted(groups.index, key=lambda among: (not among.endswith(ONSET), among not in (ANSWER_ONSET, ALL_TOKENS)))
-    return [
-        line
-        for among in order
-        for line in (Line(_heading(among), None), *(Line(_printed(name), name) for name in groups[among]))
-    ]
+    of_group = {among: [(_printed(name), name) for name in groups[among]] for among in order}
+    return [line for among in order for line in ((_heading(among), None), *of_group[among])]
 
 
 def _heading(among: str) -> str:
@@ -132,10 +118,9 @@ def _printed(name: str) -> str:
 
 
 def _panel(
-    axes: Axes, table: pd.DataFrame, column: str, lines: list[Line], colours: dict[str, str], kinds: list[str]
+    axes: Axes, table: pd.DataFrame, column: str, names: list[str | None], colours: dict[str, str], kinds: list[str]
 ) -> None:
-    names = [line.concept for line in lines]
-    y = np.arange(len(lines))
+    y = np.arange(len(names))
     for label, colour in colours.items():
         kind = kinds.index(look.kind_of(label))
         own = table[table["crosscoder"] == label].set_index("concept").reindex(names)

@@ -1,5 +1,6 @@
 """Figure 2: ν^ε against ν^r of chat-only latents and as many shared ones."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,9 +11,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/fig2",
@@ -25,10 +25,11 @@ DRAWING = Drawing(
         "fitted on train tokens; the legend counts the latents."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 RANGE = (-0.2, 1.6)  # of both axes
+TICKS = (0, 0.5, 1, 1.5)
 BINS = 50
 SHARED_WITHOUT_CHAT_ONLY = 200  # shared latents drawn when there is no chat-only one to compare with
 
@@ -54,7 +55,7 @@ def shared_interval(latents: pd.DataFrame) -> SharedInterval:
     return SharedInterval(low, high, share)
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw ν^ε (x) against ν^r (y), one panel per crosscoder, with marginal histograms (paper, figure 2).
 
     The numbers have one row per point (`item` = point), per histogram bin and per summary value; the run's seed
@@ -62,20 +63,13 @@ def draw(results: Results, style: Style) -> Drawn:
     """
     shown = look.selected(results.with_norms)
     look.one_criterion(shown)
-    rows = look.rows_of(len(shown))
-    with style.context():
-        figure = style.figure(4.1 * rows)
-        numbers = [
-            _panel(panel, label, table, style, style.width * rows / len(shown), results.seed)
-            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
-        ]
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    return look.each_crosscoder(shown, partial(_panel, style=style, seed=results.seed), 4.1, style)
 
 
-def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, width: float, seed: int) -> pd.DataFrame:
+def _panel(
+    panel: SubFigure, label: str, latents: LatentTable, width: float, style: look.Style, seed: int
+) -> list[pd.DataFrame]:
     table, criterion = latents.frame, latents.criterion
-    columns = ["latent", "class_name", "nu_error", "nu_reconstruction", "chat_specific", "reversed"]
-    look.require(table, columns, f"latents of {label}")
     finite = np.isfinite(table["nu_error"]) & np.isfinite(table["nu_reconstruction"])
     chat_only = table[finite & (table["class_name"] == "chat-only")]
     shared = table[finite & (table["class_name"] == "shared")]
@@ -94,9 +88,8 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
     for group, colour, marker in ((sample, look.ORANGE, "s"), (chat_only, look.BLUE, "o")):
         class_name = "chat-only" if group is chat_only else "shared"
         x, y = group["nu_error"].to_numpy(np.float64), group["nu_reconstruction"].to_numpy(np.float64)
-        joint.scatter(
-            x, y, s=7, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.25, alpha=0.75, rasterized=True
-        )
+        edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.25}
+        joint.scatter(x, y, s=7, marker=marker, facecolor=colour, alpha=0.75, rasterized=True, **edge)
         outside[class_name] = int(((x < RANGE[0]) | (x > RANGE[1]) | (y < RANGE[0]) | (y > RANGE[1])).sum())
         for name, values, marginal in (("nu_error", x, top), ("nu_reconstruction", y, right)):
             heights = look.counts(values, edges)
@@ -108,17 +101,11 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
         joint.axhspan(interval.low, interval.high, color=look.ORANGE, alpha=0.13, linewidth=0, zorder=0)
     dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8}
     low, below = criterion.lowest, (criterion.nu_error_below, criterion.nu_reconstruction_below)
-    box = Rectangle(
-        (low, low), below[0] - low, below[1] - low, fill=False, edgecolor=look.DARK_GREY, zorder=1, **dashed
-    )
-    joint.add_patch(box)
-    joint.set(xlim=RANGE, ylim=RANGE, xlabel=look.NU_ERROR, ylabel=look.NU_RECONSTRUCTION)
-    joint.set_xticks([0, 0.5, 1, 1.5])
-    joint.set_yticks([0, 0.5, 1, 1.5])
-    top.set(xlim=RANGE, ylabel="latents")
-    top.set_xticks([0, 0.5, 1, 1.5], labels=[])
-    right.set(ylim=RANGE, xlabel="latents")
-    right.set_yticks([0, 0.5, 1, 1.5], labels=[])
+    sides = below[0] - low, below[1] - low
+    joint.add_patch(Rectangle((low, low), *sides, fill=False, edgecolor=look.DARK_GREY, zorder=1, **dashed))
+    joint.set(xlim=RANGE, ylim=RANGE, xlabel=look.NU_ERROR, ylabel=look.NU_RECONSTRUCTION, xticks=TICKS, yticks=TICKS)
+    top.set(xlim=RANGE, ylabel="latents", xticks=TICKS, xticklabels=[])
+    right.set(ylim=RANGE, xlabel="latents", yticks=TICKS, yticklabels=[])
     for marginal, axis in ((top, top.yaxis), (right, right.xaxis)):
         axis.get_major_locator().set_params(nbins=2, integer=True)
         if not len(chat_only) and not len(sample):
@@ -126,18 +113,14 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
     if chat_only.empty:
         points = sample["nu_reconstruction"]
         height = 0.12 if (points < 0.2).sum() <= (points > 1.2).sum() else 0.91  # where there are fewer
-        look.statement(
-            joint, f"no chat-only latent to draw\n({n_chat_only} chat-only, 0 of them with ν)", style, height
-        )
+        said = f"no chat-only latent to draw\n({n_chat_only} chat-only, 0 of them with ν)"
+        look.statement(joint, said, style, height)
 
     handles: list[Any] = [
-        Line2D([], [], linestyle="", markersize=4, marker=marker, color=colour, label=text)
-        for marker, colour, text in (
-            ("o", look.BLUE, f"chat-only (n = {len(chat_only):,}, {specific:,} chat-specific)"),
-            ("s", look.ORANGE, f"shared, random (n = {len(sample):,} of {len(shared):,})"),
-        )
+        look.point("o", look.BLUE, f"chat-only (n = {len(chat_only):,}, {specific:,} chat-specific)"),
+        look.point("s", look.ORANGE, f"shared, random (n = {len(sample):,} of {len(shared):,})"),
+        Line2D([], [], color=look.DARK_GREY, label=look.rule_label(criterion), **dashed),
     ]
-    handles.append(Line2D([], [], color=look.DARK_GREY, label=look.rule_label(criterion), **dashed))
     if np.isfinite(interval.low):
         handles.append(Patch(color=look.ORANGE, alpha=0.25, label=f"95 % of shared {look.NU_RECONSTRUCTION}"))
     look.legend(panel, handles, look.display_name(label), columns=1)
@@ -172,6 +155,4 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style, wid
     pieces.append(pd.DataFrame({"item": list(summary), "value": list(summary.values())}))
     numbers = pd.concat([piece for piece in pieces if len(piece)], ignore_index=True)
     columns = ["item", "class_name", "latent", "nu_error", "nu_reconstruction", "low", "high", "count", "value"]
-    numbers = numbers.reindex(columns=columns).astype({"latent": "Int64", "count": "Int64"})
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return [numbers.reindex(columns=columns).astype({"latent": "Int64", "count": "Int64"})]

@@ -1,6 +1,7 @@
 """Figure 3: how Δnorm is distributed, and how many latents pass both ν thresholds."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tunediff.latents.criterion import Criterion
-from tunediff.latents.table import BASE_ONLY_TO, CHAT_ONLY_FROM, CLASSES, SHARED_FROM, SHARED_TO
+from tunediff.latents.table import CLASSES, LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/fig3",
@@ -25,7 +25,7 @@ DRAWING = Drawing(
         "reversed or have a ν out of bounds count in neither; the note gives their number."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 BINS = 100
@@ -39,32 +39,18 @@ def below_thresholds(latents: pd.DataFrame, criterion: Criterion, thresholds: np
     return np.searchsorted(np.sort(larger), thresholds, side="left")
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw (a) the histogram of Δnorm per class and (b) the latents below a ν threshold (paper, figure 3)."""
     shown = look.selected(results.with_norms)
     criterion = look.one_criterion(shown)
-    rows = look.rows_of(len(shown))
-    with style.context():
-        figure = style.figure(2.5 * rows + 2.5)
-        upper, lower = look.stacked(figure, (2.5 * rows, 2.5))
-        numbers = [
-            _norm_difference(panel, label, table.frame, style)
-            for panel, (label, table) in zip(look.panels(upper, len(shown)), shown.items(), strict=True)
-        ]
-        frames = {label: table.frame for label, table in shown.items()}
-        numbers.append(_thresholds(lower, frames, criterion, style))
-        turned = ", ".join(f"{int(frame['reversed'].sum()):,} ({label})" for label, frame in frames.items())
-        look.note(
-            figure,
-            f"Chat-specific: {criterion.math}. Reversed, a ν under {look.signed(criterion.lowest)}, so neither "
-            f"chat-specific nor counted in (b): {turned}.",
-            style,
-        )
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    lower = (2.5, partial(_thresholds, shown=shown, criterion=criterion, style=style))
+    return look.each_crosscoder(shown, partial(_norm_difference, style=style), 2.5, style, lower)
 
 
-def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
-    look.require(table, ["class_name", "norm_difference", "chat_specific", "reversed"], f"latents of {label}")
+def _norm_difference(
+    panel: SubFigure, label: str, latents: LatentTable, width: float, style: look.Style
+) -> list[pd.DataFrame]:
+    table = latents.frame
     axes = panel.subplots()
     axes.set_yscale("log")
     edges = np.linspace(0.0, 1.0, BINS + 1)
@@ -82,17 +68,15 @@ def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: S
     heights = look.counts(specific, edges)
     pieces.append(look.histogram_rows(heights, edges, item="norm_difference", class_name="chat-specific"))
     if heights.any():
-        axes.stairs(heights, edges, fill=True, facecolor=look.BLACK, edgecolor="white", hatch="//////", linewidth=0)
-    handles.insert(
-        1, Patch(facecolor=look.BLACK, edgecolor="white", hatch="//////", label=f"chat-specific ({len(specific):,})")
-    )
+        axes.stairs(heights, edges, fill=True, linewidth=0, **look.HATCHED)
+    handles.insert(1, Patch(**look.HATCHED, label=f"chat-specific ({len(specific):,})"))
     dead = int((table["class_name"] == "dead").sum())
     room = 2 if chat_only.any() else 5  # for what is said of them above the bars
     axes.set(
         xlim=(0, 1), ylim=(0.7, max(12, room * tallest)), xlabel=f"{look.NORM_DIFFERENCE} (0 base-only, 1 chat-only)"
     )
     axes.set_ylabel("latents per bin of 0.01")
-    ticks = (0, BASE_ONLY_TO, SHARED_FROM, SHARED_TO, CHAT_ONLY_FROM, 1)
+    ticks = (0, *latents.criterion.class_ends, 1)
     axes.set_xticks(ticks, labels=[f"{tick:g}".replace("0.", ".") for tick in ticks])
     if dead == len(table):
         axes.set_yticks([])
@@ -102,20 +86,18 @@ def _norm_difference(panel: SubFigure, label: str, table: pd.DataFrame, style: S
         look.statement(axes, "no chat-only latent (0)", style, height=0.92)
     handles.append(Patch(facecolor="none", label=f"dead, not drawn ({dead:,})"))
     look.legend(panel, handles, f"(a) {look.display_name(label)}")
-    numbers = pd.concat(pieces, ignore_index=True)
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return pieces
 
 
 def _thresholds(
-    panel: SubFigure, shown: Mapping[str, pd.DataFrame], criterion: Criterion, style: Style
+    panel: SubFigure, shown: Mapping[str, LatentTable], criterion: Criterion, style: look.Style
 ) -> pd.DataFrame:
     axes = panel.subplots()
     axes.set_yscale("log")
     colours = look.crosscoder_colours(shown)
     pieces, handles, tallest = [], [], 1
-    for label, table in shown.items():
-        look.require(table, ["nu_error", "nu_reconstruction"], f"latents of {label}")
+    frames = {label: latents.frame for label, latents in shown.items()}
+    for label, table in frames.items():
         for pool, line in zip(("all", "chat-only"), look.LINE_STYLES, strict=False):
             part = table if pool == "all" else table[table["class_name"] == "chat-only"]
             heights = below_thresholds(part, criterion)
@@ -133,4 +115,11 @@ def _thresholds(
     if tallest == 1 and not any(piece["count"].any() for piece in pieces):
         look.statement(axes, f"no latent has both ν below 1 and within {criterion.range} (0)", style)
     look.legend(panel, handles, f"(b) Latents with both ν below π, of those with both within {criterion.range}")
+    turned = ", ".join(f"{int(frame['reversed'].sum()):,} ({label})" for label, frame in frames.items())
+    look.note(
+        panel.figure,
+        f"Chat-specific: {criterion.math}. Reversed, a ν under {look.signed(criterion.lowest)}, so neither "
+        f"chat-specific nor counted in (b): {turned}.",
+        style,
+    )
     return pd.concat(pieces, ignore_index=True)

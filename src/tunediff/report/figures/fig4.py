@@ -20,9 +20,8 @@ from tunediff.interventions.registry import (
     differences,
 )
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/fig4",
@@ -34,10 +33,7 @@ DRAWING = Drawing(
         "with 95 % intervals over conversations. Beside the best halves stand the worst ones and, as a dashed "
         "line, random latents whose edit has the same energy."
     ),
-    reads=(
-        "kl",
-        "sets",
-    ),
+    reads=("kl", "sets"),
 )
 
 PALE_VERMILLION, PALE_GREEN = "#F0B48A", "#8FD3BD"
@@ -65,18 +61,15 @@ COLUMNS = (
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the KL divergence from the chat model per intervention, with 95 % intervals (paper, figure 4).
 
     The numbers are the rows of causal/summary.parquet for the crosscoders shown, without the curves and comparisons of
     figure 4b, and `drawn` telling what is on the figure.
     """
-    look.require(results.kl, COLUMNS, "causal/summary.parquet")
-    summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
-    crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
-    shown = list(look.selected(dict.fromkeys(crosscoders)))
+    summary, shown = of_shown(results.kl, COLUMNS)
     curves = summary["intervention"].isin([PREFIX, AREA, *differences()])
-    numbers = summary[summary["crosscoder"].isin(["", *shown]) & ~curves]
+    numbers = summary[~curves]
     numbers = numbers.assign(drawn=numbers["intervention"].isin([*bars(), RANDOM_MEAN])).reset_index(drop=True)
     positions, labels, groups = _layout(numbers, shown)
     with style.context():
@@ -86,7 +79,15 @@ def draw(results: Results, style: Style) -> Drawn:
             _panel(axes, numbers[numbers["positions"] == name], positions, labels, groups, title, style)
         look.legend(figure, _legend(numbers), None, columns=3)
         look.note(figure, _caption(numbers, results.sets, shown), style, width)
-    return Drawn(figure, numbers)
+    return look.Drawn(figure, numbers)
+
+
+def of_shown(summary: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows of causal/summary.parquet of the crosscoders shown and of none, and their names."""
+    look.require(summary, columns, "causal/summary.parquet")
+    summary = summary.fillna({"crosscoder": "", "ranking": ""})
+    shown = list(look.selected({label: label for label in summary["crosscoder"] if label}))
+    return summary[summary["crosscoder"].isin(["", *shown])], shown
 
 
 def bars() -> dict[str, Intervention]:
@@ -100,21 +101,17 @@ def _layout(
     """Return the x position of each bar, the tick labels, and the extent of each crosscoder's group."""
     present = set(zip(numbers["crosscoder"], numbers["intervention"], strict=True))
     positions: dict[tuple[str, str], float] = {}
-    labels: list[str] = []
     groups: dict[str, tuple[float, float]] = {}
     x = 0.0
     for crosscoder in ("", *shown):
-        own = [each for name, each in bars().items() if (crosscoder, name) in present]
-        for each in own:
-            positions[crosscoder, each.name] = x
-            labels.append(look.mathematical(each.bar))
-            x += 1
+        own = [name for name in bars() if (crosscoder, name) in present]
+        positions |= {(crosscoder, name): x + n for n, name in enumerate(own)}
         if own:
-            groups[crosscoder] = (x - len(own), x - 1)
-            x += GROUP_GAP
+            groups[crosscoder] = (x, x + len(own) - 1)
+            x += len(own) + GROUP_GAP
     if not positions:
         raise TunediffError("causal/summary.parquet: no intervention to draw; delete it and run snakemake again")
-    return positions, labels, groups
+    return positions, [look.mathematical(INTERVENTIONS[name].bar) for _, name in positions], groups
 
 
 def _panel(
@@ -124,7 +121,7 @@ def _panel(
     labels: Sequence[str],
     groups: Mapping[str, tuple[float, float]],
     title: str,
-    style: Style,
+    style: look.Style,
 ) -> None:
     drawn = rows[rows["drawn"]]
     top = float(np.nanmax([*drawn["high"], *drawn["mean"], 1e-9])) if len(drawn) else 1.0
@@ -188,9 +185,7 @@ def _legend(numbers: pd.DataFrame) -> list[Any]:
             colour, hatch = LOOKS.get(name, OTHER)
             edge: dict[str, Any] = {"edgecolor": "white", "hatch": hatch, "linewidth": 0} if hatch else {}
             handles.append(Patch(facecolor=colour, label=look.mathematical(text), **edge))
-    handles.append(
-        Line2D([], [], color=look.BLACK, linewidth=0.9, marker="|", markersize=5, linestyle="", label="95 % interval")
-    )
+    handles.append(look.point("|", look.BLACK, "95 % interval", 5, linewidth=0.9))
     controls = {each.control for each in bars().values() if each.control}
     draws = numbers.loc[numbers["intervention"].isin(controls), "draw"].nunique()
     if draws:
@@ -210,8 +205,6 @@ def _caption(numbers: pd.DataFrame, sets: Mapping[str, Mapping[str, Any]], shown
 
 def halves_text(sets: Mapping[str, Mapping[str, Any]], shown: Sequence[str]) -> str:
     """Say what the halves of each crosscoder are halves of; crosscoders with the same words together."""
-    named: dict[str, list[str]] = {}
-    for label in shown:
-        named.setdefault(look.mathematical(str(sets[label]["name"])), []).append(label)
-    each = [f"{name} ({', '.join(labels)})" for name, labels in named.items()]
+    said = {label: look.mathematical(str(sets[label]["name"])) for label in shown}
+    each = [f"{name} ({', '.join(x for x in shown if said[x] == name)})" for name in dict.fromkeys(said.values())]
     return f"Halves of {'; '.join(each)}."

@@ -11,10 +11,9 @@ from matplotlib.ticker import FixedLocator
 
 from tunediff.interventions.registry import AREA, PREFIX, RANDOM, RANKINGS, differences
 from tunediff.report import style as look
-from tunediff.report.figures.fig4 import halves_text
-from tunediff.report.inputs import Results
+from tunediff.report.figures.fig4 import halves_text, of_shown
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Mark, Style
 
 DRAWING = Drawing(
     "figures/fig4b",
@@ -25,10 +24,7 @@ DRAWING = Drawing(
         "of the edit, beside random orders. Right: paired differences between the halves of a ranking, as they are "
         "and at equal energy. Intervals are 95 %, over {conversations[count]} conversations."
     ),
-    reads=(
-        "kl",
-        "sets",
-    ),
+    reads=("kl", "sets"),
 )
 
 LOOKS = {  # colour and marker of a ranking
@@ -46,18 +42,15 @@ COLUMNS = (
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw, per crosscoder, the curves of all rankings over the edit energy, and differences at raw and equal energy.
 
     The numbers are the rows of causal/summary.parquet that are points of curves, comparisons, or their ends (None,
     All), for all and for the first 9 response tokens.
     """
-    look.require(results.kl, COLUMNS, "causal/summary.parquet")
-    summary = results.kl.fillna({"crosscoder": "", "ranking": ""})
-    crosscoders = list(dict.fromkeys(label for label in summary["crosscoder"] if label))
-    shown = list(look.selected(dict.fromkeys(crosscoders)))
+    summary, shown = of_shown(results.kl, COLUMNS)
     wanted = summary["intervention"].isin(["none", "all", PREFIX, AREA, *differences()])
-    numbers = summary[wanted & summary["crosscoder"].isin(["", *shown])].reset_index(drop=True)
+    numbers = summary[wanted].reset_index(drop=True)
     drawn = marks(numbers)
     with style.context():
         figure = style.figure(1.0 + 2.8 * len(shown))
@@ -70,16 +63,15 @@ def draw(results: Results, style: Style) -> Drawn:
             _differences(compared, own, drawn, style)
         look.legend(figure, _legend(drawn), None, columns=4)
         look.note(figure, _caption(numbers, results.sets, shown), style)
-    return Drawn(figure, numbers)
+    return look.Drawn(figure, numbers)
 
 
-def marks(numbers: pd.DataFrame) -> dict[str, Mark]:
+def marks(numbers: pd.DataFrame) -> dict[str, look.Mark]:
     """Return how the rankings that have rows are printed and drawn; "" is for differences that belong to none."""
     found = set(numbers.loc[~numbers["intervention"].isin(["none", "all"]), "ranking"])
-    names = {name: f"by {look.mathematical(ranking.label)}" for name, ranking in RANKINGS.items()} | {
-        "": "by no ranking"
-    }
-    return {name: Mark(text, *LOOKS.get(name, OTHER)) for name, text in names.items() if name in found}
+    names = {name: f"by {look.mathematical(ranking.label)}" for name, ranking in RANKINGS.items()}
+    names[""] = "by no ranking"
+    return {name: look.Mark(text, *LOOKS.get(name, OTHER)) for name, text in names.items() if name in found}
 
 
 def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
@@ -91,7 +83,7 @@ def curve(rows: pd.DataFrame, ranking: str, draw: int = 0) -> pd.DataFrame:
     return pd.concat([nothing, points[columns], whole[columns]], ignore_index=True).sort_values("energy_share")
 
 
-def _curves(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], style: Style) -> None:
+def _curves(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, look.Mark], style: look.Style) -> None:
     """Draw the curves of one crosscoder over a root scale, which shows small doses; areas are of the plain one."""
     prefixes = rows[rows["intervention"] == PREFIX]
     draws = sorted(prefixes.loc[prefixes["ranking"] == RANDOM, "draw"].unique())
@@ -135,7 +127,7 @@ def _area(row: Mapping[Any, Any]) -> str:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
-def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], style: Style) -> None:
+def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, look.Mark], style: look.Style) -> None:
     """Draw the paired differences of KL reduction, rankings of one comparison together."""
     ticks, half = [], (max(1, len(marks)) - 1) / 2
     for group, name in enumerate(differences()):
@@ -159,17 +151,12 @@ def _differences(axes: Axes, rows: pd.DataFrame, marks: Mapping[str, Mark], styl
     axes.set(ylim=(ticks[-1] + half + 1, -1), xlabel="difference in reduction (points)")
 
 
-def _legend(marks: Mapping[str, Mark]) -> list[Any]:
-    points = [
-        Line2D([], [], color=mark.colour, marker=mark.marker, markersize=3.2, label=mark.name)
-        for mark in marks.values()
-    ]
-    hollow: dict[str, Any] = {"color": look.BLACK, "marker": "o", "markersize": 3.2, "linestyle": ""}
+def _legend(marks: Mapping[str, look.Mark]) -> list[Any]:
     return [
-        *points,
+        *(Line2D([], [], color=m.colour, marker=m.marker, markersize=3.2, label=m.name) for m in marks.values()),
         Line2D([], [], color=RANDOM_COLOUR, linestyle="--", label="random orders: mean, range"),
-        Line2D([], [], **hollow, label="all response tokens"),
-        Line2D([], [], **hollow, markerfacecolor="white", label="first 9"),
+        look.point("o", look.BLACK, "all response tokens", 3.2),
+        look.point("o", look.BLACK, "first 9", 3.2, markerfacecolor="white"),
     ]
 
 

@@ -1,15 +1,16 @@
 """Frequency figure: how often the latents of each class fire."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from tunediff.latents.table import CLASSES
+from tunediff.latents.table import CLASSES, LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/frequency",
@@ -21,32 +22,26 @@ DRAWING = Drawing(
         "legend."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 BIN_WIDTH = 0.25  # decades
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw log10 of the firing frequency (fraction of validation tokens) per class, each class summing to 1."""
-    shown = {label: table.frame for label, table in look.selected(results.with_norms).items()}
-    rows = look.rows_of(len(shown))
-    for label, table in shown.items():
-        look.require(table, ["class_name", "frequency"], f"latents of {label}")
-    positive = [table.loc[table["frequency"] > 0, "frequency"].to_numpy(np.float64) for table in shown.values()]
-    lowest = min((float(np.log10(values.min())) for values in positive if len(values)), default=-1.0)
+    shown = look.selected(results.with_norms)
+    fired = pd.concat([table.frame["frequency"] for table in shown.values()]).astype(np.float64)
+    lowest = np.log10(fired[fired > 0]).min() if (fired > 0).any() else -1.0
     decades = -min(float(np.floor(lowest)), -1.0)
     edges = np.linspace(-decades, 0.0, round(decades / BIN_WIDTH) + 1)
-    with style.context():
-        figure = style.figure(2.9 * rows)
-        numbers = [
-            _panel(panel, label, table, edges, style)
-            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
-        ]
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    return look.each_crosscoder(shown, partial(_panel, edges=edges, style=style), 2.9, style)
 
 
-def _panel(panel: SubFigure, label: str, table: pd.DataFrame, edges: np.ndarray, style: Style) -> pd.DataFrame:
+def _panel(
+    panel: SubFigure, label: str, latents: LatentTable, width: float, edges: np.ndarray, style: look.Style
+) -> list[pd.DataFrame]:
+    table = latents.frame
     axes = panel.subplots()
     pieces, handles = [], []
     for class_name, line in zip(CLASSES[:-1], look.LINE_STYLES, strict=True):
@@ -72,6 +67,4 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, edges: np.ndarray,
         look.statement(axes, f"no latent fires ({silent:,} dead)", style)
     handles.append(Line2D([], [], linestyle="", label=f"never fire: {silent:,}, not drawn"))
     look.legend(panel, handles, look.display_name(label), columns=1)
-    numbers = pd.concat(pieces, ignore_index=True)
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return pieces

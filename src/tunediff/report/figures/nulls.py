@@ -5,15 +5,13 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.transforms import Transform
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.nulls import model_name, null_kind, null_rates
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import CALLS, NULL_KINDS
 
 DRAWING = Drawing(
@@ -32,7 +30,7 @@ DRAWING = Drawing(
 ROW = 0.32  # inches per crosscoder
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the calls of every rule, one line per pair and crosscoder; the numbers are those of `null_rates`."""
     kinds = {pair: null_kind(models) for pair, models in results.models.items() if pair}
     models = {pair: (model_name(of["base"]), model_name(of["chat"])) for pair, of in results.models.items()}
@@ -40,7 +38,9 @@ def draw(results: Results, style: Style) -> Drawn:
     return shown(null_rates(results.pairs, kinds), criterion, models, style)
 
 
-def shown(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[str, str]], style: Style) -> Drawn:
+def shown(
+    table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[str, str]], style: look.Style
+) -> look.Drawn:
     """Draw `null_rates`; `criterion` is that of the latent tables, `models` names both models of each pair."""
     rows = table.to_dict("records")
     marks = dict(zip(CALLS, look.rule_marks(criterion).values(), strict=True))
@@ -68,10 +68,7 @@ def shown(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[
                 beside.text(x, line, text, ha="left" if x < 0.1 else "right", va="center", transform=_across(beside))
             if line and row["pair"] != rows[line - 1]["pair"]:
                 axes.axhline(line - 0.5, color=look.GREY, linewidth=0.4)
-        handles = [
-            Line2D([], [], linestyle="", marker=mark.marker, markersize=4, color=mark.colour, label=mark.name)
-            for mark in marks.values()
-        ]
+        handles = [look.point(mark.marker, mark.colour, mark.name) for mark in marks.values()]
         look.legend(figure, handles, "Latents called chat-specific, by", columns=1)
         kinds = dict(zip(table["pair"], table["null_kind"], strict=True))
         named = {pair: f"{pair}: {base} and {chat}" for pair, (base, chat) in models.items()}
@@ -89,7 +86,7 @@ def shown(table: pd.DataFrame, criterion: Criterion, models: Mapping[str, tuple[
             "FVE (mean of both models) and L0 on held-out tokens."
         )
         look.note(figure, text, style)
-    return Drawn(figure, table)
+    return look.Drawn(figure, table)
 
 
 def _name(row: Mapping[Any, Any]) -> str:

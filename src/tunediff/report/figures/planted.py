@@ -1,20 +1,17 @@
 """The planted benchmark: what each crosscoder makes of each kind of concept, and how far each rule can be believed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.validation.truth import Scores, over_seeds, rates, undecided_up_to
 
 DRAWING = Drawing(
@@ -31,8 +28,8 @@ DRAWING = Drawing(
 )
 
 RANKINGS = {
-    "auroc_norm_difference": look.Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
-    "auroc_rank_sum": look.Mark("rank sum of ν", look.BLUE, "s"),
+    "norm_difference": look.Mark(look.NORM_DIFFERENCE, look.VERMILLION, "o"),
+    "rank_sum": look.Mark("rank sum of ν", look.BLUE, "s"),
 }
 ROW_INCHES = 0.165
 HEAD_INCHES = 0.72  # of a row of panels: its titles and axis
@@ -41,22 +38,13 @@ HEAD_INCHES = 0.72  # of a row of panels: its titles and axis
 def _groups(concepts: pd.DataFrame, criterion: Criterion) -> pd.DataFrame:
     """Return the concepts with a column `group`, what the figure calls their kind; undecided ones and parts dropped."""
     weaker = concepts["kind"] == "weaker"
-    kept = concepts[
-        (concepts["kind"] != "part") & ~(weaker & (concepts["factor"] <= undecided_up_to(criterion)))
-    ].copy()
+    kept = concepts[(concepts["kind"] != "part") & ~(weaker & (concepts["factor"] <= undecided_up_to(criterion)))]
     low, high = kept.loc[weaker, "factor"].min(), kept.loc[weaker, "factor"].max()
     weak = f"weaker (×{low:g})" if low == high else f"weaker (×{low:g}–{high:g})"
-    frequent = [look.per_cent(x, 0 if x >= 0.01 else 1) for x in kept["frequency"]]
-    names = {"weaker": weak}
-    kept["group"] = [
-        f"chat-only, on {often}"
-        if kind == "chat-only"
-        else f"decoupled ({'co-firing' if parts == 1 else f'sum of {parts}'})"
-        if kind == "decoupled"
-        else names.get(kind, kind)
-        for kind, often, parts in zip(kept["kind"], frequent, kept["parts"], strict=True)
-    ]
-    return kept
+    frequent = kept["frequency"].map(lambda x: f"chat-only, on {look.per_cent(x, 0 if x >= 0.01 else 1)}")
+    parts = kept["parts"].map(lambda n: f"decoupled ({'co-firing' if n == 1 else f'sum of {n}'})")
+    group = kept["kind"].replace("weaker", weak).mask(kept["kind"] == "chat-only", frequent)
+    return kept.assign(group=group.mask(kept["kind"] == "decoupled", parts))
 
 
 ORDER = ("chat-only", "weaker", "amplified", "decoupled", "rotated", "shared", "base-only")
@@ -87,20 +75,19 @@ def by_factor(scores: Scores) -> pd.DataFrame:
 
 def quality(scores: Scores) -> pd.DataFrame:
     """Return, per arm and crosscoder, precision and false-positive rate of each rule and AUROC of each ranking."""
-    rows: list[dict[str, Any]] = []
-    for (arm, crosscoder), table in scores.crosscoders.groupby(["arm", "crosscoder"], sort=False):
-        for quantity in ("precision", "false_positives", "auroc"):
-            names = look.RULES if quantity != "auroc" else [name.removeprefix("auroc_") for name in RANKINGS]
-            for rule in names:
-                interval = over_seeds(table[f"{quantity}_{rule}"].to_numpy())
-                row = {"arm": arm, "crosscoder": crosscoder, "quantity": quantity, "rule": rule}
-                rows.append(row | interval._asdict())
-    return pd.DataFrame(rows)
+    quantities = {"precision": look.RULES, "false_positives": look.RULES, "auroc": tuple(RANKINGS)}
+    return pd.DataFrame(
+        [
+            {"arm": arm, "crosscoder": crosscoder, "quantity": quantity, "rule": rule}
+            | over_seeds(table[f"{quantity}_{rule}"].to_numpy())._asdict()
+            for (arm, crosscoder), table in scores.crosscoders.groupby(["arm", "crosscoder"], sort=False)
+            for quantity, rules in quantities.items()
+            for rule in rules
+        ]
+    )
 
 
-def _points(
-    axes: Axes, rows: pd.DataFrame, positions: Sequence[float], mark: look.Mark, offset: float, **look_: Any
-) -> None:
+def _points(axes: Axes, rows: pd.DataFrame, positions: Sequence[float], mark: look.Mark, offset: float) -> None:
     """Draw means with their intervals at heights `positions`."""
     y = np.asarray(positions) + offset
     axes.hlines(y, rows["low"], rows["high"], color=mark.colour, linewidth=1.0, zorder=2)
@@ -147,8 +134,7 @@ def _quality(figure: FigureBase, rows: pd.DataFrame, rule_marks: Mapping[str, lo
     }
     for axes, (quantity, title) in zip(all_axes, titles.items(), strict=True):
         part = rows[rows["quantity"] == quantity]
-        rankings = {name.removeprefix("auroc_"): mark for name, mark in RANKINGS.items()}
-        marks = rule_marks if quantity != "auroc" else rankings
+        marks = rule_marks if quantity != "auroc" else RANKINGS
         for n, (rule, mark) in enumerate(marks.items()):
             own = part[part["rule"] == rule]
             y = [height[pair] for pair in zip(own["arm"], own["crosscoder"], strict=True)]
@@ -195,7 +181,7 @@ def _factors(
     all_axes[0].set_ylabel("called\nof found", fontsize="small")
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the benchmark: calls per kind of concept for every arm and crosscoder, by strength, and their quality.
 
     Intervals are 95 % t intervals over seeds, each with its own concepts, tokens and dictionaries.
@@ -231,14 +217,11 @@ def draw(results: Results, style: Style) -> Drawn:
                 for axes in all_axes[first:]:
                     axes.title.set_fontsize(style.small_size)
         _quality(parts[-1], qualities, marks)
-        handles: list[Any] = [
-            Line2D([], [], linestyle="", marker=mark.marker, markersize=4, color=mark.colour, label=mark.name)
-            for mark in marks.values()
+        handles = [
+            Patch(color="#E6E6E6", label="found (a latent's activation correlates > 0.7)"),
+            *(look.point(mark.marker, mark.colour, mark.name) for mark in marks.values()),
         ]
-        handles.insert(0, Patch(color="#E6E6E6", label="found (a latent's activation correlates > 0.7)"))
-        handles.append(
-            Line2D([], [], linestyle="", marker="<", markersize=3, color="black", label="all should be called")
-        )
+        handles.append(look.point("<", "black", "all should be called", 3))
         look.legend(figure, handles, "Concepts that are found, and found and called chat-specific by", columns=2)
         n_seeds = scores.crosscoders.groupby("arm")["seed"].nunique()
         counts = " or ".join(map(str, sorted(set(n_seeds))))
@@ -255,4 +238,4 @@ def draw(results: Results, style: Style) -> Drawn:
         ignore_index=True,
     )
     columns = ["panel", "arm", "crosscoder", "group", "factor", "quantity", "rule", "mean", "low", "high", "n"]
-    return Drawn(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))
+    return look.Drawn(figure, numbers.reindex(columns=columns).rename(columns={"n": "seeds"}))

@@ -1,6 +1,7 @@
 """Template figure: are chat-only latents about the chat template?"""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,8 @@ from matplotlib.patches import Patch
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/template",
@@ -24,7 +24,7 @@ DRAWING = Drawing(
         "template tokens. The legends count the latents."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 RANGE = (-0.2, 1.6)  # of ν
@@ -42,32 +42,22 @@ def share_at_least(template_share: np.ndarray, thresholds: np.ndarray) -> np.nda
     return (values[:, None] >= thresholds).mean(axis=0)
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw ν of chat-only latents, those firing mainly on template tokens overlaid, and their template shares."""
     shown = look.selected(results.with_norms)
     look.one_criterion(shown)
-    rows = look.rows_of(len(shown))
-    height = 3.5 if rows == 1 or len(shown) > 1 else 2.2
-    with style.context():
-        figure = style.figure(height * rows + 2.2)
-        upper, lower = look.stacked(figure, (height * rows, 2.2))
-        numbers = [
-            _panel(panel, label, table, style)
-            for panel, (label, table) in zip(look.panels(upper, len(shown)), shown.items(), strict=True)
-        ]
-        numbers.append(_shares(lower, {label: table.frame for label, table in shown.items()}, style))
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    lower = (2.2, partial(_shares, shown=shown, style=style))
+    return look.each_crosscoder(shown, partial(_panel, style=style), 3.5, style, lower)
 
 
-def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style) -> pd.DataFrame:
+def _panel(panel: SubFigure, label: str, latents: LatentTable, width: float, style: look.Style) -> list[pd.DataFrame]:
     table, criterion = latents.frame, latents.criterion
     below = {"nu_reconstruction": criterion.nu_reconstruction_below, "nu_error": criterion.nu_error_below}
-    look.require(table, ["class_name", "template_share", "nu_error", "nu_reconstruction"], f"latents of {label}")
     chat_only = table[table["class_name"] == "chat-only"]
     mainly = chat_only[chat_only["template_share"] > MAINLY]
     edges = np.linspace(*RANGE, BINS + 1)
     pieces = []
-    for axes, name in zip(panel.subplots(2, 1), ("nu_reconstruction", "nu_error"), strict=True):
+    for axes, name in zip(panel.subplots(2, 1), look.NU_NAMES, strict=True):
         outside = 0
         for pool, group in (("chat-only", chat_only), ("mainly template", mainly)):
             heights = look.counts(group[name], edges)
@@ -76,9 +66,7 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style) -> 
                 axes.stairs(heights, edges, color=look.BLUE, linewidth=0.8)
                 outside = int(np.isfinite(group[name]).sum() - heights.sum())
             else:
-                axes.stairs(
-                    heights, edges, fill=True, facecolor=look.BLACK, edgecolor="white", hatch="//////", linewidth=0
-                )
+                axes.stairs(heights, edges, fill=True, linewidth=0, **look.HATCHED)
             pieces.append(look.histogram_rows(heights, edges, item=name, pool=pool))
         axes.axvline(below[name], color=look.DARK_GREY, linestyle="--", linewidth=0.8)
         axes.set(xlim=RANGE, xlabel=look.NU_NAMES[name], ylabel="latents per bin")
@@ -95,23 +83,20 @@ def _panel(panel: SubFigure, label: str, latents: LatentTable, style: Style) -> 
             )  # fmt: skip
     handles = [
         Patch(facecolor=look.BLUE, alpha=0.45, label=f"chat-only (n = {len(chat_only):,})"),
-        Patch(
-            facecolor=look.BLACK, edgecolor="white", hatch="//////", label=f"> 50 % on template (n = {len(mainly):,})"
-        ),
+        Patch(**look.HATCHED, label=f"> 50 % on template (n = {len(mainly):,})"),
         Line2D([], [], color=look.DARK_GREY, linestyle="--", linewidth=0.8, label=look.rule_label(criterion)),
     ]
     look.legend(panel, handles, f"(a) {look.display_name(label)}", columns=1)
-    numbers = pd.concat(pieces, ignore_index=True)
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return pieces
 
 
-def _shares(panel: SubFigure, shown: Mapping[str, pd.DataFrame], style: Style) -> pd.DataFrame:
+def _shares(panel: SubFigure, shown: Mapping[str, LatentTable], style: look.Style) -> pd.DataFrame:
     axes = panel.subplots()
     colours = look.crosscoder_colours(shown)
     pieces, handles = [], []
     for label, table in shown.items():
-        values = table.loc[table["class_name"] == "chat-only", "template_share"].to_numpy(np.float64)
+        chat_only = table.frame["class_name"] == "chat-only"
+        values = table.frame.loc[chat_only, "template_share"].to_numpy(np.float64)
         shares = share_at_least(values, SHARES)
         third, half = share_at_least(values, np.array([1 / 3, MAINLY]))
         axes.plot(SHARES, shares, color=colours[label], drawstyle="steps-pre")

@@ -6,9 +6,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/training",
@@ -34,12 +33,12 @@ PANELS = {  # column -> axis label, logarithmic
 MAX_POINTS = 2000  # drawn per curve; more cannot be told apart in print
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the training curves of all crosscoders, every seed, against training tokens.
 
     The numbers are the points drawn: each history, thinned evenly to 2,000 rows if it is longer.
     """
-    shown = look.selected(results.histories, list(results.histories))
+    shown = results.histories
     colours = look.crosscoder_colours(shown)
     seeds: dict[str, int] = {}
     pieces, handles = [], []
@@ -83,7 +82,7 @@ def draw(results: Results, style: Style) -> Drawn:
             panel.set_xlabel(f"training tokens ({unit})" if unit else "training tokens")
         look.legend(figure, handles)
     numbers.insert(0, "crosscoder", numbers.pop("crosscoder"))
-    return Drawn(figure, numbers)
+    return look.Drawn(figure, numbers)
 
 
 def _logarithmic(panel: Axes, ratio: float) -> None:

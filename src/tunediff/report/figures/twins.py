@@ -1,5 +1,7 @@
 """Twins figure: do a chat-only and a base-only latent of the same direction fire on the same tokens?"""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import SubFigure
@@ -7,9 +9,8 @@ from matplotlib.lines import Line2D
 
 from tunediff.latents.table import TWIN_COSINE
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "figures/twins",
@@ -21,30 +22,22 @@ DRAWING = Drawing(
         "base-only latent stand beside them as the control. The legend counts the pairs."
     ),
     reads=("twins",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 
 BINS = 20
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw the activation divergence of twins (decoder cosine > `TWIN_COSINE`) beside that of the other, random pairs.
 
     A table has one row per pair: chat_only_latent, base_only_latent, cosine, divergence (0 always fire together,
     1 never; NaN where neither fires high).
     """
-    shown = look.selected(results.twins)
-    rows = look.rows_of(len(shown))
-    with style.context():
-        figure = style.figure(2.6 * rows)
-        numbers = [
-            _panel(panel, label, table, style)
-            for panel, (label, table) in zip(look.panels(figure, len(shown)), shown.items(), strict=True)
-        ]
-    return Drawn(figure, pd.concat(numbers, ignore_index=True))
+    return look.each_crosscoder(look.selected(results.twins), partial(_panel, style=style), 2.6, style)
 
 
-def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> pd.DataFrame:
+def _panel(panel: SubFigure, label: str, table: pd.DataFrame, width: float, style: look.Style) -> list[pd.DataFrame]:
     look.require(table, ["chat_only_latent", "base_only_latent", "cosine", "divergence"], f"twins of {label}")
     axes = panel.subplots()
     edges = np.linspace(0.0, 1.0, BINS + 1)
@@ -74,13 +67,7 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, style: Style) -> p
         look.statement(axes, "no pair of a chat-only and\na base-only latent (0)", style)
     elif not is_twin.any():
         highest = float(table["cosine"].max())
-        look.statement(
-            axes,
-            f"no twins: 0 of {len(table):,} pairs have\ncosine > {TWIN_COSINE:g} (highest {highest:.2f})",
-            style,
-            height=0.85,
-        )
+        said = f"no twins: 0 of {len(table):,} pairs have\ncosine > {TWIN_COSINE:g} (highest {highest:.2f})"
+        look.statement(axes, said, style, height=0.85)
     look.legend(panel, handles, look.display_name(label), columns=1)
-    numbers = pd.concat(pieces, ignore_index=True)
-    numbers.insert(0, "crosscoder", label)
-    return numbers
+    return pieces

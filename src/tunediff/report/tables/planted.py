@@ -7,10 +7,9 @@ import pandas as pd
 
 from tunediff.latents.criterion import Criterion
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.validation.truth import over_seeds, summary, undecided_up_to
 
 DRAWING = Drawing(
@@ -52,7 +51,7 @@ def lines(criterion: Criterion) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset the benchmark, one column per arm and crosscoder; the numbers have the intervals over seeds too.
 
     Further numbers, `all`: every score in long form.
@@ -79,7 +78,7 @@ def draw(results: Results, style: Style) -> Drawn:
     )
     title = "Planted benchmark: what is found, and what is called chat-specific"
     figure = typeset(heads, body, {5, 8, 11, 15, 17}, title, note, style)
-    return Drawn(figure, pd.DataFrame(rows), {"all": summary(scores)})
+    return look.Drawn(figure, pd.DataFrame(rows), {"all": summary(scores)})
 
 
 def _cell(value: float, form: str) -> str:

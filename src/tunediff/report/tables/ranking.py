@@ -1,6 +1,6 @@
 """The ranking: the latents of every crosscoder that are most specific to the chat model, by both ν."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,9 @@ import pandas as pd
 
 from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import ruled, typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 from tunediff.report.tables.table1 import SPECIFIC
 
 DRAWING = Drawing(
@@ -25,12 +24,12 @@ DRAWING = Drawing(
         "the bounds, the order is that of Δnorm."
     ),
     reads=("latents",),
-    requires=lambda graph: bool(graph.with_norms),
+    by_norm=True,
 )
 RANKED = 20  # latents of each crosscoder
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset the ranking of the first seed of each crosscoder; the numbers are `ranking`, with every seed."""
     latents = results.with_norms
     table, shown = ranking(latents), look.selected(latents)
@@ -39,13 +38,12 @@ def draw(results: Results, style: Style) -> Drawn:
     heads += [f"fires on\n{source}" for source in sources] + ["template\nshare", "chat-\nspecific"]
     parts = []
     for label in shown:
-        passing, rows = passing_text(latents[label]), table[table["crosscoder"] == label].to_dict("records")
-        order = "; none has both ν within the bounds, so by Δnorm" if rows and np.isnan(rows[0]["rank_sum"]) else ""
-        part = [[look.mathematical(f"{look.display_name(label)}: {passing}{order}"), *("" for _ in heads[1:])]]
+        rows = table[table["crosscoder"] == label].to_dict("records")
+        said = f"{look.display_name(label)}: {passing_text(latents[label])}{unranked_text(rows)}"
+        part = [[look.mathematical(said), *("" for _ in heads[1:])]]
         for row in rows:
             cells = [f"{row['place']}.  latent {row['latent']}", row["class_name"], f"{row['norm_difference']:.2f}"]
-            for name in ("nu_reconstruction", "nu_error"):
-                cells.append(with_interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high"))))
+            cells += nu_texts(row)
             cells += [firing_share(row[f"frequency_{source}"]) for source in sources]
             part.append([*cells, look.per_cent(row["template_share"]), verdict(row)])
         parts.append(part)
@@ -57,7 +55,7 @@ def draw(results: Results, style: Style) -> Drawn:
         "on: share of validation tokens. Template share: of its firings, those on template tokens."
     )
     title = "The ranking: latents most specific to the chat model"
-    return Drawn(typeset(heads, *ruled(parts), title, note, style, first_width=1.0), table)
+    return look.Drawn(typeset(heads, *ruled(parts), title, note, style, first_width=1.0), table)
 
 
 def ranking(latents: Mapping[str, LatentTable]) -> pd.DataFrame:
@@ -78,8 +76,17 @@ def ranking(latents: Mapping[str, LatentTable]) -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True).assign(criterion=criterion.text)
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """Return a ν with its 95 % interval, in print."""
+def unranked_text(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """Return what is said of the order of a ranking's rows where it is not that of `rank_sum`."""
+    return "; none has both ν within the bounds, so by Δnorm" if rows and np.isnan(rows[0]["rank_sum"]) else ""
+
+
+def nu_texts(row: Mapping[Any, Any]) -> list[str]:
+    """Return ν^r and ν^ε of a row of the ranking with their 95 % intervals, in print."""
+    return [_with_interval(*(row[f"{nu}{end}"] for end in ("", "_low", "_high"))) for nu in look.NU_NAMES]
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
     if not np.isfinite(value):
         return "–"
     value, low, high = (round(float(x), 2) + 0.0 for x in (value, low, high))  # + 0: no −0.00

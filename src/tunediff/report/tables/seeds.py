@@ -11,11 +11,10 @@ from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import STABLE_COSINE, LatentTable
 from tunediff.report import style as look
-from tunediff.report.inputs import Results
+from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
-from tunediff.report.tables.table1 import CLASS_LINES, QUALITY_LINES, SPECIFIC_LINES, table1
+from tunediff.report.tables.table1 import CLASS_LINES, QUALITY_LINES, SPECIFIC_LINES, row_of, table1
 
 DRAWING = Drawing(
     "tables/seeds",
@@ -29,6 +28,7 @@ DRAWING = Drawing(
     reads=("latents", "evaluation", "kl", "seeds"),
     requires=lambda graph: bool(graph.trained),
 )
+STABLE_POOLS = ("chat-only", "chat-specific", "shared", "base-only", "other")
 # column of a seed's numbers -> (intervention, positions, printed name)
 SEED_KL = {
     f"kl_change_{name}{suffix}": (name, positions, f"KL change, {look.mathematical(INTERVENTIONS[name].label)}{said}")
@@ -42,15 +42,11 @@ SEED_LINES = (
     *QUALITY_LINES[:-1],
     *((printed, column, "share") for column, (_, _, printed) in SEED_KL.items()),
     ("stable: all live latents", "stable", "share"),
-    ("   chat-only", "stable_chat_only", "share"),
-    ("   chat-specific", "stable_chat_specific", "share"),
-    ("   shared", "stable_shared", "share"),
-    ("   base-only", "stable_base_only", "share"),
-    ("   other", "stable_other", "share"),
+    *((f"   {name}", f"stable_{name.replace('-', '_')}", "share") for name in STABLE_POOLS),
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset mean and range per crosscoder; the numbers are those of `across_seeds`."""
     return printed(across_seeds(results.latents, results.evaluation, results.kl, results.seeds), style)
 
@@ -78,14 +74,12 @@ def across_seeds(
     numbers["seed"] = numbers["crosscoder"].map(look.seed_of)
     for _, column, _ in SEED_LINES:
         if column in SEED_KL:
-            intervention, positions, _ = SEED_KL[column]
-            numbers[column] = [-_reduction(summary, label, intervention, positions) for label in numbers["crosscoder"]]
+            found = [row_of(summary, label, *SEED_KL[column][:2]) for label in numbers["crosscoder"]]
+            numbers[column] = [math.nan if row is None else -float(row["reduction"]) for row in found]
         elif column.startswith("stable"):
             pool = column.removeprefix("stable").removeprefix("_").replace("_", "-")
-            numbers[column] = [
-                _stable_share(matches, name, seed, pool)
-                for name, seed in zip(numbers["name"], numbers["seed"], strict=True)
-            ]
+            seeds_of = zip(numbers["name"], numbers["seed"], strict=True)
+            numbers[column] = [_stable_share(matches, name, seed, pool) for name, seed in seeds_of]
     rows = []
     for name, group in numbers.groupby("name", sort=False):
         for _, column, _ in SEED_LINES:
@@ -95,10 +89,7 @@ def across_seeds(
                     "crosscoder": name,
                     "quantity": column,
                     "n_seeds": int(values.notna().sum()),
-                    "mean": values.mean(),
-                    "low": values.min(),
-                    "high": values.max(),
-                    "sd": values.std(ddof=1),
+                    **values.agg({"mean": "mean", "low": "min", "high": "max", "sd": "std"}),
                     **{f"value_seed{seed}": value for seed, value in values.items()},
                     "criterion": numbers["criterion"].iloc[0],
                 }
@@ -106,28 +97,24 @@ def across_seeds(
     return pd.DataFrame(rows)
 
 
-def _reduction(summary: pd.DataFrame, label: str, intervention: str, positions: str) -> float:
-    of = (summary["crosscoder"].fillna("") == label) & (summary["intervention"] == intervention)
-    rows = summary.loc[of & (summary["positions"] == positions), "reduction"]
-    return float(rows.iloc[0]) if len(rows) else math.nan
-
-
 def _stable_share(matches: pd.DataFrame, name: str, seed: int, pool: str) -> float:
     """Return the share of a seed's latents of a class (all live ones, the chat-specific of the chat-only) stable."""
     own = matches[(matches["crosscoder"] == name) & (matches["seed"] == seed)].drop_duplicates("latent")
     if pool == "chat-specific":
-        own = own[(own["class_name"] == "chat-only") & own["chat_specific"].astype(bool)]
+        own = own[own["chat_specific"].astype(bool)]
+    if pool:
+        own = own[own["class_name"] == ("chat-only" if pool == "chat-specific" else pool)]
     else:
-        own = own[(own["class_name"] == pool) if pool else (own["class_name"] != "dead")]
+        own = own[own["class_name"] != "dead"]
     return float(own["stable"].mean()) if len(own) else math.nan
 
 
-def printed(table: pd.DataFrame, style: Style) -> Drawn:
+def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
     """Typeset `across_seeds`, one column per crosscoder: mean and range; the numbers are `table` itself."""
     title = "Spread over training seeds"
     if "mean" not in table:
         note = "Counts, FVE, L0, KL and the stability of latents get a spread over seeds of the same data."
-        return Drawn(typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
+        return look.Drawn(typeset(["", ""], [[table["quantity"].iloc[0], ""]], set(), title, note, style), table)
     names = list(dict.fromkeys(table["crosscoder"]))
     by_cell = {(row["crosscoder"], row["quantity"]): row for row in table.to_dict("records")}
     cells = [
@@ -145,7 +132,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
         "share of the seed's latents. "
         f"Chat-specific: {look.mathematical(table['criterion'].iloc[0])}; counts of each seed in the nulls: table 1."
     )
-    return Drawn(typeset(heads, cells, rules, title, note, style), table)
+    return look.Drawn(typeset(heads, cells, rules, title, note, style), table)
 
 
 def _spread(row: Mapping[Any, Any], form: str) -> str:

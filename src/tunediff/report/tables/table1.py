@@ -11,10 +11,9 @@ from tunediff.errors import TunediffError
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import CLASSES, LatentTable, control_passes
 from tunediff.report import style as look
-from tunediff.report.inputs import OutlierTokens, Results
+from tunediff.report.inputs import Inputs, OutlierTokens
 from tunediff.report.layout import cell, ruled, typeset
 from tunediff.report.registry import Drawing
-from tunediff.report.style import Drawn, Style
 
 DRAWING = Drawing(
     "tables/table1",
@@ -58,22 +57,20 @@ SPECIFIC_LINES = (
     ("reversed", "reversed", "count"),
     ("ν^act, median of live latents", "nu_activation", "ratio"),
 )
+MEASURES = {  # of each model's reconstruction
+    "fve": "FVE",
+    "fve_standardised": "standardised FVE",
+    "largest_dimension_share": "variance in the largest dimension",
+}
+MODELS = {"difference": "difference", "base": "base model", "chat": "chat model"}
 QUALITY_LINES = (
-    ("FVE, difference", "fve_difference", "share"),
-    ("FVE, base model", "fve_base", "share"),
-    ("FVE, chat model", "fve_chat", "share"),
-    ("standardised FVE, difference", "fve_standardised_difference", "share"),
-    ("standardised FVE, base model", "fve_standardised_base", "share"),
-    ("standardised FVE, chat model", "fve_standardised_chat", "share"),
-    ("variance in the largest dimension, difference", "largest_dimension_share_difference", "share"),
-    ("variance in the largest dimension, base model", "largest_dimension_share_base", "share"),
-    ("variance in the largest dimension, chat model", "largest_dimension_share_chat", "share"),
+    *((f"{said}, {of}", f"{name}_{model}", "share") for name, said in MEASURES.items() for model, of in MODELS.items()),
     ("L0", "l0", "number"),
     ("outlier tokens, left out", "outlier_share", "share"),
 )
 
 
-def draw(results: Results, style: Style) -> Drawn:
+def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset table 1 with one column per crosscoder; the numbers are those of `table1`."""
     outliers = results.outliers["validation"]
     return printed(table1(results.latents, results.evaluation, results.nulls, outliers), style)
@@ -102,8 +99,8 @@ def table1(
     criterion = look.one_criterion(latents)
     kinds = list(dict.fromkeys(map(look.kind_of, latents)))
     order = sorted(latents, key=lambda label: kinds.index(look.kind_of(label)))
-    for label, judged in look.selected(latents, order).items():
-        table = judged.frame
+    for label in order:
+        judged, table = latents[label], latents[label].frame
         if label not in evaluations:
             raise TunediffError(f"table 1: no evaluation of '{label}'; run snakemake again to make it")
         evaluation = evaluations[label]
@@ -123,7 +120,7 @@ def table1(
                 "nu_activation": float(table.loc[~table["dead"], "nu_activation"].median()),
                 **{
                     f"{name}_{model}": evaluation.value(name, model)
-                    for name in ("fve", "fve_standardised", "largest_dimension_share", "largest_dimension")
+                    for name in (*MEASURES, "largest_dimension")
                     for model in ("base", "chat", "difference")
                 },
                 "l0": evaluation.value("l0"),
@@ -147,10 +144,8 @@ _OF_MODELS = (
 
 def _controls(table: LatentTable) -> dict[str, int]:
     """Return how many latents pass the criterion with each control direction, and how many have both ν there."""
-    counts: dict[str, int] = {}
-    for control, (passing, measured) in control_passes(table).items():
-        counts |= {f"{control}_passing": passing, f"{control}_measured": measured}
-    return counts
+    ends = {control: zip(("passing", "measured"), both, strict=True) for control, both in control_passes(table).items()}
+    return {f"{control}_{name}": count for control, counts in ends.items() for name, count in counts}
 
 
 def _in_nulls(nulls: pd.DataFrame | None, label: str) -> dict[str, Any]:
@@ -164,7 +159,13 @@ def _in_nulls(nulls: pd.DataFrame | None, label: str) -> dict[str, Any]:
     return found
 
 
-def printed(table: pd.DataFrame, style: Style) -> Drawn:
+def row_of(summary: pd.DataFrame, crosscoder: str, intervention: str, positions: str) -> Mapping[Any, Any] | None:
+    """Return the first row of causal/summary.parquet of an intervention, if there is one."""
+    of = (summary["crosscoder"].fillna("") == crosscoder) & (summary["intervention"] == intervention)
+    return next(iter(summary[of & (summary["positions"] == positions)].to_dict("records")), None)
+
+
+def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
     """Typeset table 1; the numbers are `table` itself."""
     tokens = " / ".join(f"{count:,}" for count in dict.fromkeys(table["n_tokens"]))
     rows = table.to_dict("records")
@@ -196,7 +197,7 @@ def printed(table: pd.DataFrame, style: Style) -> Drawn:
         "Standardised: every dimension scaled to unit variance. A dash: not measured."
     )
     title = "Table 1. Crosscoders and their latents"
-    return Drawn(typeset(heads, *ruled(parts), title, note, style), table)
+    return look.Drawn(typeset(heads, *ruled(parts), title, note, style), table)
 
 
 def _of(passing: float, measured: float) -> str:
