@@ -6,6 +6,5 @@ from tunediff.report.inputs import Inputs
 from tunediff.report.summary import summary
 
 with job(snakemake) as work:
-    write_text(work.out, summary(Inputs.of(snakemake)) + "
-")
+    write_text(work.out, summary(Inputs.of(snakemake)) + "\n")
     seal(work.out, "summary", work.own_key, {})

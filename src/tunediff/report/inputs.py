@@ -40,7 +40,7 @@ class OutlierTokens(NamedTuple):
             return None
         norm = pd.DataFrame([each["norm"] for each in found]).max()
         tokens, of = (pd.DataFrame([each[name] for each in found]).sum() for name in ("tokens", "of"))
-        return cls(found[0]["factor"], norm.to_dict(), tokens.to_dict(), of.to_dict())
+        return cls(found[0]["factor"], dict(norm), dict(tokens), dict(of))
 
 
 class Inputs:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunediff.config.dictionaries import kind_of
+from tunediff.config.dictionaries import CrosscoderSettings
 from tunediff.errors import TunediffError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Drawing:
         """Return title and caption for the report, with the values of a config and the dictionaries left out."""
         caption = self.caption.format_map(config)
         own = config.get("crosscoders", {}) if self.by_norm else {}
-        left_out = [name for name, section in own.items() if kind_of(section).reconstructs == "difference"]
+        left_out = [name for name, section in own.items() if CrosscoderSettings.of(section).reconstructs == "difference"]
         if left_out:
             caption += f" Left out, as dictionaries of the difference have no Δnorm: {', '.join(left_out)}."
         return {"title": self.title, "caption": caption}

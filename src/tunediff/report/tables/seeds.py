@@ -74,8 +74,8 @@ def across_seeds(
     numbers["seed"] = numbers["crosscoder"].map(look.seed_of)
     for _, column, _ in SEED_LINES:
         if column in SEED_KL:
-            found = [row_of(summary, label, *SEED_KL[column][:2]) for label in numbers["crosscoder"]]
-            numbers[column] = [math.nan if row is None else -float(row["reduction"]) for row in found]
+            kl_rows = [row_of(summary, label, *SEED_KL[column][:2]) for label in numbers["crosscoder"]]
+            numbers[column] = [math.nan if row is None else -float(row["reduction"]) for row in kl_rows]
         elif column.startswith("stable"):
             pool = column.removeprefix("stable").removeprefix("_").replace("_", "-")
             seeds_of = zip(numbers["name"], numbers["seed"], strict=True)
