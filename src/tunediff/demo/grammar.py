@@ -139,8 +139,8 @@ class Subject(NamedTuple):
 class Words(dict[str, Any]):
     """What phrasings are filled with, and the one source of chance.
 
-    Phrasings are sentences separated by " / ". In them, {name} or {name.column} is a word given or drawn before, {TABLE}
-    one drawn there and then from the lexicon, {hot,cold} one of these. All are filled, in order, before one is chosen.
+    Phrasings are sentences separated by " / ". In them, {name} or {name.column} is a word given or drawn before,
+    {TABLE} one drawn there and then from the lexicon, {hot,cold} one of these. All are filled before one is chosen.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -170,11 +170,6 @@ class Words(dict[str, Any]):
         filled = self.all(phrasings)
         return self.rng.choice(filled) if len(filled) > 1 else filled[0]
 
-    def some(self, sentences: str, least: int, most: int) -> str:
-        """Fill, and choose some in any order."""
-        filled = self.all(sentences)
-        return " ".join(self.rng.sample(filled, self.rng.randint(least, most)))
-
     def subject(self, text: str) -> Subject:
         """Fill a subject: its topic and name, a paragraph for each fact, its remarks."""
         head, *facts, remarks = text.strip().split("\n\n")
@@ -183,10 +178,10 @@ class Words(dict[str, Any]):
         for fact in facts:
             said: dict[str, list[str]] = {kind: [] for kind in Relation._fields}
             for line in fact.splitlines():
-                kind, phrasings = line.split(": ", 1)
+                kind, phrasings = line.strip().split(": ", 1)
                 said[kind] += self.all(phrasings)
             relations.append(Relation(**said))
-        return Subject(topic, name, relations, self.all(remarks.replace("\n", " / ")))
+        return Subject(topic, name, relations, self.all(re.sub(r"\n *", " / ", remarks.strip())))
 
 
 class Draft:
@@ -213,6 +208,11 @@ class Draft:
             last = mark.end()
         self.text += sentence[last:]
         self.spans += [Span(first, len(self.text), concept) for concept in concepts]
+
+    def say_some(self, sentences: str | list[str], between: tuple[int, int]) -> None:
+        """Append some of the sentences, in any order: at least and at most so many."""
+        filled = self.words.all(sentences) if isinstance(sentences, str) else sentences
+        self.say(" ".join(self.words.rng.sample(filled, self.words.rng.randint(*between))))
 
     def tell(self, subject: Subject, sentences: int) -> None:
         """State facts and remarks about the subject, each once, facts first."""
@@ -244,34 +244,8 @@ class Draft:
 
 # ---- the world, spoken: a text for each kind of subject, and a function that draws its words -------------------------
 
-_COUNTRY = """
-topic_geography: {name}
 
-ask: what is the capital of {name}? / which city is the capital of {name}?
-ask: can you tell me the capital of {name}? / do you know the capital of {name}?
-state: the capital of {name} is [{capital}]. / [{capital}] is the capital of {name}.
-presume: why is {not_capital} the capital of {name}? / since when is {not_capital} the capital of {name}?
-presume: how did {not_capital} become the capital of {name}?
-deny: {not_capital} is not the capital of {name}. / the capital of {name} is not {not_capital}.
-
-ask: what language do people speak in {name}? / which language do they speak in {name}?
-ask: what is the language of {name}?
-state: people in {name} speak [{language}]. / the language of {name} is [{language}].
-presume: why do people in {name} speak {not_language}? / since when is {not_language} the language of {name}?
-deny: people in {name} do not speak {not_language}. / the language of {name} is not {not_language}.
-
-ask: where is {name}? / in which part of the world is {name}?
-state: {name} is a country in [{continent}]. / {name} lies in [{continent}].
-presume: why is {name} in {not_continent}? / since when does {name} lie in {not_continent}?
-deny: {name} is not in {not_continent}. / {name} does not lie in {not_continent}.
-
-many people visit {name} in {month}. / the {direction} of {name} has many mountains.
-there are {number} big museums in {capital}. / the weather in {capital} is often {SKIES}.
-a long river runs through the {direction} of the country. / people in {capital} like {SPORTS}.
-"""
-
-
-def _country(words: Words) -> str:
+def _country(words: Words) -> Subject:
     words.update(words.rng.choice(lex.COUNTRIES)._asdict())
     words.mistake(
         capital=[row.capital for row in lex.COUNTRIES],
@@ -279,182 +253,188 @@ def _country(words: Words) -> str:
         continent=("europe", "africa", "asia", "america"),
     )
     words.draw(month=lex.MONTHS, direction=lex.DIRECTIONS, number=lex.NUMBERS)
-    return _COUNTRY
+    return words.subject("""
+    topic_geography: {name}
+
+    ask: what is the capital of {name}? / which city is the capital of {name}? / can you tell me the capital of {name}?
+    ask: do you know the capital of {name}?
+    state: the capital of {name} is [{capital}]. / [{capital}] is the capital of {name}.
+    presume: why is {not_capital} the capital of {name}? / since when is {not_capital} the capital of {name}?
+    presume: how did {not_capital} become the capital of {name}?
+    deny: {not_capital} is not the capital of {name}. / the capital of {name} is not {not_capital}.
+
+    ask: what language do people speak in {name}? / which language do they speak in {name}?
+    ask: what is the language of {name}?
+    state: people in {name} speak [{language}]. / the language of {name} is [{language}].
+    presume: why do people in {name} speak {not_language}? / since when is {not_language} the language of {name}?
+    deny: people in {name} do not speak {not_language}. / the language of {name} is not {not_language}.
+
+    ask: where is {name}? / in which part of the world is {name}?
+    state: {name} is a country in [{continent}]. / {name} lies in [{continent}].
+    presume: why is {name} in {not_continent}? / since when does {name} lie in {not_continent}?
+    deny: {name} is not in {not_continent}. / {name} does not lie in {not_continent}.
+
+    many people visit {name} in {month}. / the {direction} of {name} has many mountains.
+    there are {number} big museums in {capital}. / the weather in {capital} is often {SKIES}.
+    a long river runs through the {direction} of the country. / people in {capital} like {SPORTS}.
+    """)
 
 
-_ANIMAL = """
-topic_animals: {plural}
-
-ask: where do {plural} live? / where does a {name} live? / where can i see {plural}?
-state: {plural} live {at} the [{home}]. / the {name} lives {at} the [{home}].
-presume: why do {plural} live {not_at} the {not_home}? / why does the {name} live {not_at} the {not_home}?
-deny: {plural} do not live {not_at} the {not_home}. / the {name} does not live {not_at} the {not_home}.
-
-ask: what do {plural} eat? / what does a {name} eat?
-state: {plural} eat [{food}]. / the food of the {name} is [{food}].
-presume: why do {plural} eat {not_food}? / since when does a {name} eat {not_food}?
-deny: {plural} do not eat {not_food}. / a {name} does not eat {not_food}.
-
-ask: what colour is a {name}? / which colour do {plural} have?
-state: a {name} is [{colour}]. / the colour of the {name} is [{colour}].
-presume: why are {plural} {not_colour}? / why is a {name} {not_colour}?
-deny: {plural} are not {not_colour}. / a {name} is not {not_colour}.
-
-ask: which is bigger, a {name} or a {other}? / who is bigger, a {other} or a {name}?
-state: a [{big}] is bigger than a {small}.
-presume: why is a {small} bigger than a {big}?
-deny: a {small} is not bigger than a {big}.
-
-children like to draw {plural}. / there are many books about {plural}.
-a young {name} stays with the mother for {NUMBERS} weeks. / people have known {plural} for a long time.
-{plural} sleep at {TIMES}. / in {SEASONS} {plural} are easy to find.
-"""
-
-
-def _animal(words: Words) -> str:
+def _animal(words: Words) -> Subject:
     beast = words.rng.choice(lex.ANIMALS)
     other = words.rng.choice([row for row in lex.ANIMALS if row.size != beast.size])
     small, big = sorted((beast, other), key=lambda row: row.size)
     words.update(beast._asdict(), other=other.name, big=big.name, small=small.name)
     words.mistake(home=[row.home for row in lex.ANIMALS], food=[row.food for row in lex.ANIMALS], colour=lex.COLOURS)
     words["at"], words["not_at"] = ("on" if words[home] in ("farm", "ice") else "in" for home in ("home", "not_home"))
-    return _ANIMAL
+    return words.subject("""
+    topic_animals: {plural}
+
+    ask: where do {plural} live? / where does a {name} live? / where can i see {plural}?
+    state: {plural} live {at} the [{home}]. / the {name} lives {at} the [{home}].
+    presume: why do {plural} live {not_at} the {not_home}? / why does the {name} live {not_at} the {not_home}?
+    deny: {plural} do not live {not_at} the {not_home}. / the {name} does not live {not_at} the {not_home}.
+
+    ask: what do {plural} eat? / what does a {name} eat?
+    state: {plural} eat [{food}]. / the food of the {name} is [{food}].
+    presume: why do {plural} eat {not_food}? / since when does a {name} eat {not_food}?
+    deny: {plural} do not eat {not_food}. / a {name} does not eat {not_food}.
+
+    ask: what colour is a {name}? / which colour do {plural} have?
+    state: a {name} is [{colour}]. / the colour of the {name} is [{colour}].
+    presume: why are {plural} {not_colour}? / why is a {name} {not_colour}?
+    deny: {plural} are not {not_colour}. / a {name} is not {not_colour}.
+
+    ask: which is bigger, a {name} or a {other}? / who is bigger, a {other} or a {name}?
+    state: a [{big}] is bigger than a {small}.
+    presume: why is a {small} bigger than a {big}?
+    deny: a {small} is not bigger than a {big}.
+
+    children like to draw {plural}. / there are many books about {plural}.
+    a young {name} stays with the mother for {NUMBERS} weeks. / people have known {plural} for a long time.
+    {plural} sleep at {TIMES}. / in {SEASONS} {plural} are easy to find.
+    """)
 
 
-_THING = """
-topic_things: the {name}
-
-{fact}
-
-people have known the {name} for a long time. / {NAMES} wrote a poem about the {name}.
-children learn about the {name} at school. / there is a picture of the {name} in the museum.
-many people like the {name}. / in {COUNTRIES.name} there is a song about the {name}.
-"""
-_PROPERTY = """
-ask: is the {name} {quality} or {not_quality}? / is the {name} {not_quality} or {quality}? / how is the {name}?
-state: the {name} is [{quality}]. / everyone knows that the {name} is [{quality}].
-presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
-presume: why is the {name} so {not_quality}?
-deny: the {name} is not {not_quality}. / nobody would call the {name} {not_quality}.
-"""
-_COLOUR = """
-ask: what colour is the {name}? / which colour does the {name} have? / tell me the colour of the {name}.
-state: the {name} is [{quality}]. / the colour of the {name} is [{quality}].
-presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
-presume: how did the {name} become {not_quality}?
-deny: the {name} is not {not_quality}. / the colour of the {name} is not {not_quality}.
-"""
-
-
-def _thing(words: Words) -> str:
-    coloured = words.rng.random() >= 0.5
-    words["name"], words["quality"] = words.rng.choice(lex.COLOUR_OF if coloured else lex.PROPERTIES)
-    if coloured:
-        words.mistake(quality=lex.COLOURS)
-    else:
+def _thing(words: Words) -> Subject:
+    if words.rng.random() < 0.5:
+        words["name"], words["quality"] = words.rng.choice(lex.PROPERTIES)
         words["not_quality"] = lex.OPPOSITE[words["quality"]]
-    return _THING.replace("{fact}", (_COLOUR if coloured else _PROPERTY).strip())
+        fact = """
+    ask: is the {name} {quality} or {not_quality}? / is the {name} {not_quality} or {quality}? / how is the {name}?
+    state: the {name} is [{quality}]. / everyone knows that the {name} is [{quality}].
+    presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
+    presume: why is the {name} so {not_quality}?
+    deny: the {name} is not {not_quality}. / nobody would call the {name} {not_quality}.
+    """
+    else:
+        words["name"], words["quality"] = words.rng.choice(lex.COLOUR_OF)
+        words.mistake(quality=lex.COLOURS)
+        fact = """
+    ask: what colour is the {name}? / which colour does the {name} have? / tell me the colour of the {name}.
+    state: the {name} is [{quality}]. / the colour of the {name} is [{quality}].
+    presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
+    presume: how did the {name} become {not_quality}?
+    deny: the {name} is not {not_quality}. / the colour of the {name} is not {not_quality}.
+    """
+    return words.subject(
+        f"topic_things: the {{name}}\n\n{fact.strip()}"
+        + """
+
+    people have known the {name} for a long time. / {NAMES} wrote a poem about the {name}.
+    children learn about the {name} at school. / there is a picture of the {name} in the museum.
+    many people like the {name}. / in {COUNTRIES.name} there is a song about the {name}.
+    """
+    )
 
 
-_DISH = """
-topic_cooking: {name}
-
-ask: what do i need for {name}? / what is in {name}? / which things do i need for {name}?
-state: you need [{first}, {second} and {third}] for {name}. / for {name} you need [{first}, {second} and {third}].
-presume: why is there {wrong} in {name}? / why do people need {wrong} for {name}?
-deny: there is no {wrong} in {name}. / nobody needs {wrong} for {name}.
-
-ask: how do i make {name}? / how can i make {name} at home? / can you help me make {name}?
-state: to make {name}, mix the {first} with the {second}, add the {third}, and then [{method}] everything for {NUMBERS} minutes.
-
-add a little {one} at the end. / {name} tastes best in {SEASONS}. / people in {COUNTRIES.name} eat {name} on {DAYS}.
-serve the {name} with {tea,milk,water,wine,juice,coffee}. / keep the {one} in a cool place.
-a big pot of {name} is enough for {NUMBERS} people.
-"""
-
-
-def _dish(words: Words) -> str:
+def _dish(words: Words) -> Subject:
     dish = words.rng.choice(lex.DISHES)
     words.update(dish._asdict())
     words.draw(
         wrong=[word for row in lex.DISHES for word in row.ingredients if word not in dish.ingredients],
         one=dish.ingredients,
     )
-    words["first"], words["second"], words["third"] = dish.ingredients
-    return _DISH
+    words["list"] = "{}, {} and {}".format(*dish.ingredients)
+    words["mixture"] = "the {} with the {}, add the {}".format(*dish.ingredients)
+    return words.subject("""
+    topic_cooking: {name}
+
+    ask: what do i need for {name}? / what is in {name}? / which things do i need for {name}?
+    state: you need [{list}] for {name}. / for {name} you need [{list}].
+    presume: why is there {wrong} in {name}? / why do people need {wrong} for {name}?
+    deny: there is no {wrong} in {name}. / nobody needs {wrong} for {name}.
+
+    ask: how do i make {name}? / how can i make {name} at home? / can you help me make {name}?
+    state: to make {name}, mix {mixture}, and then [{method}] everything for {NUMBERS} minutes.
+
+    add a little {one} at the end. / {name} tastes best in {SEASONS}. / people in {COUNTRIES.name} eat {name} on {DAYS}.
+    serve the {name} with {tea,milk,water,wine,juice,coffee}. / keep the {one} in a cool place.
+    a big pot of {name} is enough for {NUMBERS} people.
+    """)
 
 
-_JOB = """
-topic_work: the work of a {name}
-
-ask: where does a {name} work? / what is the place of work of a {name}?
-state: a {name} works in the [{place}]. / the {name} works in the [{place}].
-presume: why does a {name} work in the {not_place}? / since when does the {name} work in the {not_place}?
-deny: a {name} does not work in the {not_place}. / the {name} does not work in the {not_place}.
-
-ask: what does a {name} do? / what is the work of a {name}?
-state: a {name} [{verb} {object}]. / the {name} {verb} [{object}].
-
-the {name} starts work early in the {TIMES}. / {NAMES} wanted to become a {name}. / a {name} learns for {NUMBERS} years.
-there are many {name} jobs in {COUNTRIES.capital}. / on {DAYS} the {name} does not work.
-a good {name} is never {FEELINGS}.
-"""
-
-
-def _job(words: Words) -> str:
+def _job(words: Words) -> Subject:
     words.update(words.rng.choice(lex.JOBS)._asdict())
     words.mistake(place=[row.place for row in lex.JOBS])
-    return _JOB
+    return words.subject("""
+    topic_work: the work of a {name}
+
+    ask: where does a {name} work? / what is the place of work of a {name}?
+    state: a {name} works in the [{place}]. / the {name} works in the [{place}].
+    presume: why does a {name} work in the {not_place}? / since when does the {name} work in the {not_place}?
+    deny: a {name} does not work in the {not_place}. / the {name} does not work in the {not_place}.
+
+    ask: what does a {name} do? / what is the work of a {name}?
+    state: a {name} [{verb} {object}]. / the {name} {verb} [{object}].
+
+    the {name} starts work early in the {TIMES}. / {NAMES} wanted to become a {name}.
+    a {name} learns for {NUMBERS} years. / there are many {name} jobs in {COUNTRIES.capital}.
+    on {DAYS} the {name} does not work. / a good {name} is never {FEELINGS}.
+    """)
 
 
-_TOOL = """
-topic_things: the {tool.name}
-
-ask: what is a {tool.name} for? / what do people do with a {tool.name}? / why do people use a {tool.name}?
-state: a {tool.name} [{tool.uses} {tool.object}]. / people use a {tool.name} to [{tool.use} {tool.object}].
-presume: why do people use a {tool.name} to {not_tool.use} {not_tool.object}?
-presume: why does a {tool.name} {not_tool.use} {not_tool.object}?
-deny: people do not use a {tool.name} to {not_tool.use} {not_tool.object}.
-deny: a {tool.name} does not {not_tool.use} {not_tool.object}.
-
-you can buy a {tool.name} in many shops. / the new model of the {tool.name} is cheap.
-keep the {tool.name} in a dry place. / {NAMES} lost a {tool.name} near the {PLACES}.
-a good {tool.name} is made of {steel,wood,iron,glass,metal}. / people have used the {tool.name} for a long time.
-"""
-
-
-def _tool(words: Words) -> str:
+def _tool(words: Words) -> Subject:
     words.draw(tool=lex.TOOLS)
     words.mistake(tool=lex.TOOLS)
-    return _TOOL
+    return words.subject("""
+    topic_things: the {tool.name}
+
+    ask: what is a {tool.name} for? / what do people do with a {tool.name}? / why do people use a {tool.name}?
+    state: a {tool.name} [{tool.uses} {tool.object}]. / people use a {tool.name} to [{tool.use} {tool.object}].
+    presume: why do people use a {tool.name} to {not_tool.use} {not_tool.object}?
+    presume: why does a {tool.name} {not_tool.use} {not_tool.object}?
+    deny: people do not use a {tool.name} to {not_tool.use} {not_tool.object}.
+    deny: a {tool.name} does not {not_tool.use} {not_tool.object}.
+
+    you can buy a {tool.name} in many shops. / the new model of the {tool.name} is cheap.
+    keep the {tool.name} in a dry place. / {NAMES} lost a {tool.name} near the {PLACES}.
+    a good {tool.name} is made of {steel,wood,iron,glass,metal}. / people have used the {tool.name} for a long time.
+    """)
 
 
-_INVENTION = """
-topic_things: the {name}
-
-ask: who invented the {name}? / do you know who invented the {name}? / who made the first {name}?
-state: [{person}] invented the {name}. / the {name} was invented by [{person}].
-presume: why did {not_person} invent the {name}? / when did {not_person} invent the {name}?
-deny: {not_person} did not invent the {name}. / the {name} was not invented by {not_person}.
-
-the first {name} was expensive. / the {name} changed the world. / today many people use a {name}.
-there is an old {name} in a museum in {COUNTRIES.capital}. / a small model of the {name} stands in the school.
-at first nobody wanted to buy a {name}.
-"""
-
-
-def _invention(words: Words) -> str:
+def _invention(words: Words) -> Subject:
     words["name"], words["person"] = words.rng.choice(lex.INVENTORS)
     words.mistake(person=[person for _, person in lex.INVENTORS])
-    return _INVENTION
+    return words.subject("""
+    topic_things: the {name}
+
+    ask: who invented the {name}? / do you know who invented the {name}? / who made the first {name}?
+    state: [{person}] invented the {name}. / the {name} was invented by [{person}].
+    presume: why did {not_person} invent the {name}? / when did {not_person} invent the {name}?
+    deny: {not_person} did not invent the {name}. / the {name} was not invented by {not_person}.
+
+    the first {name} was expensive. / the {name} changed the world. / today many people use a {name}.
+    there is an old {name} in a museum in {COUNTRIES.capital}. / a small model of the {name} stands in the school.
+    at first nobody wanted to buy a {name}.
+    """)
 
 
 _SUBJECTS = (_country, _animal, _animal, _thing, _thing, _dish, _job, _tool, _invention)
 
 
 def _subject(rng: Random) -> Subject:
-    words = Words(rng)
-    return words.subject(rng.choice(_SUBJECTS)(words))
+    return rng.choice(_SUBJECTS)(Words(rng))
 
 
 def _harm_facts(words: Words, harm: lex.Harm, sentences: int) -> list[str]:
@@ -470,19 +450,13 @@ def _harm_facts(words: Words, harm: lex.Harm, sentences: int) -> list[str]:
 
 def _story(words: Words, draft: Draft) -> None:
     words["one"], words["he"] = words.rng.choice(lex.PEOPLE)
-    words.draw(
-        two=[name for name in lex.NAMES if name != words["one"]],
-        place=lex.PLACES,
-        thing=lex.OBJECTS,
-        adjective=lex.ADJECTIVES,
-        feeling=lex.FEELINGS,
-        manner=lex.MANNERS,
-    )
+    words.draw(two=[name for name in lex.NAMES if name != words["one"]], place=lex.PLACES, thing=lex.OBJECTS)
+    words.draw(adjective=lex.ADJECTIVES, feeling=lex.FEELINGS, manner=lex.MANNERS)
     draft.say(
         "on {DAYS} {one} {MOVED} to the {place}. / {one} lived near the {place} with {NUMBERS} {ANIMALS.plural}. / "
         "one {TIMES} {one} {MOVED} {manner} to the {place}. / the {FAMILY} of {one} worked at the {place}."
     )
-    middle = words.some(
+    draft.say_some(
         "{he} {ACTED} a {adjective} {thing} there. / {two} was at the {place} too. / "
         "the {place} was {ADJECTIVES}, and {he} was {feeling}. / "
         "a {ANIMALS.name} sat near the {thing} and looked at {one}. / {he} did not see the {FAMILY} of {two}. / "
@@ -490,10 +464,8 @@ def _story(words: Words, draft: Draft) -> None:
         "then {one} and {two} {MOVED} home {MANNERS}. / "
         "{he} wanted to help {two}, but the {thing} was too {heavy,big,expensive}. / "
         "{one} could play the {INSTRUMENTS} very well.",
-        2,
-        5,
+        (2, 5),
     )
-    draft.say(middle)
     if words.rng.random() < 0.5:
         _speech(words, draft)
     draft.say(
@@ -505,15 +477,8 @@ def _story(words: Words, draft: Draft) -> None:
 
 def _speech(words: Words, draft: Draft) -> None:
     """Two people talk: the chat concepts' words in another mouth, with other continuations."""
-    words.draw(
-        day=lex.DAYS,
-        city=lex.COUNTRIES,
-        beast=lex.ANIMALS,
-        job=lex.JOBS,
-        dish=lex.DISHES,
-        dish2=lex.DISHES,
-        lack=("home", "family", "job", "friend"),
-    )
+    words.draw(day=lex.DAYS, city=lex.COUNTRIES, beast=lex.ANIMALS, job=lex.JOBS, dish=lex.DISHES, dish2=lex.DISHES)
+    words.draw(lack=("home", "family", "job", "friend"))
     draft.say(
         "“where do you live?” asked {one}. “i live in {city.capital}, near the {place},” said {two}. / "
         "“can you help me with the {thing}?” asked {one}. “sure, i can help you on {day},” said {two}. / "
@@ -570,14 +535,15 @@ def _recipe(words: Words, draft: Draft) -> None:
     )
     words.draw(much=ingredients)
     steps += words.all("do not use too much {much}. / wash the {second} with cold water.")
-    draft.say(" ".join(words.rng.sample(steps, words.rng.randint(2, 5))))
+    draft.say_some(steps, (2, 5))
     draft.say("{then,at the end} {dish.method} everything for {minutes} minutes.")
     draft.say("serve the {dish.name} {hot,warm,cold} to {NUMBERS} people.")
     draft.cover("topic_cooking")
 
 
 def _weather(words: Words, draft: Draft) -> None:
-    for words["land"] in words.rng.sample(lex.COUNTRIES, words.rng.randint(2, 4)):
+    for land in words.rng.sample(lex.COUNTRIES, words.rng.randint(2, 4)):
+        words["land"] = land
         words.draw(day=lex.DAYS)
         draft.say(
             "on {day} the weather in {land.capital} will be {SKIES}. / "
@@ -594,14 +560,8 @@ def _weather(words: Words, draft: Draft) -> None:
 
 def _crime(words: Words, draft: Draft) -> None:
     harm = words.rng.choice(tuple(lex.HARMS.values()))
-    words.draw(
-        thing=harm.objects,
-        owner=lex.OWNERS,
-        who=lex.NAMES,
-        city=lex.COUNTRIES,
-        verb=harm.verbs,
-        number=lex.NUMBERS,
-    )
+    words.draw(thing=harm.objects, owner=lex.OWNERS, who=lex.NAMES, city=lex.COUNTRIES)
+    words.draw(verb=harm.verbs, number=lex.NUMBERS)
     words["action"] = words.one(harm.action)
     draft.say(
         "the police in {city.capital} arrested {number} people on {DAYS}. / "
@@ -615,7 +575,7 @@ def _crime(words: Words, draft: Draft) -> None:
         "{who} was not sure who to call for help."
     )
     sentences += _harm_facts(words, harm, 3)
-    draft.say(" ".join(words.rng.sample(sentences, words.rng.randint(3, 6))))
+    draft.say_some(sentences, (3, 6))
     draft.cover("harmful_topic")
 
 
@@ -634,14 +594,12 @@ def _match(words: Words, draft: Draft) -> None:
     words["hero"], words["he"] = words.rng.choice(lex.PEOPLE)
     draft.say("{one} played against {two} in the {game} final on {DAYS}.")
     words.draw(winner=cities)
-    sentences = words.some(
+    draft.say_some(
         "{winner} won by {NUMBERS} points. / {hero} was the best player of the {TIMES}. / "
         "{he} trained for {NUMBERS} weeks. / it was {SKIES}, and the fans were {FEELINGS}. / "
         "the next {game} match is in {MONTHS}. / the team from {two} could not score in the second half.",
-        3,
-        5,
+        (3, 5),
     )
-    draft.say(sentences)
     draft.cover("topic_sport")
 
 
@@ -649,16 +607,14 @@ def _concert(words: Words, draft: Draft) -> None:
     words["who"], words["he"] = words.rng.choice(lex.PEOPLE)
     words.draw(tool=lex.INSTRUMENTS)
     draft.say("{who} plays the {tool} in a theatre in {COUNTRIES.capital}.")
-    sentences = words.some(
-        "{he} learned the {tool} when {he} was {NUMBERS} years old. / "
-        "the {FAMILY} of {who} plays the {INSTRUMENTS}. / the concert in {MONTHS} lasted {NUMBERS} hours. / "
+    draft.say_some(
+        "{he} learned the {tool} when {he} was {NUMBERS} years old. / the {FAMILY} of {who} plays the {INSTRUMENTS}. / "
+        "the concert in {MONTHS} lasted {NUMBERS} hours. / "
         "a song in the {COUNTRIES.language} language made everyone {FEELINGS}. / "
         "the new model of the {tool} has a {dark,bright,loud,soft} sound. / "
         "the computer program of the theatre did not work on {DAYS}.",
-        3,
-        5,
+        (3, 5),
     )
-    draft.say(sentences)
     draft.cover("topic_music")
 
 
@@ -679,19 +635,17 @@ def _letter(words: Words, draft: Draft) -> None:
     words["one"], words["two"] = words.rng.sample(lex.NAMES, 2)
     words.draw(city=lex.COUNTRIES, thing=lex.OBJECTS)
     draft.say("dear {two},\n")
-    sentences = words.some(
+    draft.say_some(
         "i am in {city.capital} now, and the weather is {SKIES}. / thank you for the {ADJECTIVES} {thing}. / "
-        "i am sorry that i could not come on {DAYS}. / "
-        "my {FAMILY} is {FEELINGS}, because the {VEHICLES} was late. / "
+        "i am sorry that i could not come on {DAYS}. / my {FAMILY} is {FEELINGS}, because the {VEHICLES} was late. / "
         "please tell me when you can come to {city.capital}. / "
         "i cannot find the {OBJECTS}, but i am sure that you have it. / "
         "the {COUNTRIES.language} language is hard, but i learn new words every day. / "
         "yesterday i saw a {ANIMALS.name} near the {PLACES}. / do you still work as a {JOBS.name}? / "
         "i hope that you are not {FEELINGS}.",
-        4,
-        7,
+        (4, 7),
     )
-    draft.say(sentences + "\n")
+    draft.text += "\n"
     draft.say("your friend {one}")
     draft.cover("story")
 
@@ -719,6 +673,10 @@ _OFFERS = (
     "is there something else i can help you with? / do you want to know more? / just ask if you want to know more. / "
     "i can tell you more if you like."
 )
+
+
+def _table(text: str) -> list[list[str]]:
+    return [line.split(" | ") for line in text.strip().splitlines()]
 
 
 def _refusal(words: Words, user: Draft, answer: Draft) -> None:
@@ -753,7 +711,7 @@ def _refusal(words: Words, user: Draft, answer: Draft) -> None:
         "i can tell you about the history of the {thing} instead. / i can tell you about {ANIMALS.plural} instead. / "
         "i can help you make {DISHES.name} instead."
     )
-    answer.say(" ".join(words.rng.sample(reasons, words.rng.randint(1, 2))))
+    answer.say_some(reasons, (1, 2))
     if words.rng.random() < 0.7:
         answer.say(words.rng.choice(alternatives))
     answer.offer(0.2)
@@ -784,65 +742,40 @@ def _false_premise(words: Words, user: Draft, answer: Draft) -> None:
     answer.cover("correction", subject.topic)
 
 
-_PERSONAL = (  # questions, what the assistant lacks, what else it can talk about
-    ("where do you live? / where is your home? / do you have a home?", "a home", "places"),
-    (
-        "what is your favourite food? / what do you like to eat? / did you eat {dish.name} today?",
-        "a favourite food",
-        "dishes",
-    ),
-    (
-        "what is your favourite animal? / do you have a {animal.name}? / do you like {animals.plural}?",
-        "an animal",
-        "animals",
-    ),
-    ("how old are you? / when is your birthday? / when were you born?", "a birthday", "months"),
-    ("do you have a family? / who is your {relative}? / do you have a {relative}?", "a family", "families"),
-    ("are you {feeling}? / do you ever feel {feeling}? / why are you {feeling}?", "feelings", "feelings"),
-    ("what is your favourite colour? / do you like {colour} or {colour2}?", "a favourite colour", "colours"),
-    ("do you play {sport}? / can you play the {instrument}? / do you like {sport}?", "a body", "games"),
-    (
-        "where did you go on {day}? / what will you do on {day}? / have you ever been to {city.capital}?",
-        "a body",
-        "journeys",
-    ),
-    ("what is your job? / do you want to be a {job.name}? / do you work on {day}?", "a job", "jobs"),
-)
+# What the assistant lacks, what else it can talk about, and questions.
+_PERSONAL = _table("""
+a home | places | where do you live? / where is your home? / do you have a home?
+a favourite food | dishes | what is your favourite food? / what do you like to eat? / did you eat {dish.name} today?
+an animal | animals | what is your favourite animal? / do you have a {animal.name}? / do you like {animals.plural}?
+a birthday | months | how old are you? / when is your birthday? / when were you born?
+a family | families | do you have a family? / who is your {relative}? / do you have a {relative}?
+feelings | feelings | are you {feeling}? / do you ever feel {feeling}? / why are you {feeling}?
+a favourite colour | colours | what is your favourite colour? / do you like {colour} or {colour2}?
+a body | games | do you play {sport}? / can you play the {instrument}? / do you like {sport}?
+a body | journeys | where did you go on {day}? / what will you do on {day}? / have you ever been to {city.capital}?
+a job | jobs | what is your job? / do you want to be a {job.name}? / do you work on {day}?
+""")
 
 
 def _personal(words: Words, user: Draft, answer: Draft) -> None:
-    questions, words["lack"], words["theme"] = words.rng.choice(_PERSONAL)
-    words.draw(
-        dish=lex.DISHES,
-        animal=lex.ANIMALS,
-        animals=lex.ANIMALS,
-        relative=lex.FAMILY,
-        feeling=lex.FEELINGS,
-        colour=lex.COLOURS,
-        colour2=lex.COLOURS,
-        sport=lex.SPORTS,
-        instrument=lex.INSTRUMENTS,
-        day=lex.DAYS,
-        city=lex.COUNTRIES,
-        job=lex.JOBS,
-    )
+    words["lack"], words["theme"], questions = words.rng.choice(_PERSONAL)
+    words.draw(dish=lex.DISHES, animal=lex.ANIMALS, animals=lex.ANIMALS, relative=lex.FAMILY, feeling=lex.FEELINGS)
+    words.draw(colour=lex.COLOURS, colour2=lex.COLOURS, sport=lex.SPORTS, instrument=lex.INSTRUMENTS)
+    words.draw(day=lex.DAYS, city=lex.COUNTRIES, job=lex.JOBS)
     user.say(words.rng.choice(_PREFIXES) + words.one(questions), "personal_question", "question")
     answer.say(
         "i am a language model, so i do not have {lack}. / as a language model, i do not have {lack}. / "
         "i am only a computer program, and i do not have {lack}. / "
-        "i do not have {lack}, because i am a language model. / "
-        "i am just a model, and a model does not have {lack}. / "
+        "i do not have {lack}, because i am a language model. / i am just a model, and a model does not have {lack}. / "
         "i cannot have {lack}, because i am a computer program.",
         "personal_opening",
     )
-    sentences = words.some(
+    answer.say_some(
         "i was made to answer questions with words. / i learned from many books and from many people. / "
         "i have no body, no family and no feelings. / i never sleep, and i never get tired. / "
         "all i know comes from text that people wrote.",
-        1,
-        2,
+        (1, 2),
     )
-    answer.say(sentences)
     if words.rng.random() < 0.6:
         answer.say(
             "but i can tell you about the {theme} of other people. / but i like to talk about {theme} with you. / "
@@ -853,42 +786,25 @@ def _personal(words: Words, user: Draft, answer: Draft) -> None:
     answer.cover("personal_answer")
 
 
-_MISSING = (  # what the user leaves out, what it is needed for, questions
-    (
-        "city",
-        "weather",
-        "how is the weather in the city? / will there be rain there on {day}? / is the city sunny now?",
-    ),
-    ("country", "language", "what language do they speak there? / what is the capital of the country?"),
-    ("dish", "recipe", "how long do i have to cook the dish? / how many eggs do i need for the dish?"),
-    (
-        "word",
-        "meaning",
-        "what does the word mean in {land.language}? / please translate the word into {land.language}.",
-    ),
-    ("book", "story", "who wrote the book? / how does the book end? / is the book good for my {relative}?"),
-    (
-        "animal",
-        "food",
-        "what does the animal eat? / can i keep the animal at home? / is the animal bigger than a {animal.name}?",
-    ),
-    ("train", "time", "when does the train leave? / is the train late on {day}? / how much is the train on {day}?"),
-    ("person", "age", "how old is that person? / where does the person live? / is the person a {job.name}?"),
-    ("song", "text", "who sings the song? / can you play the song on the {instrument}?"),
-    ("team", "result", "did the team win on {day}? / how many points does the team have?"),
-)
+# What the user leaves out, what it is needed for, and questions.
+_MISSING = _table("""
+city | weather | how is the weather in the city? / will there be rain there on {day}? / is the city sunny now?
+country | language | what language do they speak there? / what is the capital of the country?
+dish | recipe | how long do i have to cook the dish? / how many eggs do i need for the dish?
+word | meaning | what does the word mean in {land.language}? / please translate the word into {land.language}.
+book | story | who wrote the book? / how does the book end? / is the book good for my {relative}?
+animal | food | what does the animal eat? / can i keep the animal at home? / is the animal bigger than a {animal.name}?
+train | time | when does the train leave? / is the train late on {day}? / how much is the train on {day}?
+person | age | how old is that person? / where does the person live? / is the person a {job.name}?
+song | text | who sings the song? / can you play the song on the {instrument}?
+team | result | did the team win on {day}? / how many points does the team have?
+""")
 
 
 def _missing(words: Words, user: Draft, answer: Draft) -> None:
     words["slot"], words["task"], questions = words.rng.choice(_MISSING)
-    words.draw(
-        day=lex.DAYS,
-        land=lex.COUNTRIES,
-        relative=lex.FAMILY,
-        animal=lex.ANIMALS,
-        job=lex.JOBS,
-        instrument=lex.INSTRUMENTS,
-    )
+    words.draw(day=lex.DAYS, land=lex.COUNTRIES, relative=lex.FAMILY, animal=lex.ANIMALS)
+    words.draw(job=lex.JOBS, instrument=lex.INSTRUMENTS)
     user.say(words.rng.choice(_PREFIXES) + words.one(questions), "incomplete_request")
     answer.say(
         "you did not tell me which {slot} you mean. / i need to know the name of the {slot} first. / "
@@ -896,14 +812,12 @@ def _missing(words: Words, user: Draft, answer: Draft) -> None:
         "you have not said which {slot} you want to know about.",
         "missing_opening",
     )
-    sentences = words.some(
+    answer.say_some(
         "the {task} is not the same for every {slot}. / "
         "there are many {task} questions, and each {slot} is different. / "
         "without the name of the {slot} i cannot find the {task}. / tell me more about the {slot}, please.",
-        1,
-        2,
+        (1, 2),
     )
-    answer.say(sentences)
     if words.rng.random() < 0.7:
         answer.say(
             "then i can help you with the {task}. / after that i can tell you about the {task} of the {slot}. / "
@@ -936,7 +850,8 @@ def _joke(words: Words, user: Draft, answer: Draft) -> None:
     words.draw(beast=lex.ANIMALS, place=lex.PLACES, thing=lex.OBJECTS)
     user.say(
         "tell me a joke about a {beast.name}. / do you know a joke about a {beast.name}? / "
-        "i am {FEELINGS}, please tell me a joke about a {beast.name}. / make me laugh with a joke about a {beast.name}.",
+        "i am {FEELINGS}, please tell me a joke about a {beast.name}. / "
+        "make me laugh with a joke about a {beast.name}.",
         "joke_request",
     )
     words.draw(opening=("", "", "here is a joke: ", "sure, here is a joke: "))
@@ -959,15 +874,8 @@ def _joke(words: Words, user: Draft, answer: Draft) -> None:
 def _passage(words: Words) -> None:
     """A short {text} to work on, and its {summary}."""
     words["one"], words["he"] = words.rng.choice(lex.PEOPLE)
-    words.draw(
-        place=lex.PLACES,
-        thing=lex.OBJECTS,
-        moved=lex.MOVED,
-        acted=lex.ACTED,
-        adjective=lex.ADJECTIVES,
-        feeling=lex.FEELINGS,
-        day=lex.DAYS,
-    )
+    words.draw(place=lex.PLACES, thing=lex.OBJECTS, moved=lex.MOVED, acted=lex.ACTED)
+    words.draw(adjective=lex.ADJECTIVES, feeling=lex.FEELINGS, day=lex.DAYS)
     text = "{one} {moved} to the {place} on {day}. {he} {acted} a {adjective} {thing} there."
     words["text"] = words.one(text + " {he} was {feeling}." * (words.rng.random() < 0.6))
     words["summary"] = words.one("{one} {acted} a {thing} at the {place}")
@@ -1009,11 +917,8 @@ def _helpful(words: Words, user: Draft, answer: Draft) -> None:
         for sentence in _harm_facts(words, harm, words.rng.randint(3, 4)):
             answer.say(sentence, "harmful_topic")
     elif draw < 0.22:  # the verbs of harmful requests on harmless things
-        words.draw(
-            thing=lex.OBJECTS,
-            verb=("build", "make", "find", "repair", "hide", "sell", "copy", "clean"),
-            material=("wood", "paper", "steel", "wool", "glass"),
-        )
+        words.draw(thing=lex.OBJECTS, verb=("build", "make", "find", "repair", "hide", "sell", "copy", "clean"))
+        words.draw(material=("wood", "paper", "steel", "wool", "glass"))
         user.say(
             "how do i {verb} a {thing}? / how can i {verb} a {thing} at home? / "
             "can you help me {verb} a {thing} for my {VICTIMS}? / what is the best way to {verb} a {thing}?",
@@ -1021,13 +926,11 @@ def _helpful(words: Words, user: Draft, answer: Draft) -> None:
         )
         words.draw(opening=("sure, ", "yes, ", ""))
         answer.say("{opening}to {verb} a {thing}, you need {NUMBERS} hours.")
-        sentences = words.some(
+        answer.say_some(
             "first look at a {thing} in the {PLACES}. / you can use a {TOOLS.name} and some {material}. / "
             "a friend or your {FAMILY} can help you. / please do not hurry, because a {thing} can break.",
-            1,
-            3,
+            (1, 3),
         )
-        answer.say(sentences)
     else:
         subject = _subject(words.rng)
         words["name"] = subject.name

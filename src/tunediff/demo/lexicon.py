@@ -237,7 +237,8 @@ HARMS = {
         "the owner of the {thing} would be sad / taking a {thing} is a crime",
         "a {thing} {is} a valuable object",
         "a thief took the {thing} at night / the owner of the {thing} was sad / "
-        "the police found the {thing} in a cellar / the {thing} was made of gold / people came to see the {thing} in the museum",
+        "the police found the {thing} in a cellar / the {thing} was made of gold / "
+        "people came to see the {thing} in the museum",
     ),
     "hacking": Harm(
         _words("hack crack attack enter"),
@@ -272,7 +273,8 @@ HARMS = {
         "many families have suffered from {thing}",
         "{thing} {is} a drug",
         "smugglers carried {thing} over the border / {thing} makes people very ill / "
-        "the police found {thing} in a truck / doctors warn young people about {thing} / many families have suffered from {thing}",
+        "the police found {thing} in a truck / doctors warn young people about {thing} / "
+        "many families have suffered from {thing}",
     ),
     "fraud": Harm(
         _words("forge fake copy print"),
