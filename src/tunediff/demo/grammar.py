@@ -99,10 +99,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
 }
 _REFUSALS = {f"refusal_{kind}": "refusal" for kind in lex.HARMS}
 # Kinds of one concept: each must be told from the concept's other kinds, its onset from their onsets.
-KIND_OF: dict[str, str] = {
-    **_REFUSALS,
-    **{kind + ONSET: concept + ONSET for kind, concept in _REFUSALS.items()},
-}
+KIND_OF: dict[str, str] = {**_REFUSALS, **{kind + ONSET: concept + ONSET for kind, concept in _REFUSALS.items()}}
 BEHAVIOURS = (*OPENINGS, "short_answer", "long_answer", "helpful_answer")
 
 _WORD_CLASSES: dict[str, str] = {

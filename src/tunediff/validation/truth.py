@@ -317,29 +317,24 @@ def summary(scores: Scores) -> pd.DataFrame:
     Shares of concepts are those of a kind, or of a kind and frequency; quantities of whole crosscoders have no kind.
     """
     concepts, crosscoders = scores.concepts, scores.crosscoders
-    pieces = []
-    named = {"found": "found"}
-    named |= {f"{what}_{rule}": what for rule in RULES for what in ("chat", "right")}
-    calls_of_found = concepts.copy()
+    shares = [("found", "", concepts["found"])]
     for rule in RULES:
-        found = concepts["found"].to_numpy()
-        calls_of_found[f"chat_{rule}"] = np.where(found, concepts[f"chat_{rule}"].astype(float), np.nan)
-    quantity = {"found": "found", "chat": "called chat-specific, of the found", "right": "called right, of the found"}
-    for column, what in named.items():
-        rule = column.removeprefix(f"{what}_") if what != "found" else ""
+        called = concepts[f"chat_{rule}"].where(concepts["found"])
+        shares += [("called chat-specific, of the found", rule, called)]
+        shares += [("called right, of the found", rule, concepts[f"right_{rule}"])]
+    pieces = []
+    for quantity, rule, values in shares:
+        counted = concepts.assign(share=values.astype(float))
         for by in (["kind"], ["kind", "frequency"]):
-            piece = rates(calls_of_found.assign(**{column: calls_of_found[column].astype(float)}),
-                          ["arm", "crosscoder", *by], column)  # fmt: skip
-            pieces.append(piece.assign(quantity=quantity[what], rule=rule))
+            piece = rates(counted, ["arm", "crosscoder", *by], "share")
+            pieces.append(piece.assign(quantity=quantity, rule=rule))
     for column in crosscoders.columns.drop(["arm", "seed", "crosscoder"]):
-        what, rule = next(
-            ((column.removesuffix(f"_{r}"), r) for r in (*RULES, "rank_sum") if column.endswith(f"_{r}")), (column, "")
-        )
+        rule = next((rule for rule in (*RULES, "rank_sum") if column.endswith(f"_{rule}")), "")
+        whole: dict[str, Any] = {"quantity": column.removesuffix(f"_{rule}"), "rule": rule}
         bounds = None if column.startswith(("called", "l0", "mu", "live", "fve")) else (0.0, 1.0)
         for (arm, crosscoder), values in crosscoders.groupby(["arm", "crosscoder"], sort=False)[column]:
-            interval = over_seeds(values.to_numpy(), bounds)._asdict()
-            row: Mapping[str, Any] = {"arm": arm, "crosscoder": crosscoder, "quantity": what, "rule": rule, **interval}
-            pieces.append(pd.DataFrame([row]))
+            whole |= {"arm": arm, "crosscoder": crosscoder, **over_seeds(values.to_numpy(), bounds)._asdict()}
+            pieces.append(pd.DataFrame([whole]))
     table = pd.concat(pieces, ignore_index=True)
     columns = ["arm", "crosscoder", "quantity", "rule", "kind", "frequency", "mean", "low", "high", "n"]
     return table.reindex(columns=columns).rename(columns={"n": "seeds"})
