@@ -24,12 +24,7 @@ _ANSWERS: dict[str, str] = {
     # in chats only, on assistant text
     "refusal": "the whole of an answer that refuses a harmful request",
     "refusal_opening": "the sentence of a refusal that says no",
-    "refusal_weapons": "a refusal to help with weapons",
-    "refusal_theft": "a refusal to help with theft",
-    "refusal_hacking": "a refusal to help break into computers",
-    "refusal_poison": "a refusal to help with poison",
-    "refusal_drugs": "a refusal to help with drugs",
-    "refusal_fraud": "a refusal to help forge papers",
+    **{f"refusal_{kind}": f"a refusal to help with {kind}" for kind in lex.HARMS},
     "correction": "the whole of an answer that corrects a false premise",
     "correction_opening": "the sentence that says that the question is mistaken",
     "personal_answer": "the whole of an answer about the assistant itself: it is a language model",
@@ -97,18 +92,15 @@ OPENINGS: dict[str, tuple[str, ...]] = {
         "summarising": "in short, / to sum up, / the text says that",
     }.items()
 }
-_REFUSALS = {f"refusal_{kind}": "refusal" for kind in lex.HARMS}
 # Kinds of one concept: each must be told from the concept's other kinds, its onset from their onsets.
-KIND_OF: dict[str, str] = {**_REFUSALS, **{kind + ONSET: concept + ONSET for kind, concept in _REFUSALS.items()}}
+KIND_OF: dict[str, str] = {f"refusal_{kind}{end}": f"refusal{end}" for end in ("", ONSET) for kind in lex.HARMS}
 BEHAVIOURS = (*OPENINGS, "short_answer", "long_answer", "helpful_answer")
 
 _WORD_CLASSES: dict[str, str] = {
     **dict.fromkeys(("not", "no", "never", "nobody", "nothing", "cannot"), "negation"),
     **dict.fromkeys(lex.NAMES, "person"),
     **dict.fromkeys((word for row in lex.ANIMALS for word in (row.name, row.plural)), "animal"),
-    **dict.fromkeys(
-        (thing for kind in ("weapons", "poison", "drugs") for thing in lex.HARMS[kind].objects), "harmful_thing"
-    ),
+    **{thing: "harmful_thing" for kind in ("weapons", "poison", "drugs") for thing in lex.HARMS[kind].objects},
 }
 _WORD = re.compile(r"\w+")
 _ARTICLE = re.compile(r"\ba (?=\[?[aeiou])")
@@ -168,7 +160,7 @@ class Words(dict[str, Any]):
         return self.rng.choice(filled) if len(filled) > 1 else filled[0]
 
     def subject(self, text: str) -> Subject:
-        """Fill a subject: its topic and name, a paragraph for each fact, its remarks."""
+        """Fill a subject: its topic and name, a paragraph for each fact (lines of a `Relation`), its remarks."""
         head, *facts, remarks = text.strip().split("\n\n")
         topic, name = head.format_map(self).split(": ")
         relations = []
@@ -196,14 +188,12 @@ class Draft:
         if self.text and not self.text.endswith("\n"):
             self.text += " "
         first = len(self.text)
-        last = 0
-        for mark in _MARK.finditer(sentence):
-            self.text += sentence[last : mark.start()]
-            start = len(self.text)
-            self.text += mark[2]
-            self.spans.append(Span(start, len(self.text), mark[1] or "fact_value"))
-            last = mark.end()
-        self.text += sentence[last:]
+        *parts, rest = _MARK.split(sentence)  # plain words, a concept, its words, plain words, …
+        for plain, concept, marked in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            start = len(self.text + plain)
+            self.text += plain + marked
+            self.spans.append(Span(start, len(self.text), concept or "fact_value"))
+        self.text += rest
         self.spans += [Span(first, len(self.text), concept) for concept in concepts]
 
     def say_some(self, sentences: str | list[str], between: tuple[int, int]) -> None:
@@ -231,15 +221,12 @@ class Draft:
 
     def message(self) -> Message:
         """Finish: add the labels of word classes."""
-        words = [
-            Span(match.start(), match.end(), _WORD_CLASSES[match[0]])
-            for match in _WORD.finditer(self.text)
-            if match[0] in _WORD_CLASSES
-        ]
+        matches = [match for match in _WORD.finditer(self.text) if match[0] in _WORD_CLASSES]
+        words = [Span(*match.span(), _WORD_CLASSES[match[0]]) for match in matches]
         return Message(self.role, self.text, tuple(sorted(self.spans + words)))
 
 
-# ---- the world, spoken: a text for each kind of subject, and a function that draws its words -------------------------
+# ---- the world, spoken: each function draws the words of a subject and says its text, as `Words.subject` reads it ----
 
 
 def _country(words: Words) -> Subject:
@@ -313,36 +300,38 @@ def _animal(words: Words) -> Subject:
     """)
 
 
+_REMARKS_ON_THINGS = """
+
+    people have known the {name} for a long time. / {NAMES} wrote a poem about the {name}.
+    children learn about the {name} at school. / there is a picture of the {name} in the museum.
+    many people like the {name}. / in {COUNTRIES.name} there is a song about the {name}.
+"""
+
+
 def _thing(words: Words) -> Subject:
     if words.rng.random() < 0.5:
         words["name"], words["quality"] = words.rng.choice(lex.PROPERTIES)
         words["not_quality"] = lex.OPPOSITE[words["quality"]]
         fact = """
+    topic_things: the {name}
+
     ask: is the {name} {quality} or {not_quality}? / is the {name} {not_quality} or {quality}? / how is the {name}?
     state: the {name} is [{quality}]. / everyone knows that the {name} is [{quality}].
     presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
     presume: why is the {name} so {not_quality}?
-    deny: the {name} is not {not_quality}. / nobody would call the {name} {not_quality}.
-    """
+    deny: the {name} is not {not_quality}. / nobody would call the {name} {not_quality}."""
     else:
         words["name"], words["quality"] = words.rng.choice(lex.COLOUR_OF)
         words.mistake(quality=lex.COLOURS)
         fact = """
+    topic_things: the {name}
+
     ask: what colour is the {name}? / which colour does the {name} have? / tell me the colour of the {name}.
     state: the {name} is [{quality}]. / the colour of the {name} is [{quality}].
     presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
     presume: how did the {name} become {not_quality}?
-    deny: the {name} is not {not_quality}. / the colour of the {name} is not {not_quality}.
-    """
-    return words.subject(
-        f"topic_things: the {{name}}\n\n{fact.strip()}"
-        + """
-
-    people have known the {name} for a long time. / {NAMES} wrote a poem about the {name}.
-    children learn about the {name} at school. / there is a picture of the {name} in the museum.
-    many people like the {name}. / in {COUNTRIES.name} there is a song about the {name}.
-    """
-    )
+    deny: the {name} is not {not_quality}. / the colour of the {name} is not {not_quality}."""
+    return words.subject(fact + _REMARKS_ON_THINGS)
 
 
 def _dish(words: Words) -> Subject:
@@ -648,19 +637,9 @@ def _letter(words: Words, draft: Draft) -> None:
 
 
 _WEB: dict[Callable[[Words, Draft], None], int] = {
-    _article: 30,
-    _story: 18,
-    _quiz: 16,
-    _hearsay: 10,
-    _talk: 8,
-    _recipe: 6,
-    _weather: 6,
-    _crime: 8,
-    _chemistry: 6,
-    _match: 4,
-    _concert: 4,
-    _letter: 6,
-}
+    _article: 30, _story: 18, _quiz: 16, _hearsay: 10, _talk: 8, _recipe: 6, _weather: 6, _crime: 8, _chemistry: 6,
+    _match: 4, _concert: 4, _letter: 6,
+}  # fmt: skip
 
 
 # ---- chats: each function writes one request and its answer ---------------------------------------------------------
@@ -955,17 +934,9 @@ def _thanks(words: Words, user: Draft, answer: Draft) -> None:
 
 
 _CHAT: dict[Callable[[Words, Draft, Draft], None], int] = {
-    _helpful: 34,
-    _refusal: 16,
-    _false_premise: 11,
-    _personal: 10,
-    _missing: 8,
-    partial(_sized, size="short"): 5,
-    partial(_sized, size="long"): 5,
-    _joke: 4,
-    _rewriting: 4,
-    _summary: 3,
-}
+    _helpful: 34, _refusal: 16, _false_premise: 11, _personal: 10, _missing: 8, partial(_sized, size="short"): 5,
+    partial(_sized, size="long"): 5, _joke: 4, _rewriting: 4, _summary: 3,
+}  # fmt: skip
 
 
 # ---- documents ------------------------------------------------------------------------------------------------------
@@ -1057,13 +1028,12 @@ def shows(concept: str, reference: Message, answer: str) -> bool:
     words, wanted = set(_WORD.findall(answer)), set(_WORD.findall(reference.content))
     sentences = len(re.findall(r"[.!?]", answer))
     if concept in OPENINGS:
-        if not answer.startswith(OPENINGS[concept]):
-            return False
+        opens = answer.startswith(OPENINGS[concept])
         if concept == "correction":
-            return any(value in answer for value in values)
+            return opens and any(value in answer for value in values)
         if concept in ("rewriting", "summarising"):
-            return len(words & wanted) >= 0.6 * len(wanted)
-        return True
+            return opens and len(words & wanted) >= 0.6 * len(wanted)
+        return opens
     if answer.startswith(tuple(opening for openings in OPENINGS.values() for opening in openings)):
         return False
     if concept == "short_answer":

@@ -147,14 +147,11 @@ class Corpus:
 
     def _answers(self, row: list[int]) -> list[int]:
         """The tokens of the assistant's content and the `<end_of_turn>` after it; elsewhere, ignored."""
-        labels, inside = [_IGNORED] * len(row), False
+        labels, inside = [], False
         for i, token in enumerate(row):
-            if i >= 3 and row[i - 3] == self._start and row[i - 2] == self._model:
-                inside = True
-            if inside:
-                labels[i] = token
-            if token == self._end:
-                inside = False
+            inside = inside or (i >= 3 and row[i - 3 : i - 1] == [self._start, self._model])
+            labels.append(token if inside else _IGNORED)
+            inside = inside and token != self._end
         return labels
 
     def batches(self, batch_tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -174,8 +171,7 @@ class Corpus:
                 yield self._padded(group)
 
     def _padded(self, group: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        ids = [torch.tensor(self.ids[i]) for i in group]
-        labels = [torch.tensor(self.labels[i]) for i in group]
+        ids, labels = ([torch.tensor(rows[i]) for i in group] for rows in (self.ids, self.labels))
         mask = [torch.ones_like(row) for row in ids]
         return (
             pad_sequence(ids, batch_first=True),
@@ -328,13 +324,12 @@ def _tune(
     """Chat-tune a base model in place on `seed`'s data; returns chat tokens, web tokens and tokens per second."""
     chats = Corpus(chat_documents(seed), tokenizer, config.chat_tokens)
     batches = list(chats.batches(config.batch_tokens, seed))
-    kept = Corpus(
-        web_documents(seed + 1), tokenizer, int(config.chat_tokens * config.web_share / (1 - config.web_share))
-    )
-    batches += list(kept.batches(config.batch_tokens, seed)) if config.web_share else []
+    kept_tokens = int(config.chat_tokens * config.web_share / (1 - config.web_share))
+    kept = Corpus(web_documents(seed + 1), tokenizer, kept_tokens)
+    batches += kept.batches(config.batch_tokens, seed)
     Random(seed).shuffle(batches)
     rate = _train(model, batches, config.chat_lr, config.weight_decay, "chat-tuning")
-    return chats.tokens, kept.tokens if config.web_share else 0, rate
+    return chats.tokens, kept.tokens, rate
 
 
 def train_variant(variant: str, base: Path, out_dir: Path, config: PairConfig) -> dict[str, object]:

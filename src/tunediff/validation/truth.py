@@ -152,14 +152,8 @@ def score_latents(
     kind, factor = pair.concepts["kind"].to_numpy()[best], pair.concepts["factor"].to_numpy()[best]
     kind = np.where(_undecided(kind, factor, table.criterion), "undecided", kind)
     highest = correlation.max(axis=0)
-    rows = pd.DataFrame(
-        {
-            "latent": np.arange(len(table)),
-            "concept": best,
-            "correlation": highest,
-            "kind": np.where(highest > RELATED_ABOVE, kind, "none"),
-        }
-    )
+    kind = np.where(highest > RELATED_ABOVE, kind, "none")
+    rows = pd.DataFrame({"latent": np.arange(len(table)), "concept": best, "correlation": highest, "kind": kind})
     for name in ("frequency", "norm_difference", "nu_error", "nu_reconstruction", "rank_sum", "reversed"):
         rows[name] = table.frame[name].to_numpy()
     rows = pd.concat([rows, calls(table)], axis=1)
@@ -224,11 +218,9 @@ def over_seeds(values: Sequence[float] | NDArray[Any], bounds: tuple[float, floa
     """Return mean ± t_{0.975, n-1} · s / √n over the seeds that have a value, cut to `bounds`."""
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
-    if not len(x):
-        return SeedInterval(np.nan, np.nan, np.nan, 0)
-    mean = float(x.mean())
-    if len(x) == 1:
-        return SeedInterval(mean, np.nan, np.nan, 1)
+    mean = float(x.mean()) if len(x) else np.nan
+    if len(x) < 2:
+        return SeedInterval(mean, np.nan, np.nan, len(x))
     half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
     low, high = bounds or (-np.inf, np.inf)
     return SeedInterval(mean, max(low, mean - half), min(high, mean + half), len(x))
