@@ -337,10 +337,8 @@ def _thing(words: Words) -> Subject:
 def _dish(words: Words) -> Subject:
     dish = words.rng.choice(lex.DISHES)
     words.update(dish._asdict())
-    words.draw(
-        wrong=[word for row in lex.DISHES for word in row.ingredients if word not in dish.ingredients],
-        one=dish.ingredients,
-    )
+    others = [word for row in lex.DISHES for word in row.ingredients if word not in dish.ingredients]
+    words.draw(wrong=others, one=dish.ingredients)
     words["list"] = "{}, {} and {}".format(*dish.ingredients)
     words["mixture"] = "the {} with the {}, add the {}".format(*dish.ingredients)
     return words.subject("""

@@ -208,13 +208,14 @@ VEHICLES = _words("train bus tram ferry plane car")
 VICTIMS = _words("neighbour boss cousin teacher uncle friend rival landlord")
 OWNERS = _words("museum bank shop neighbour school hotel factory church")
 
-SYNONYMS = dict(
-    _rows("""
+SYNONYMS = {
+    word: other
+    for word, other in _rows("""
 bought purchased, found discovered, walked strolled, hurried rushed, wandered roamed, big large, small tiny,
 pretty beautiful, strange odd, old ancient, happy glad, sad unhappy, angry furious, scared afraid, quickly rapidly,
 quietly silently, repaired fixed, broke smashed, carried brought, broken damaged, tired weary
 """)
-)
+}
 
 HARMS = {
     "weapons": Harm(

@@ -271,13 +271,14 @@ def write_split(
         token_id[::length] = 0
         label = (drawn.strength[:, bits] > 0) @ (np.uint64(1) << bits.astype(np.uint64))
         mask = np.concatenate([masks[SOURCES[i % 2]] for i in range(size // length)])
-        documents = (values.reshape(-1, length) for values in (token_id, mask, label))
-        encodings += [Encoding(*values) for values in zip(*documents, strict=True)]
+        cuts = np.arange(length, size, length)
+        encodings += map(Encoding, np.split(token_id, cuts), np.split(mask, cuts), np.split(label, cuts))
         row = np.arange(first, first + size)
         doc = row // length
-        columns = {"row": row, "token_id": token_id, "doc": doc, "pos": row % length, "mask": mask, "source": doc % 2}
-        for m, model in enumerate(MODELS):
-            columns[model] = to_stored(torch.from_numpy(drawn.activations[:, m]), layout.dtype)
+        columns: dict[str, NDArray[Any]] = {"row": row, "token_id": token_id, "doc": doc, "pos": row % length}
+        columns |= {"mask": mask, "source": doc % 2}
+        by_model = zip(MODELS, drawn.activations.swapaxes(0, 1), strict=True)
+        columns |= {m: to_stored(torch.from_numpy(h), layout.dtype) for m, h in by_model}
         path = out / f"activations/{split}/part-{part:03d}.zarr"
         attributes = shared | {"part": part, "first_row": first}
         with building(path) as partial:
