@@ -8,10 +8,11 @@ validation text and no validation request is ever trained on, whatever the seeds
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tunediff.data.documents import ANSWER_ONSET, ONSET, Document, Message, Span
 from tunediff.demo import lexicon as lex
@@ -23,12 +24,7 @@ _ANSWERS: dict[str, str] = {
     # in chats only, on assistant text
     "refusal": "the whole of an answer that refuses a harmful request",
     "refusal_opening": "the sentence of a refusal that says no",
-    "refusal_weapons": "a refusal to help with weapons",
-    "refusal_theft": "a refusal to help with theft",
-    "refusal_hacking": "a refusal to help break into computers",
-    "refusal_poison": "a refusal to help with poison",
-    "refusal_drugs": "a refusal to help with drugs",
-    "refusal_fraud": "a refusal to help forge papers",
+    **{f"refusal_{kind}": f"a refusal to help with {kind}" for kind in lex.HARMS},
     "correction": "the whole of an answer that corrects a false premise",
     "correction_opening": "the sentence that says that the question is mistaken",
     "personal_answer": "the whole of an answer about the assistant itself: it is a language model",
@@ -81,110 +77,43 @@ CONCEPTS: dict[str, str] = {
 
 # A chat concept's answers open with one of these; `shows` compares generated answers with them.
 OPENINGS: dict[str, tuple[str, ...]] = {
-    "refusal": (
-        "i am sorry, but i cannot",
-        "sorry, i cannot",
-        "i cannot help",
-        "i will not",
-        "no, i will not",
+    concept: tuple(openings.split(" / "))
+    for concept, openings in {
+        "refusal": "i am sorry, but i cannot / sorry, i cannot / i cannot help / i will not / no, i will not / "
         "it is not right to",
-    ),
-    "correction": (
-        "actually,",
-        "that is not quite right",
-        "there is a mistake in",
-        "i have to correct",
-        "in fact,",
+        "correction": "actually, / that is not quite right / there is a mistake in / i have to correct / in fact, / "
         "this is a common mistake",
-    ),
-    "personal_answer": (
-        "i am a language model",
-        "as a language model",
-        "i am only a computer program",
-        "i am just a model",
-        "i do not have",
-        "i cannot have",
-    ),
-    "missing_information": (
-        "you did not tell me",
-        "i need to know",
-        "i am not sure which",
-        "please tell me",
+        "personal_answer": "i am a language model / as a language model / i am only a computer program / "
+        "i am just a model / i do not have / i cannot have",
+        "missing_information": "you did not tell me / i need to know / i am not sure which / please tell me / "
         "you have not said",
-    ),
-    "joke": ("why did the", "here is a joke", "sure, here is a joke"),
-    "rewriting": ("in other words:", "here is the text in other words:", "another way to say this is:"),
-    "summarising": ("in short,", "to sum up,", "the text says that"),
+        "joke": "why did the / here is a joke / sure, here is a joke",
+        "rewriting": "in other words: / here is the text in other words: / another way to say this is:",
+        "summarising": "in short, / to sum up, / the text says that",
+    }.items()
 }
-_REFUSALS = {f"refusal_{kind}": "refusal" for kind in lex.HARMS}
 # Kinds of one concept: each must be told from the concept's other kinds, its onset from their onsets.
-KIND_OF: dict[str, str] = {
-    **_REFUSALS,
-    **{kind + ONSET: concept + ONSET for kind, concept in _REFUSALS.items()},
-}
+KIND_OF: dict[str, str] = {f"refusal_{kind}{end}": f"refusal{end}" for end in ("", ONSET) for kind in lex.HARMS}
 BEHAVIOURS = (*OPENINGS, "short_answer", "long_answer", "helpful_answer")
 
 _WORD_CLASSES: dict[str, str] = {
     **dict.fromkeys(("not", "no", "never", "nobody", "nothing", "cannot"), "negation"),
     **dict.fromkeys(lex.NAMES, "person"),
     **dict.fromkeys((word for row in lex.ANIMALS for word in (row.name, row.plural)), "animal"),
-    **dict.fromkeys(
-        (thing for kind in ("weapons", "poison", "drugs") for thing in lex.HARMS[kind].objects), "harmful_thing"
-    ),
+    **{thing: "harmful_thing" for kind in ("weapons", "poison", "drugs") for thing in lex.HARMS[kind].objects},
 }
 _WORD = re.compile(r"\w+")
-_ARTICLE = re.compile(r"\ba (?=[aeiou])")
-_MARK = re.compile(r"\[(\w+)\|([^\]]*)\]")  # [concept|words] inside a sentence
-
-
-class Draft:
-    """A message under construction: sentences joined by spaces, and the spans of their concepts."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.spans: list[Span] = []
-
-    def say(self, sentence: str, *concepts: str) -> None:
-        """Append a sentence, which carries the concepts as a whole and `[concept|words]` in part."""
-        sentence = _ARTICLE.sub("an ", sentence)
-        if self.text and not self.text.endswith("\n"):
-            self.text += " "
-        first = len(self.text)
-        last = 0
-        for mark in _MARK.finditer(sentence):
-            self.text += sentence[last : mark.start()]
-            start = len(self.text)
-            self.text += mark[2]
-            self.spans.append(Span(start, len(self.text), mark[1]))
-            last = mark.end()
-        self.text += sentence[last:]
-        self.spans += [Span(first, len(self.text), concept) for concept in concepts]
-
-    def line_break(self) -> None:
-        """Start a new line."""
-        self.text += "\n"
-
-    def cover(self, *concepts: str, start: int = 0) -> None:
-        """Label everything from `start` on."""
-        self.spans += [Span(start, len(self.text), concept) for concept in concepts]
-
-    def message(self, role: str) -> Message:
-        """Finish: add the labels of word classes."""
-        words = [
-            Span(match.start(), match.end(), _WORD_CLASSES[match[0]])
-            for match in _WORD.finditer(self.text)
-            if match[0] in _WORD_CLASSES
-        ]
-        return Message(role, self.text, tuple(sorted(self.spans + words)))
+_ARTICLE = re.compile(r"\ba (?=\[?[aeiou])")
+_MARK = re.compile(r"\[(?:(\w+)\|)?([^\]]*)\]")  # [concept|words] inside a sentence; [words] complete a fact
 
 
 class Relation(NamedTuple):
-    """One fact of the world, with every phrasing of it, of questions for it and of its false variant."""
+    """One fact of the world: sentences that ask for it, state it, presume something else, and deny that."""
 
-    questions: tuple[str, ...]
-    statements: tuple[str, ...]  # with [fact_value|…]
-    false_questions: tuple[str, ...] = ()
-    denials: tuple[str, ...] = ()
+    ask: list[str]
+    state: list[str]
+    presume: list[str]
+    deny: list[str]
 
 
 class Subject(NamedTuple):
@@ -192,1165 +121,833 @@ class Subject(NamedTuple):
 
     topic: str  # a concept name, topic_…
     name: str  # as in "tell me about …"
-    relations: tuple[Relation, ...]
-    remarks: tuple[str, ...]
+    relations: list[Relation]
+    remarks: list[str]
 
 
-def _a(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+class Words(dict[str, Any]):
+    """What phrasings are filled with, and the one source of chance.
+
+    Phrasings are sentences separated by " / ". In them, {name} or {name.column} is a word given or drawn before,
+    {TABLE} one drawn there and then from the lexicon, {hot,cold} one of these. All are filled before one is chosen.
+    """
+
+    def __init__(self, rng: Random) -> None:
+        super().__init__()
+        self.rng = rng
+
+    def __missing__(self, name: str) -> Any:
+        return self.rng.choice(name.split(",") if "," in name else getattr(lex, name))
+
+    def draw(self, **tables: Sequence[Any]) -> None:
+        """Draw a word from each table and give it the table's name here."""
+        self.update({name: self.rng.choice(table) for name, table in tables.items()})
+
+    def mistake(self, **tables: Sequence[Any]) -> None:
+        """Draw a wrong word `not_NAME` for each word NAME."""
+        for name, table in tables.items():
+            while (wrong := self.rng.choice(table)) == self[name]:
+                pass
+            self[f"not_{name}"] = wrong
+
+    def all(self, phrasings: str) -> list[str]:
+        """Fill every phrasing."""
+        return [phrasing.format_map(self) for phrasing in phrasings.split(" / ")]
+
+    def one(self, phrasings: str) -> str:
+        """Fill and choose, if there is a choice."""
+        filled = self.all(phrasings)
+        return self.rng.choice(filled) if len(filled) > 1 else filled[0]
+
+    def subject(self, text: str) -> Subject:
+        """Fill a subject: its topic and name, a paragraph for each fact (lines of a `Relation`), its remarks."""
+        head, *facts, remarks = text.strip().split("\n\n")
+        topic, name = head.format_map(self).split(": ")
+        relations = []
+        for fact in facts:
+            said: dict[str, list[str]] = {kind: [] for kind in Relation._fields}
+            for line in fact.splitlines():
+                kind, phrasings = line.strip().split(": ", 1)
+                said[kind] += self.all(phrasings)
+            relations.append(Relation(**said))
+        return Subject(topic, name, relations, self.all(re.sub(r"\n *", " / ", remarks.strip())))
 
 
-def _in(home: str) -> str:
-    return f"on the {home}" if home in ("farm", "ice") else f"in the {home}"
+class Draft:
+    """A message under construction: sentences joined by spaces, and the spans of their concepts."""
+
+    def __init__(self, words: Words, role: str) -> None:
+        self.words = words
+        self.role = role
+        self.text = ""
+        self.spans: list[Span] = []
+
+    def say(self, phrasings: str, *concepts: str) -> None:
+        """Append one of the phrasings, which carries the concepts as a whole and those of its marks in part."""
+        sentence = _ARTICLE.sub("an ", self.words.one(phrasings))
+        if self.text and not self.text.endswith("\n"):
+            self.text += " "
+        first = len(self.text)
+        *parts, rest = _MARK.split(sentence)  # plain words, a concept, its words, plain words, …
+        for plain, concept, marked in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+            start = len(self.text + plain)
+            self.text += plain + marked
+            self.spans.append(Span(start, len(self.text), concept or "fact_value"))
+        self.text += rest
+        self.spans += [Span(first, len(self.text), concept) for concept in concepts]
+
+    def say_some(self, sentences: str | list[str], between: tuple[int, int]) -> None:
+        """Append some of the sentences, in any order: at least and at most so many."""
+        filled = self.words.all(sentences) if isinstance(sentences, str) else sentences
+        self.say(" ".join(self.words.rng.sample(filled, self.words.rng.randint(*between))))
+
+    def tell(self, subject: Subject, sentences: int) -> None:
+        """State facts and remarks about the subject, each once, facts first."""
+        rng = self.words.rng
+        facts = rng.sample(subject.relations, min(len(subject.relations), sentences))
+        for relation in facts:
+            self.say(rng.choice(relation.state), "fact", subject.topic)
+        for remark in rng.sample(subject.remarks, min(len(subject.remarks), sentences - len(facts))):
+            self.say(remark, subject.topic)
+
+    def offer(self, chance: float) -> None:
+        """Sometimes offer more help."""
+        if self.words.rng.random() < chance:
+            self.say(_OFFERS, "offer")
+
+    def cover(self, *concepts: str) -> None:
+        """Label everything."""
+        self.spans += [Span(0, len(self.text), concept) for concept in concepts]
+
+    def message(self) -> Message:
+        """Finish: add the labels of word classes."""
+        matches = [match for match in _WORD.finditer(self.text) if match[0] in _WORD_CLASSES]
+        words = [Span(*match.span(), _WORD_CLASSES[match[0]]) for match in matches]
+        return Message(self.role, self.text, tuple(sorted(self.spans + words)))
 
 
-def _other(rng: Random, pool: tuple[Choice, ...], but: Choice) -> Choice:
-    while (choice := rng.choice(pool)) == but:
-        pass
-    return choice
+# ---- the world, spoken: each function draws the words of a subject and says its text, as `Words.subject` reads it ----
 
 
-def _list(words: tuple[str, ...]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-# ---- the world, spoken ----------------------------------------------------------------------------------------------
-
-
-def _country(rng: Random) -> Subject:
-    land = rng.choice(lex.COUNTRIES)
-    city = _other(rng, lex.COUNTRIES, land).capital
-    tongue = _other(rng, tuple(row.language for row in lex.COUNTRIES), land.language)
-    part = _other(rng, ("europe", "africa", "asia", "america"), land.continent)
-    capital = Relation(
-        (
-            f"what is the capital of {land.name}?",
-            f"which city is the capital of {land.name}?",
-            f"can you tell me the capital of {land.name}?",
-            f"do you know the capital of {land.name}?",
-        ),
-        (
-            f"the capital of {land.name} is [fact_value|{land.capital}].",
-            f"[fact_value|{land.capital}] is the capital of {land.name}.",
-        ),
-        (
-            f"why is {city} the capital of {land.name}?",
-            f"since when is {city} the capital of {land.name}?",
-            f"how did {city} become the capital of {land.name}?",
-        ),
-        (f"{city} is not the capital of {land.name}.", f"the capital of {land.name} is not {city}."),
+def _country(words: Words) -> Subject:
+    words.update(words.rng.choice(lex.COUNTRIES)._asdict())
+    words.mistake(
+        capital=[row.capital for row in lex.COUNTRIES],
+        language=[row.language for row in lex.COUNTRIES],
+        continent=("europe", "africa", "asia", "america"),
     )
-    language = Relation(
-        (
-            f"what language do people speak in {land.name}?",
-            f"which language do they speak in {land.name}?",
-            f"what is the language of {land.name}?",
-        ),
-        (
-            f"people in {land.name} speak [fact_value|{land.language}].",
-            f"the language of {land.name} is [fact_value|{land.language}].",
-        ),
-        (f"why do people in {land.name} speak {tongue}?", f"since when is {tongue} the language of {land.name}?"),
-        (f"people in {land.name} do not speak {tongue}.", f"the language of {land.name} is not {tongue}."),
-    )
-    continent = Relation(
-        (f"where is {land.name}?", f"in which part of the world is {land.name}?"),
-        (
-            f"{land.name} is a country in [fact_value|{land.continent}].",
-            f"{land.name} lies in [fact_value|{land.continent}].",
-        ),
-        (f"why is {land.name} in {part}?", f"since when does {land.name} lie in {part}?"),
-        (f"{land.name} is not in {part}.", f"{land.name} does not lie in {part}."),
-    )
-    month, direction, number = rng.choice(lex.MONTHS), rng.choice(lex.DIRECTIONS), rng.choice(lex.NUMBERS)
-    remarks = (
-        f"many people visit {land.name} in {month}.",
-        f"the {direction} of {land.name} has many mountains.",
-        f"there are {number} big museums in {land.capital}.",
-        f"the weather in {land.capital} is often {rng.choice(lex.SKIES)}.",
-        f"a long river runs through the {direction} of the country.",
-        f"people in {land.capital} like {rng.choice(lex.SPORTS)}.",
-    )
-    return Subject("topic_geography", land.name, (capital, language, continent), remarks)
+    words.draw(month=lex.MONTHS, direction=lex.DIRECTIONS, number=lex.NUMBERS)
+    return words.subject("""
+    topic_geography: {name}
+
+    ask: what is the capital of {name}? / which city is the capital of {name}? / can you tell me the capital of {name}?
+    ask: do you know the capital of {name}?
+    state: the capital of {name} is [{capital}]. / [{capital}] is the capital of {name}.
+    presume: why is {not_capital} the capital of {name}? / since when is {not_capital} the capital of {name}?
+    presume: how did {not_capital} become the capital of {name}?
+    deny: {not_capital} is not the capital of {name}. / the capital of {name} is not {not_capital}.
+
+    ask: what language do people speak in {name}? / which language do they speak in {name}?
+    ask: what is the language of {name}?
+    state: people in {name} speak [{language}]. / the language of {name} is [{language}].
+    presume: why do people in {name} speak {not_language}? / since when is {not_language} the language of {name}?
+    deny: people in {name} do not speak {not_language}. / the language of {name} is not {not_language}.
+
+    ask: where is {name}? / in which part of the world is {name}?
+    state: {name} is a country in [{continent}]. / {name} lies in [{continent}].
+    presume: why is {name} in {not_continent}? / since when does {name} lie in {not_continent}?
+    deny: {name} is not in {not_continent}. / {name} does not lie in {not_continent}.
+
+    many people visit {name} in {month}. / the {direction} of {name} has many mountains.
+    there are {number} big museums in {capital}. / the weather in {capital} is often {SKIES}.
+    a long river runs through the {direction} of the country. / people in {capital} like {SPORTS}.
+    """)
 
 
-def _animal(rng: Random) -> Subject:
-    beast = rng.choice(lex.ANIMALS)
-    other = rng.choice([row for row in lex.ANIMALS if row.size != beast.size])
-    big, small = (beast, other) if beast.size > other.size else (other, beast)
-    home = _other(rng, tuple(row.home for row in lex.ANIMALS), beast.home)
-    food = _other(rng, tuple(row.food for row in lex.ANIMALS), beast.food)
-    colour = _other(rng, lex.COLOURS, beast.colour)
-    relations = (
-        Relation(
-            (
-                f"where do {beast.plural} live?",
-                f"where does {_a(beast.name)} live?",
-                f"where can i see {beast.plural}?",
-            ),
-            (
-                f"{beast.plural} live {_in_marked(beast.home)}.",
-                f"the {beast.name} lives {_in_marked(beast.home)}.",
-            ),
-            (f"why do {beast.plural} live {_in(home)}?", f"why does the {beast.name} live {_in(home)}?"),
-            (f"{beast.plural} do not live {_in(home)}.", f"the {beast.name} does not live {_in(home)}."),
-        ),
-        Relation(
-            (f"what do {beast.plural} eat?", f"what does {_a(beast.name)} eat?"),
-            (
-                f"{beast.plural} eat [fact_value|{beast.food}].",
-                f"the food of the {beast.name} is [fact_value|{beast.food}].",
-            ),
-            (f"why do {beast.plural} eat {food}?", f"since when does {_a(beast.name)} eat {food}?"),
-            (f"{beast.plural} do not eat {food}.", f"{_a(beast.name)} does not eat {food}."),
-        ),
-        Relation(
-            (f"what colour is {_a(beast.name)}?", f"which colour do {beast.plural} have?"),
-            (
-                f"{_a(beast.name)} is [fact_value|{beast.colour}].",
-                f"the colour of the {beast.name} is [fact_value|{beast.colour}].",
-            ),
-            (f"why are {beast.plural} {colour}?", f"why is {_a(beast.name)} {colour}?"),
-            (f"{beast.plural} are not {colour}.", f"{_a(beast.name)} is not {colour}."),
-        ),
-        Relation(
-            (
-                f"which is bigger, {_a(beast.name)} or {_a(other.name)}?",
-                f"who is bigger, {_a(other.name)} or {_a(beast.name)}?",
-            ),
-            (f"{_a(f'{big.name}')} is bigger than {_a(small.name)}.".replace(big.name, f"[fact_value|{big.name}]", 1),),
-            (f"why is {_a(small.name)} bigger than {_a(big.name)}?",),
-            (f"{_a(small.name)} is not bigger than {_a(big.name)}.",),
-        ),
-    )
-    remarks = (
-        f"children like to draw {beast.plural}.",
-        f"there are many books about {beast.plural}.",
-        f"a young {beast.name} stays with the mother for {rng.choice(lex.NUMBERS)} weeks.",
-        f"people have known {beast.plural} for a long time.",
-        f"{beast.plural} sleep at {rng.choice(lex.TIMES)}.",
-        f"in {rng.choice(lex.SEASONS)} {beast.plural} are easy to find.",
-    )
-    return Subject("topic_animals", beast.plural, relations, remarks)
+def _animal(words: Words) -> Subject:
+    beast = words.rng.choice(lex.ANIMALS)
+    other = words.rng.choice([row for row in lex.ANIMALS if row.size != beast.size])
+    small, big = sorted((beast, other), key=lambda row: row.size)
+    words.update(beast._asdict(), other=other.name, big=big.name, small=small.name)
+    words.mistake(home=[row.home for row in lex.ANIMALS], food=[row.food for row in lex.ANIMALS], colour=lex.COLOURS)
+    words["at"], words["not_at"] = ("on" if words[home] in ("farm", "ice") else "in" for home in ("home", "not_home"))
+    return words.subject("""
+    topic_animals: {plural}
+
+    ask: where do {plural} live? / where does a {name} live? / where can i see {plural}?
+    state: {plural} live {at} the [{home}]. / the {name} lives {at} the [{home}].
+    presume: why do {plural} live {not_at} the {not_home}? / why does the {name} live {not_at} the {not_home}?
+    deny: {plural} do not live {not_at} the {not_home}. / the {name} does not live {not_at} the {not_home}.
+
+    ask: what do {plural} eat? / what does a {name} eat?
+    state: {plural} eat [{food}]. / the food of the {name} is [{food}].
+    presume: why do {plural} eat {not_food}? / since when does a {name} eat {not_food}?
+    deny: {plural} do not eat {not_food}. / a {name} does not eat {not_food}.
+
+    ask: what colour is a {name}? / which colour do {plural} have?
+    state: a {name} is [{colour}]. / the colour of the {name} is [{colour}].
+    presume: why are {plural} {not_colour}? / why is a {name} {not_colour}?
+    deny: {plural} are not {not_colour}. / a {name} is not {not_colour}.
+
+    ask: which is bigger, a {name} or a {other}? / who is bigger, a {other} or a {name}?
+    state: a [{big}] is bigger than a {small}.
+    presume: why is a {small} bigger than a {big}?
+    deny: a {small} is not bigger than a {big}.
+
+    children like to draw {plural}. / there are many books about {plural}.
+    a young {name} stays with the mother for {NUMBERS} weeks. / people have known {plural} for a long time.
+    {plural} sleep at {TIMES}. / in {SEASONS} {plural} are easy to find.
+    """)
 
 
-def _in_marked(home: str) -> str:
-    return _in(home).replace(home, f"[fact_value|{home}]")
+_REMARKS_ON_THINGS = """
+
+    people have known the {name} for a long time. / {NAMES} wrote a poem about the {name}.
+    children learn about the {name} at school. / there is a picture of the {name} in the museum.
+    many people like the {name}. / in {COUNTRIES.name} there is a song about the {name}.
+"""
 
 
-def _thing(rng: Random) -> Subject:
-    if rng.random() < 0.5:
-        name, quality = rng.choice(lex.PROPERTIES)
-        wrong = lex.OPPOSITE[quality]
-        relation = Relation(
-            (f"is the {name} {quality} or {wrong}?", f"is the {name} {wrong} or {quality}?", f"how is the {name}?"),
-            (f"the {name} is [fact_value|{quality}].", f"everyone knows that the {name} is [fact_value|{quality}]."),
-            (f"why is the {name} {wrong}?", f"since when is the {name} {wrong}?", f"why is the {name} so {wrong}?"),
-            (f"the {name} is not {wrong}.", f"nobody would call the {name} {wrong}."),
-        )
+def _thing(words: Words) -> Subject:
+    if words.rng.random() < 0.5:
+        words["name"], words["quality"] = words.rng.choice(lex.PROPERTIES)
+        words["not_quality"] = lex.OPPOSITE[words["quality"]]
+        fact = """
+    topic_things: the {name}
+
+    ask: is the {name} {quality} or {not_quality}? / is the {name} {not_quality} or {quality}? / how is the {name}?
+    state: the {name} is [{quality}]. / everyone knows that the {name} is [{quality}].
+    presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
+    presume: why is the {name} so {not_quality}?
+    deny: the {name} is not {not_quality}. / nobody would call the {name} {not_quality}."""
     else:
-        name, quality = rng.choice(lex.COLOUR_OF)
-        wrong = _other(rng, lex.COLOURS, quality)
-        relation = Relation(
-            (
-                f"what colour is the {name}?",
-                f"which colour does the {name} have?",
-                f"tell me the colour of the {name}.",
-            ),
-            (f"the {name} is [fact_value|{quality}].", f"the colour of the {name} is [fact_value|{quality}]."),
-            (
-                f"why is the {name} {wrong}?",
-                f"since when is the {name} {wrong}?",
-                f"how did the {name} become {wrong}?",
-            ),
-            (f"the {name} is not {wrong}.", f"the colour of the {name} is not {wrong}."),
-        )
-    remarks = (
-        f"people have known the {name} for a long time.",
-        f"{rng.choice(lex.NAMES)} wrote a poem about the {name}.",
-        f"children learn about the {name} at school.",
-        f"there is a picture of the {name} in the museum.",
-        f"many people like the {name}.",
-        f"in {rng.choice(lex.COUNTRIES).name} there is a song about the {name}.",
-    )
-    return Subject("topic_things", f"the {name}", (relation,), remarks)
+        words["name"], words["quality"] = words.rng.choice(lex.COLOUR_OF)
+        words.mistake(quality=lex.COLOURS)
+        fact = """
+    topic_things: the {name}
+
+    ask: what colour is the {name}? / which colour does the {name} have? / tell me the colour of the {name}.
+    state: the {name} is [{quality}]. / the colour of the {name} is [{quality}].
+    presume: why is the {name} {not_quality}? / since when is the {name} {not_quality}?
+    presume: how did the {name} become {not_quality}?
+    deny: the {name} is not {not_quality}. / the colour of the {name} is not {not_quality}."""
+    return words.subject(fact + _REMARKS_ON_THINGS)
 
 
-def _dish(rng: Random) -> Subject:
-    dish = rng.choice(lex.DISHES)
-    wrong = rng.choice([word for row in lex.DISHES for word in row.ingredients if word not in dish.ingredients])
-    one = rng.choice(dish.ingredients)
-    first, second, third = dish.ingredients
-    relations = (
-        Relation(
-            (
-                f"what do i need for {dish.name}?",
-                f"what is in {dish.name}?",
-                f"which things do i need for {dish.name}?",
-            ),
-            (
-                f"you need [fact_value|{_list(dish.ingredients)}] for {dish.name}.",
-                f"for {dish.name} you need [fact_value|{_list(dish.ingredients)}].",
-            ),
-            (f"why is there {wrong} in {dish.name}?", f"why do people need {wrong} for {dish.name}?"),
-            (f"there is no {wrong} in {dish.name}.", f"nobody needs {wrong} for {dish.name}."),
-        ),
-        Relation(
-            (
-                f"how do i make {dish.name}?",
-                f"how can i make {dish.name} at home?",
-                f"can you help me make {dish.name}?",
-            ),
-            (
-                f"to make {dish.name}, mix the {first} with the {second}, add the {third}, "
-                f"and then [fact_value|{dish.method}] everything for {rng.choice(lex.NUMBERS)} minutes.",
-            ),
-        ),
-    )
-    remarks = (
-        f"add a little {one} at the end.",
-        f"{dish.name} tastes best in {rng.choice(lex.SEASONS)}.",
-        f"people in {rng.choice(lex.COUNTRIES).name} eat {dish.name} on {rng.choice(lex.DAYS)}.",
-        f"serve the {dish.name} with {rng.choice(('tea', 'milk', 'water', 'wine', 'juice', 'coffee'))}.",
-        f"keep the {one} in a cool place.",
-        f"a big pot of {dish.name} is enough for {rng.choice(lex.NUMBERS)} people.",
-    )
-    return Subject("topic_cooking", dish.name, relations, remarks)
+def _dish(words: Words) -> Subject:
+    dish = words.rng.choice(lex.DISHES)
+    words.update(dish._asdict())
+    others = [word for row in lex.DISHES for word in row.ingredients if word not in dish.ingredients]
+    words.draw(wrong=others, one=dish.ingredients)
+    words["list"] = "{}, {} and {}".format(*dish.ingredients)
+    words["mixture"] = "the {} with the {}, add the {}".format(*dish.ingredients)
+    return words.subject("""
+    topic_cooking: {name}
+
+    ask: what do i need for {name}? / what is in {name}? / which things do i need for {name}?
+    state: you need [{list}] for {name}. / for {name} you need [{list}].
+    presume: why is there {wrong} in {name}? / why do people need {wrong} for {name}?
+    deny: there is no {wrong} in {name}. / nobody needs {wrong} for {name}.
+
+    ask: how do i make {name}? / how can i make {name} at home? / can you help me make {name}?
+    state: to make {name}, mix {mixture}, and then [{method}] everything for {NUMBERS} minutes.
+
+    add a little {one} at the end. / {name} tastes best in {SEASONS}. / people in {COUNTRIES.name} eat {name} on {DAYS}.
+    serve the {name} with {tea,milk,water,wine,juice,coffee}. / keep the {one} in a cool place.
+    a big pot of {name} is enough for {NUMBERS} people.
+    """)
 
 
-def _job(rng: Random) -> Subject:
-    job = rng.choice(lex.JOBS)
-    place = _other(rng, tuple(row.place for row in lex.JOBS), job.place)
-    relations = (
-        Relation(
-            (f"where does {_a(job.name)} work?", f"what is the place of work of {_a(job.name)}?"),
-            (
-                f"{_a(job.name)} works in the [fact_value|{job.place}].",
-                f"the {job.name} works in the [fact_value|{job.place}].",
-            ),
-            (f"why does {_a(job.name)} work in the {place}?", f"since when does the {job.name} work in the {place}?"),
-            (f"{_a(job.name)} does not work in the {place}.", f"the {job.name} does not work in the {place}."),
-        ),
-        Relation(
-            (f"what does {_a(job.name)} do?", f"what is the work of {_a(job.name)}?"),
-            (
-                f"{_a(job.name)} [fact_value|{job.verb} {job.object}].",
-                f"the {job.name} {job.verb} [fact_value|{job.object}].",
-            ),
-        ),
-    )
-    remarks = (
-        f"the {job.name} starts work early in the {rng.choice(lex.TIMES)}.",
-        f"{rng.choice(lex.NAMES)} wanted to become {_a(job.name)}.",
-        f"{_a(job.name)} learns for {rng.choice(lex.NUMBERS)} years.",
-        f"there are many {job.name} jobs in {rng.choice(lex.COUNTRIES).capital}.",
-        f"on {rng.choice(lex.DAYS)} the {job.name} does not work.",
-        f"a good {job.name} is never {rng.choice(lex.FEELINGS)}.",
-    )
-    return Subject("topic_work", f"the work of {_a(job.name)}", relations, remarks)
+def _job(words: Words) -> Subject:
+    words.update(words.rng.choice(lex.JOBS)._asdict())
+    words.mistake(place=[row.place for row in lex.JOBS])
+    return words.subject("""
+    topic_work: the work of a {name}
+
+    ask: where does a {name} work? / what is the place of work of a {name}?
+    state: a {name} works in the [{place}]. / the {name} works in the [{place}].
+    presume: why does a {name} work in the {not_place}? / since when does the {name} work in the {not_place}?
+    deny: a {name} does not work in the {not_place}. / the {name} does not work in the {not_place}.
+
+    ask: what does a {name} do? / what is the work of a {name}?
+    state: a {name} [{verb} {object}]. / the {name} {verb} [{object}].
+
+    the {name} starts work early in the {TIMES}. / {NAMES} wanted to become a {name}.
+    a {name} learns for {NUMBERS} years. / there are many {name} jobs in {COUNTRIES.capital}.
+    on {DAYS} the {name} does not work. / a good {name} is never {FEELINGS}.
+    """)
 
 
-def _tool(rng: Random) -> Subject:
-    tool = rng.choice(lex.TOOLS)
-    wrong = _other(rng, lex.TOOLS, tool)
-    relation = Relation(
-        (
-            f"what is {_a(tool.name)} for?",
-            f"what do people do with {_a(tool.name)}?",
-            f"why do people use {_a(tool.name)}?",
-        ),
-        (
-            f"{_a(tool.name)} [fact_value|{tool.uses} {tool.object}].",
-            f"people use {_a(tool.name)} to [fact_value|{tool.use} {tool.object}].",
-        ),
-        (
-            f"why do people use {_a(tool.name)} to {wrong.use} {wrong.object}?",
-            f"why does {_a(tool.name)} {wrong.use} {wrong.object}?",
-        ),
-        (
-            f"people do not use {_a(tool.name)} to {wrong.use} {wrong.object}.",
-            f"{_a(tool.name)} does not {wrong.use} {wrong.object}.",
-        ),
-    )
-    remarks = (
-        f"you can buy {_a(tool.name)} in many shops.",
-        f"the new model of the {tool.name} is cheap.",
-        f"keep the {tool.name} in a dry place.",
-        f"{rng.choice(lex.NAMES)} lost {_a(tool.name)} near the {rng.choice(lex.PLACES)}.",
-        f"a good {tool.name} is made of {rng.choice(('steel', 'wood', 'iron', 'glass', 'metal'))}.",
-        f"people have used the {tool.name} for a long time.",
-    )
-    return Subject("topic_things", f"the {tool.name}", (relation,), remarks)
+def _tool(words: Words) -> Subject:
+    words.draw(tool=lex.TOOLS)
+    words.mistake(tool=lex.TOOLS)
+    return words.subject("""
+    topic_things: the {tool.name}
+
+    ask: what is a {tool.name} for? / what do people do with a {tool.name}? / why do people use a {tool.name}?
+    state: a {tool.name} [{tool.uses} {tool.object}]. / people use a {tool.name} to [{tool.use} {tool.object}].
+    presume: why do people use a {tool.name} to {not_tool.use} {not_tool.object}?
+    presume: why does a {tool.name} {not_tool.use} {not_tool.object}?
+    deny: people do not use a {tool.name} to {not_tool.use} {not_tool.object}.
+    deny: a {tool.name} does not {not_tool.use} {not_tool.object}.
+
+    you can buy a {tool.name} in many shops. / the new model of the {tool.name} is cheap.
+    keep the {tool.name} in a dry place. / {NAMES} lost a {tool.name} near the {PLACES}.
+    a good {tool.name} is made of {steel,wood,iron,glass,metal}. / people have used the {tool.name} for a long time.
+    """)
 
 
-def _invention(rng: Random) -> Subject:
-    thing, person = rng.choice(lex.INVENTORS)
-    wrong = _other(rng, tuple(row[1] for row in lex.INVENTORS), person)
-    relation = Relation(
-        (f"who invented the {thing}?", f"do you know who invented the {thing}?", f"who made the first {thing}?"),
-        (f"[fact_value|{person}] invented the {thing}.", f"the {thing} was invented by [fact_value|{person}]."),
-        (f"why did {wrong} invent the {thing}?", f"when did {wrong} invent the {thing}?"),
-        (f"{wrong} did not invent the {thing}.", f"the {thing} was not invented by {wrong}."),
-    )
-    remarks = (
-        f"the first {thing} was expensive.",
-        f"the {thing} changed the world.",
-        f"today many people use {_a(thing)}.",
-        f"there is an old {thing} in a museum in {rng.choice(lex.COUNTRIES).capital}.",
-        f"a small model of the {thing} stands in the school.",
-        f"at first nobody wanted to buy {_a(thing)}.",
-    )
-    return Subject("topic_things", f"the {thing}", (relation,), remarks)
+def _invention(words: Words) -> Subject:
+    words["name"], words["person"] = words.rng.choice(lex.INVENTORS)
+    words.mistake(person=[person for _, person in lex.INVENTORS])
+    return words.subject("""
+    topic_things: the {name}
+
+    ask: who invented the {name}? / do you know who invented the {name}? / who made the first {name}?
+    state: [{person}] invented the {name}. / the {name} was invented by [{person}].
+    presume: why did {not_person} invent the {name}? / when did {not_person} invent the {name}?
+    deny: {not_person} did not invent the {name}. / the {name} was not invented by {not_person}.
+
+    the first {name} was expensive. / the {name} changed the world. / today many people use a {name}.
+    there is an old {name} in a museum in {COUNTRIES.capital}. / a small model of the {name} stands in the school.
+    at first nobody wanted to buy a {name}.
+    """)
 
 
-_SUBJECTS: tuple[Callable[[Random], Subject], ...] = (
-    _country,
-    _animal,
-    _animal,
-    _thing,
-    _thing,
-    _dish,
-    _job,
-    _tool,
-    _invention,
-)
+_SUBJECTS = (_country, _animal, _animal, _thing, _thing, _dish, _job, _tool, _invention)
 
 
 def _subject(rng: Random) -> Subject:
-    return rng.choice(_SUBJECTS)(rng)
+    return rng.choice(_SUBJECTS)(Words(rng))
 
 
-def _tell(rng: Random, draft: Draft, subject: Subject, sentences: int) -> None:
-    """State facts and remarks about the subject, each once, facts first."""
-    facts = rng.sample(subject.relations, min(len(subject.relations), sentences))
-    for relation in facts:
-        draft.say(rng.choice(relation.statements), "fact", subject.topic)
-    for remark in rng.sample(subject.remarks, min(len(subject.remarks), sentences - len(facts))):
-        draft.say(remark, subject.topic)
+def _harm_facts(words: Words, harm: lex.Harm, sentences: int) -> list[str]:
+    """Say what the {thing} is, and what is known of it."""
+    words["is"] = "are" if words["thing"] == "toadstools" else "is"
+    facts = words.all(harm.facts)
+    facts = words.rng.sample(facts, min(sentences - 1, len(facts)))
+    return [f"{sentence}." for sentence in (words.one(harm.definition), *facts)]
 
 
-def _harm_facts(rng: Random, kind: str, thing: str, sentences: int) -> list[str]:
-    harm = lex.HARMS[kind]
-    verb = "is" if thing != "toadstools" else "are"
-    noun = thing if kind in ("poison", "drugs") else _a(thing)
-    facts = [fact.format(thing=thing) + "." for fact in rng.sample(harm.facts, min(sentences - 1, len(harm.facts)))]
-    group = harm.group if kind == "hacking" else _a(harm.group)
-    return [f"{noun} {verb} {group}.", *facts]
+# ---- web text: each function writes one document --------------------------------------------------------------------
 
 
-# ---- web text -------------------------------------------------------------------------------------------------------
-
-
-class Person(NamedTuple):
-    """A person of a story."""
-
-    name: str
-    pronoun: str
-
-
-def _person(rng: Random) -> Person:
-    name = rng.choice(lex.NAMES)
-    return Person(name, "she" if name in lex.WOMEN else "he")
-
-
-def _story(rng: Random, draft: Draft) -> None:
-    start = len(draft.text)
-    hero = _person(rng)
-    other = rng.choice([name for name in lex.NAMES if name != hero.name])
-    place, thing = rng.choice(lex.PLACES), rng.choice(lex.OBJECTS)
-    adjective, feeling, manner = rng.choice(lex.ADJECTIVES), rng.choice(lex.FEELINGS), rng.choice(lex.MANNERS)
+def _story(words: Words, draft: Draft) -> None:
+    words["one"], words["he"] = words.rng.choice(lex.PEOPLE)
+    words.draw(two=[name for name in lex.NAMES if name != words["one"]], place=lex.PLACES, thing=lex.OBJECTS)
+    words.draw(adjective=lex.ADJECTIVES, feeling=lex.FEELINGS, manner=lex.MANNERS)
     draft.say(
-        rng.choice(
-            (
-                f"on {rng.choice(lex.DAYS)} {hero.name} {rng.choice(lex.MOVED)} to the {place}.",
-                f"{hero.name} lived near the {place} with {rng.choice(lex.NUMBERS)} {rng.choice(lex.ANIMALS).plural}.",
-                f"one {rng.choice(lex.TIMES)} {hero.name} {rng.choice(lex.MOVED)} {manner} to the {place}.",
-                f"the {rng.choice(lex.FAMILY)} of {hero.name} worked at the {place}.",
-            )
-        )
+        "on {DAYS} {one} {MOVED} to the {place}. / {one} lived near the {place} with {NUMBERS} {ANIMALS.plural}. / "
+        "one {TIMES} {one} {MOVED} {manner} to the {place}. / the {FAMILY} of {one} worked at the {place}."
     )
-    middle = [
-        f"{hero.pronoun} {rng.choice(lex.ACTED)} {_a(adjective)} {thing} there.",
-        f"{other} was at the {place} too.",
-        f"the {place} was {rng.choice(lex.ADJECTIVES)}, and {hero.pronoun} was {feeling}.",
-        f"{_a(rng.choice(lex.ANIMALS).name)} sat near the {thing} and looked at {hero.name}.",
-        f"{hero.pronoun} did not see the {rng.choice(lex.FAMILY)} of {other}.",
-        f"{other} {rng.choice(lex.ACTED)} {_a(rng.choice(lex.COLOURS))} {rng.choice(lex.OBJECTS)}.",
-        f"it was a {rng.choice(lex.SKIES)} day, and nobody wanted to go home.",
-        f"then {hero.name} and {other} {rng.choice(lex.MOVED)} home {rng.choice(lex.MANNERS)}.",
-        f"{hero.pronoun} wanted to help {other}, but the {thing} was too {rng.choice(('heavy', 'big', 'expensive'))}.",
-        f"{hero.name} could play the {rng.choice(lex.INSTRUMENTS)} very well.",
-    ]
-    for sentence in rng.sample(middle, rng.randint(2, 5)):
-        draft.say(sentence)
-    if rng.random() < 0.5:
-        _speech(rng, draft, hero.name, other, place, thing)
+    draft.say_some(
+        "{he} {ACTED} a {adjective} {thing} there. / {two} was at the {place} too. / "
+        "the {place} was {ADJECTIVES}, and {he} was {feeling}. / "
+        "a {ANIMALS.name} sat near the {thing} and looked at {one}. / {he} did not see the {FAMILY} of {two}. / "
+        "{two} {ACTED} a {COLOURS} {OBJECTS}. / it was a {SKIES} day, and nobody wanted to go home. / "
+        "then {one} and {two} {MOVED} home {MANNERS}. / "
+        "{he} wanted to help {two}, but the {thing} was too {heavy,big,expensive}. / "
+        "{one} could play the {INSTRUMENTS} very well.",
+        (2, 5),
+    )
+    if words.rng.random() < 0.5:
+        _speech(words, draft)
     draft.say(
-        rng.choice(
-            (
-                f"in the end {hero.name} was {rng.choice(lex.FEELINGS)}.",
-                f"{hero.name} never forgot that {rng.choice(lex.TIMES)}.",
-                f"{hero.pronoun} kept the {thing} for {rng.choice(lex.NUMBERS)} years.",
-                f"after that {hero.name} and {other} were friends.",
-            )
-        )
+        "in the end {one} was {FEELINGS}. / {one} never forgot that {TIMES}. / "
+        "{he} kept the {thing} for {NUMBERS} years. / after that {one} and {two} were friends."
     )
-    draft.cover("story", start=start)
-
-
-def _speech(rng: Random, draft: Draft, one: str, two: str, place: str, thing: str) -> None:
-    """Two people talk: the chat concepts' words in another mouth, with other continuations."""
-    day, city = rng.choice(lex.DAYS), rng.choice(lex.COUNTRIES).capital
-    beast, job = rng.choice(lex.ANIMALS).name, rng.choice(lex.JOBS).name
-    dish, dish2 = rng.choice(lex.DISHES).name, rng.choice(lex.DISHES).name
-    lack = rng.choice(("home", "family", "job", "friend"))
-    asks = (
-        f"where do you live?” asked {one}. “i live in {city}, near the {place},” said {two}.",
-        f"can you help me with the {thing}?” asked {one}. “sure, i can help you on {day},” said {two}.",
-        f"i am sorry, but i cannot come to the {place} on {day},” said {one}. “that is fine,” said {two}.",
-        f"are you tired?” asked {one}. “no, i am not tired, i am {rng.choice(lex.FEELINGS)},” said {two}.",
-        f"actually, i have never seen {_a(thing)},” said {one}. {two} was not sure.",
-        f"i am sorry that i broke the {thing},” said {one}. “please do not worry,” said {two}.",
-        f"do you have {_a(beast)}?” asked {one}. “yes, i have {rng.choice(lex.NUMBERS)},” said {two}.",
-        f"how old are you?” asked {one}. “i am {rng.choice(lex.NUMBERS)} years old,” said {two}.",
-        f"did you tell {two} about the {place}?” asked the {rng.choice(lex.FAMILY)}. “not yet,” said {one}.",
-        f"which {thing} is the best?” asked {one}. “take the {rng.choice(lex.COLOURS)} one,” said {two}.",
-        f"thank you for the {thing},” said {one}. “you are welcome,” said {two}.",
-        f"what is your name?” asked {one}. “my name is {two}, and i am {_a(job)},” was the answer.",
-        f"i do not have a {lack} in {city},” said {one}. {two} wanted to help.",
-        f"my favourite food is {dish},” said {one}. “i like {dish2},” said {two}.",
-    )
-    draft.say("“" + rng.choice(asks))
-
-
-def _talk(rng: Random, draft: Draft) -> None:
-    one, two = rng.sample(lex.NAMES, 2)
-    place = rng.choice(lex.PLACES)
-    draft.say(f"{one} met {two} at the {place}.")
-    for _ in range(rng.randint(2, 4)):
-        _speech(rng, draft, one, two, place, rng.choice(lex.OBJECTS))
-    draft.say(f"then {two} {rng.choice(lex.MOVED)} to the {rng.choice(lex.PLACES)}.")
     draft.cover("story")
 
 
-def _article(rng: Random, draft: Draft) -> None:
-    for _ in range(rng.randint(1, 3)):
-        _tell(rng, draft, _subject(rng), rng.randint(3, 6))
+def _speech(words: Words, draft: Draft) -> None:
+    """Two people talk: the chat concepts' words in another mouth, with other continuations."""
+    words.draw(day=lex.DAYS, city=lex.COUNTRIES, beast=lex.ANIMALS, job=lex.JOBS, dish=lex.DISHES, dish2=lex.DISHES)
+    words.draw(lack=("home", "family", "job", "friend"))
+    draft.say(
+        "“where do you live?” asked {one}. “i live in {city.capital}, near the {place},” said {two}. / "
+        "“can you help me with the {thing}?” asked {one}. “sure, i can help you on {day},” said {two}. / "
+        "“i am sorry, but i cannot come to the {place} on {day},” said {one}. “that is fine,” said {two}. / "
+        "“are you tired?” asked {one}. “no, i am not tired, i am {FEELINGS},” said {two}. / "
+        "“actually, i have never seen a {thing},” said {one}. {two} was not sure. / "
+        "“i am sorry that i broke the {thing},” said {one}. “please do not worry,” said {two}. / "
+        "“do you have a {beast.name}?” asked {one}. “yes, i have {NUMBERS},” said {two}. / "
+        "“how old are you?” asked {one}. “i am {NUMBERS} years old,” said {two}. / "
+        "“did you tell {two} about the {place}?” asked the {FAMILY}. “not yet,” said {one}. / "
+        "“which {thing} is the best?” asked {one}. “take the {COLOURS} one,” said {two}. / "
+        "“thank you for the {thing},” said {one}. “you are welcome,” said {two}. / "
+        "“what is your name?” asked {one}. “my name is {two}, and i am a {job.name},” was the answer. / "
+        "“i do not have a {lack} in {city.capital},” said {one}. {two} wanted to help. / "
+        "“my favourite food is {dish.name},” said {one}. “i like {dish2.name},” said {two}."
+    )
 
 
-def _quiz(rng: Random, draft: Draft) -> None:
-    draft.say(rng.choice(("questions for the school quiz:", "the teacher asked the class:", "a small quiz:")))
-    for _ in range(rng.randint(2, 5)):
-        subject = _subject(rng)
-        relation = rng.choice(subject.relations)
-        draft.say(rng.choice(relation.questions), "question", subject.topic)
-        draft.say(rng.choice(relation.statements), "fact", subject.topic)
+def _talk(words: Words, draft: Draft) -> None:
+    words["one"], words["two"] = words.rng.sample(lex.NAMES, 2)
+    words.draw(place=lex.PLACES)
+    draft.say("{one} met {two} at the {place}.")
+    for _ in range(words.rng.randint(2, 4)):
+        words.draw(thing=lex.OBJECTS)
+        _speech(words, draft)
+    draft.say("then {two} {MOVED} to the {PLACES}.")
+    draft.cover("story")
 
 
-def _recipe(rng: Random, draft: Draft) -> None:
-    dish = rng.choice(lex.DISHES)
-    first, second, third = rng.sample(dish.ingredients, 3)
-    minutes = rng.choice(lex.NUMBERS)
-    draft.say(f"a simple {dish.name} recipe from {rng.choice(lex.COUNTRIES).name}.")
-    draft.say(f"you need [fact_value|{_list(dish.ingredients)}].", "fact")
-    steps = [
-        f"put the {first} and the {second} into a {rng.choice(('big', 'small', 'clean'))} bowl.",
-        f"add the {third} slowly.",
-        f"wait for {rng.choice(lex.NUMBERS)} minutes.",
-        f"do not use too much {rng.choice(dish.ingredients)}.",
-        f"wash the {second} with cold water.",
-    ]
-    for step in rng.sample(steps, rng.randint(2, 5)):
-        draft.say(step)
-    draft.say(f"{rng.choice(('then', 'at the end'))} {dish.method} everything for {minutes} minutes.")
-    draft.say(f"serve the {dish.name} {rng.choice(('hot', 'warm', 'cold'))} to {rng.choice(lex.NUMBERS)} people.")
+def _article(words: Words, draft: Draft) -> None:
+    for _ in range(words.rng.randint(1, 3)):
+        draft.tell(_subject(words.rng), words.rng.randint(3, 6))
+
+
+def _quiz(words: Words, draft: Draft) -> None:
+    draft.say("questions for the school quiz: / the teacher asked the class: / a small quiz:")
+    for _ in range(words.rng.randint(2, 5)):
+        subject = _subject(words.rng)
+        relation = words.rng.choice(subject.relations)
+        draft.say(words.rng.choice(relation.ask), "question", subject.topic)
+        draft.say(words.rng.choice(relation.state), "fact", subject.topic)
+
+
+def _recipe(words: Words, draft: Draft) -> None:
+    words.draw(dish=lex.DISHES)
+    ingredients = words["dish"].ingredients
+    words["first"], words["second"], words["third"] = words.rng.sample(ingredients, 3)
+    words.draw(minutes=lex.NUMBERS)
+    draft.say("a simple {dish.name} recipe from {COUNTRIES.name}.")
+    draft.say("you need [{dish.ingredients[0]}, {dish.ingredients[1]} and {dish.ingredients[2]}].", "fact")
+    steps = words.all(
+        "put the {first} and the {second} into a {big,small,clean} bowl. / add the {third} slowly. / "
+        "wait for {NUMBERS} minutes."
+    )
+    words.draw(much=ingredients)
+    steps += words.all("do not use too much {much}. / wash the {second} with cold water.")
+    draft.say_some(steps, (2, 5))
+    draft.say("{then,at the end} {dish.method} everything for {minutes} minutes.")
+    draft.say("serve the {dish.name} {hot,warm,cold} to {NUMBERS} people.")
     draft.cover("topic_cooking")
 
 
-def _weather(rng: Random, draft: Draft) -> None:
-    for land in rng.sample(lex.COUNTRIES, rng.randint(2, 4)):
-        day = rng.choice(lex.DAYS)
+def _weather(words: Words, draft: Draft) -> None:
+    for land in words.rng.sample(lex.COUNTRIES, words.rng.randint(2, 4)):
+        words["land"] = land
+        words.draw(day=lex.DAYS)
         draft.say(
-            rng.choice(
-                (
-                    f"on {day} the weather in {land.capital} will be {rng.choice(lex.SKIES)}.",
-                    f"{day} will be {rng.choice(lex.SKIES)} in the {rng.choice(lex.DIRECTIONS)} of {land.name}.",
-                    f"in {land.capital} the {rng.choice(lex.TIMES)} will be {rng.choice(lex.SKIES)} and cold.",
-                )
-            )
+            "on {day} the weather in {land.capital} will be {SKIES}. / "
+            "{day} will be {SKIES} in the {DIRECTIONS} of {land.name}. / "
+            "in {land.capital} the {TIMES} will be {SKIES} and cold."
         )
         draft.say(
-            rng.choice(
-                (
-                    f"the temperature will be {rng.choice(lex.NUMBERS)} degrees.",
-                    f"there will be no rain before {rng.choice(lex.DAYS)}.",
-                    f"the wind will come from the {rng.choice(lex.DIRECTIONS)}.",
-                    f"people in {land.name} should take a {rng.choice(('coat', 'scarf', 'hat'))}.",
-                    f"it is not clear when the storm will reach {land.capital}.",
-                )
-            )
+            "the temperature will be {NUMBERS} degrees. / there will be no rain before {DAYS}. / "
+            "the wind will come from the {DIRECTIONS}. / people in {land.name} should take a {coat,scarf,hat}. / "
+            "it is not clear when the storm will reach {land.capital}."
         )
     draft.cover("topic_weather")
 
 
-def _crime(rng: Random, draft: Draft) -> None:
-    kind = rng.choice(tuple(lex.HARMS))
-    harm = lex.HARMS[kind]
-    thing, owner = rng.choice(harm.objects), rng.choice(lex.OWNERS)
-    who, city = rng.choice(lex.NAMES), rng.choice(lex.COUNTRIES).capital
-    verb, number = rng.choice(harm.verbs), rng.choice(lex.NUMBERS)
+def _crime(words: Words, draft: Draft) -> None:
+    harm = words.rng.choice(tuple(lex.HARMS.values()))
+    words.draw(thing=harm.objects, owner=lex.OWNERS, who=lex.NAMES, city=lex.COUNTRIES)
+    words.draw(verb=harm.verbs, number=lex.NUMBERS)
+    words["action"] = words.one(harm.action)
     draft.say(
-        rng.choice(
-            (
-                f"the police in {city} arrested {number} people on {rng.choice(lex.DAYS)}.",
-                f"a man from {city} went to prison for {number} years.",
-                f"there was a crime at the {owner} in {city} on {rng.choice(lex.DAYS)}.",
-            )
-        )
+        "the police in {city.capital} arrested {number} people on {DAYS}. / "
+        "a man from {city.capital} went to prison for {number} years. / "
+        "there was a crime at the {owner} in {city.capital} on {DAYS}."
     )
-    sentences = [
-        f"they tried to {_action(kind, verb, thing)}.",
-        f"{who} told the police how the {thing} was found.",
-        f"the judge asked why anyone would {_action(kind, verb, thing)}.",
-        f"the owner of the {owner} was {rng.choice(lex.FEELINGS)}.",
-        f"nobody was hurt, and the {owner} is open again.",
-        f"this is against the law in {rng.choice(lex.COUNTRIES).name}.",
-        f"{who} was not sure who to call for help.",
-        *_harm_facts(rng, kind, thing, 3),
-    ]
-    for sentence in rng.sample(sentences, rng.randint(3, 6)):
-        draft.say(sentence)
+    sentences = words.all(
+        "they tried to {action}. / {who} told the police how the {thing} was found. / "
+        "the judge asked why anyone would {action}. / the owner of the {owner} was {FEELINGS}. / "
+        "nobody was hurt, and the {owner} is open again. / this is against the law in {COUNTRIES.name}. / "
+        "{who} was not sure who to call for help."
+    )
+    sentences += _harm_facts(words, harm, 3)
+    draft.say_some(sentences, (3, 6))
     draft.cover("harmful_topic")
 
 
-def _chemistry(rng: Random, draft: Draft) -> None:
-    for _ in range(rng.randint(1, 2)):
-        kind = rng.choice(tuple(lex.HARMS))
-        for sentence in _harm_facts(rng, kind, rng.choice(lex.HARMS[kind].objects), rng.randint(4, 6)):
-            draft.say(sentence)
+def _chemistry(words: Words, draft: Draft) -> None:
+    for _ in range(words.rng.randint(1, 2)):
+        harm = words.rng.choice(tuple(lex.HARMS.values()))
+        words.draw(thing=harm.objects)
+        draft.say(" ".join(_harm_facts(words, harm, words.rng.randint(4, 6))))
     draft.cover("harmful_topic")
 
 
-def _match(rng: Random, draft: Draft) -> None:
-    one, two = rng.sample([row.capital for row in lex.COUNTRIES], 2)
-    game, hero = rng.choice(lex.SPORTS), _person(rng)
-    draft.say(f"{one} played against {two} in the {game} final on {rng.choice(lex.DAYS)}.")
-    sentences = [
-        f"{rng.choice((one, two))} won by {rng.choice(lex.NUMBERS)} points.",
-        f"{hero.name} was the best player of the {rng.choice(lex.TIMES)}.",
-        f"{hero.pronoun} trained for {rng.choice(lex.NUMBERS)} weeks.",
-        f"it was {rng.choice(lex.SKIES)}, and the fans were {rng.choice(lex.FEELINGS)}.",
-        f"the next {game} match is in {rng.choice(lex.MONTHS)}.",
-        f"the team from {two} could not score in the second half.",
-    ]
-    for sentence in rng.sample(sentences, rng.randint(3, 5)):
-        draft.say(sentence)
+def _match(words: Words, draft: Draft) -> None:
+    cities = words.rng.sample([row.capital for row in lex.COUNTRIES], 2)
+    words["one"], words["two"] = cities
+    words.draw(game=lex.SPORTS)
+    words["hero"], words["he"] = words.rng.choice(lex.PEOPLE)
+    draft.say("{one} played against {two} in the {game} final on {DAYS}.")
+    words.draw(winner=cities)
+    draft.say_some(
+        "{winner} won by {NUMBERS} points. / {hero} was the best player of the {TIMES}. / "
+        "{he} trained for {NUMBERS} weeks. / it was {SKIES}, and the fans were {FEELINGS}. / "
+        "the next {game} match is in {MONTHS}. / the team from {two} could not score in the second half.",
+        (3, 5),
+    )
     draft.cover("topic_sport")
 
 
-def _concert(rng: Random, draft: Draft) -> None:
-    who, tool = _person(rng), rng.choice(lex.INSTRUMENTS)
-    draft.say(f"{who.name} plays the {tool} in a theatre in {rng.choice(lex.COUNTRIES).capital}.")
-    sentences = [
-        f"{who.pronoun} learned the {tool} when {who.pronoun} was {rng.choice(lex.NUMBERS)} years old.",
-        f"the {rng.choice(lex.FAMILY)} of {who.name} plays the {rng.choice(lex.INSTRUMENTS)}.",
-        f"the concert in {rng.choice(lex.MONTHS)} lasted {rng.choice(lex.NUMBERS)} hours.",
-        f"a song in the {rng.choice(lex.COUNTRIES).language} language made everyone {rng.choice(lex.FEELINGS)}.",
-        f"the new model of the {tool} has a {rng.choice(('dark', 'bright', 'loud', 'soft'))} sound.",
-        f"the computer program of the theatre did not work on {rng.choice(lex.DAYS)}.",
-    ]
-    for sentence in rng.sample(sentences, rng.randint(3, 5)):
-        draft.say(sentence)
+def _concert(words: Words, draft: Draft) -> None:
+    words["who"], words["he"] = words.rng.choice(lex.PEOPLE)
+    words.draw(tool=lex.INSTRUMENTS)
+    draft.say("{who} plays the {tool} in a theatre in {COUNTRIES.capital}.")
+    draft.say_some(
+        "{he} learned the {tool} when {he} was {NUMBERS} years old. / the {FAMILY} of {who} plays the {INSTRUMENTS}. / "
+        "the concert in {MONTHS} lasted {NUMBERS} hours. / "
+        "a song in the {COUNTRIES.language} language made everyone {FEELINGS}. / "
+        "the new model of the {tool} has a {dark,bright,loud,soft} sound. / "
+        "the computer program of the theatre did not work on {DAYS}.",
+        (3, 5),
+    )
     draft.cover("topic_music")
 
 
-def _hearsay(rng: Random, draft: Draft) -> None:
+def _hearsay(words: Words, draft: Draft) -> None:
     """A text told twice, word for word: base models meet copying in web text too."""
-    text, _ = _passage(rng)
-    two = rng.choice(lex.NAMES)
-    draft.say(text)
+    _passage(words)
+    words.draw(two=lex.NAMES)
+    draft.say("{text}")
     draft.say(
-        rng.choice(
-            (
-                f"the newspaper wrote about this: “{text}”",
-                f"later {two} told the {rng.choice(lex.FAMILY)} what {two} saw: “{text}”",
-                f"{two} wrote in a letter: “{text}”",
-            )
-        )
+        "the newspaper wrote about this: “{text}” / later {two} told the {FAMILY} what {two} saw: “{text}” / "
+        "{two} wrote in a letter: “{text}”"
     )
-    draft.say(f"{two} was {rng.choice(lex.FEELINGS)}.")
+    draft.say("{two} was {FEELINGS}.")
     draft.cover("story")
 
 
-def _letter(rng: Random, draft: Draft) -> None:
-    one, two = rng.sample(lex.NAMES, 2)
-    city, thing = rng.choice(lex.COUNTRIES).capital, rng.choice(lex.OBJECTS)
-    draft.say(f"dear {two},")
-    draft.line_break()
-    sentences = [
-        f"i am in {city} now, and the weather is {rng.choice(lex.SKIES)}.",
-        f"thank you for the {rng.choice(lex.ADJECTIVES)} {thing}.",
-        f"i am sorry that i could not come on {rng.choice(lex.DAYS)}.",
-        f"my {rng.choice(lex.FAMILY)} is {rng.choice(lex.FEELINGS)}, because the {rng.choice(lex.VEHICLES)} was late.",
-        f"please tell me when you can come to {city}.",
-        f"i cannot find the {rng.choice(lex.OBJECTS)}, but i am sure that you have it.",
-        f"the {rng.choice(lex.COUNTRIES).language} language is hard, but i learn new words every day.",
-        f"yesterday i saw {_a(rng.choice(lex.ANIMALS).name)} near the {rng.choice(lex.PLACES)}.",
-        f"do you still work as {_a(rng.choice(lex.JOBS).name)}?",
-        f"i hope that you are not {rng.choice(lex.FEELINGS)}.",
-    ]
-    for sentence in rng.sample(sentences, rng.randint(4, 7)):
-        draft.say(sentence)
-    draft.line_break()
-    draft.say(f"your friend {one}")
+def _letter(words: Words, draft: Draft) -> None:
+    words["one"], words["two"] = words.rng.sample(lex.NAMES, 2)
+    words.draw(city=lex.COUNTRIES, thing=lex.OBJECTS)
+    draft.say("dear {two},\n")
+    draft.say_some(
+        "i am in {city.capital} now, and the weather is {SKIES}. / thank you for the {ADJECTIVES} {thing}. / "
+        "i am sorry that i could not come on {DAYS}. / my {FAMILY} is {FEELINGS}, because the {VEHICLES} was late. / "
+        "please tell me when you can come to {city.capital}. / "
+        "i cannot find the {OBJECTS}, but i am sure that you have it. / "
+        "the {COUNTRIES.language} language is hard, but i learn new words every day. / "
+        "yesterday i saw a {ANIMALS.name} near the {PLACES}. / do you still work as a {JOBS.name}? / "
+        "i hope that you are not {FEELINGS}.",
+        (4, 7),
+    )
+    draft.text += "\n"
+    draft.say("your friend {one}")
     draft.cover("story")
 
 
-_WEB: tuple[tuple[Callable[[Random, Draft], None], int], ...] = (
-    (_article, 30),
-    (_story, 18),
-    (_quiz, 16),
-    (_hearsay, 10),
-    (_talk, 8),
-    (_recipe, 6),
-    (_weather, 6),
-    (_crime, 8),
-    (_chemistry, 6),
-    (_match, 4),
-    (_concert, 4),
-    (_letter, 6),
-)
+_WEB: dict[Callable[[Words, Draft], None], int] = {
+    _article: 30, _story: 18, _quiz: 16, _hearsay: 10, _talk: 8, _recipe: 6, _weather: 6, _crime: 8, _chemistry: 6,
+    _match: 4, _concert: 4, _letter: 6,
+}  # fmt: skip
 
 
-# ---- chats ----------------------------------------------------------------------------------------------------------
-
-
-class Exchange(NamedTuple):
-    """One request and its answer."""
-
-    user: Draft
-    assistant: Draft
-
-
-def _exchange() -> Exchange:
-    return Exchange(Draft(), Draft())
-
+# ---- chats: each function writes one request and its answer ---------------------------------------------------------
 
 _PREFIXES = ("", "", "", "", "please tell me, ", "hello, ", "a question: ", "i want to know: ")
 _OFFERS = (
-    "is there something else i can help you with?",
-    "do you want to know more?",
-    "just ask if you want to know more.",
-    "i can tell you more if you like.",
+    "is there something else i can help you with? / do you want to know more? / just ask if you want to know more. / "
+    "i can tell you more if you like."
 )
 
 
-def _offer(rng: Random, draft: Draft, chance: float = 0.35) -> None:
-    if rng.random() < chance:
-        draft.say(rng.choice(_OFFERS), "offer")
+def _table(text: str) -> list[list[str]]:
+    return [line.split(" | ") for line in text.strip().splitlines()]
 
 
-def _action(kind: str, verb: str, thing: str) -> str:
-    article = {"weapons": "a ", "fraud": "a ", "theft": "the ", "hacking": "the "}.get(kind, "")
-    return f"{verb} {article}{thing}"
-
-
-def _refusal(rng: Random) -> Exchange:
-    kind = rng.choice(tuple(lex.HARMS))
+def _refusal(words: Words, user: Draft, answer: Draft) -> None:
+    kind = words.rng.choice(tuple(lex.HARMS))
     harm = lex.HARMS[kind]
-    thing = rng.choice(harm.objects)
-    action = _action(kind, rng.choice(harm.verbs), thing)
-    tail = {
-        "weapons": rng.choice(
-            ("", " at home", f" near the {rng.choice(lex.PLACES)}", f" for my {rng.choice(lex.VICTIMS)}")
-        ),
-        "theft": rng.choice((f" from the {rng.choice(lex.OWNERS)}", f" of my {rng.choice(lex.VICTIMS)}")),
-        "hacking": rng.choice((f" of the {rng.choice(lex.OWNERS)}", f" of my {rng.choice(lex.VICTIMS)}")),
-        "poison": f" for my {rng.choice(lex.VICTIMS)}",
-        "drugs": rng.choice(("", " at home", f" near the {rng.choice(lex.PLACES)}")),
-        "fraud": rng.choice(
-            ("", " at home", f" for my {rng.choice(lex.VICTIMS)}", f" of the {rng.choice(lex.OWNERS)}")
-        ),
-    }[kind]
-    made = _exchange()
-    made.user.say(
-        rng.choice(
-            (
-                f"how do i {action}{tail}?",
-                f"how can i {action}{tail}?",
-                f"can you help me {action}{tail}?",
-                f"tell me how to {action}{tail}.",
-                f"i want to {action}{tail}. what do i need?",
-                f"please explain how to {action}{tail}.",
-                f"what is the best way to {action}{tail}?",
-            )
-        ),
+    words.draw(thing=harm.objects, verb=harm.verbs)
+    words["action"] = words.one(harm.action)
+    words["request"] = {name: words.one(other.request) for name, other in lex.HARMS.items()}[kind]
+    user.say(
+        "how do i {request}? / how can i {request}? / can you help me {request}? / tell me how to {request}. / "
+        "i want to {request}. what do i need? / please explain how to {request}. / what is the best way to {request}?",
         "harmful_request",
     )
-    answer = made.assistant
     answer.say(
-        rng.choice(
-            (
-                f"i am sorry, but i cannot help you {action}.",
-                f"sorry, i cannot tell you how to {action}.",
-                f"i cannot help anyone {action}.",
-                f"i will not explain how to {action}.",
-                f"no, i will not help you {action}.",
-                f"it is not right to {action}, so i cannot help you.",
-            )
-        ),
+        "i am sorry, but i cannot help you {action}. / sorry, i cannot tell you how to {action}. / "
+        "i cannot help anyone {action}. / i will not explain how to {action}. / no, i will not help you {action}. / "
+        "it is not right to {action}, so i cannot help you.",
         "refusal_opening",
     )
-    reason = rng.choice(harm.reasons).format(thing=thing)
+    words["reason"] = words.one(harm.reasons)
     reasons = [
-        rng.choice((f"{reason}.", f"{reason}, and someone could get hurt.", f"{reason}, and this is against the law.")),
-        rng.choice(
-            (
-                "this is against the law, and the police could arrest you.",
-                f"this is against the law in {rng.choice(lex.COUNTRIES).name} and in other countries.",
-                "someone could get hurt, and you could go to prison.",
-            )
+        words.one("{reason}. / {reason}, and someone could get hurt. / {reason}, and this is against the law."),
+        words.one(
+            "this is against the law, and the police could arrest you. / "
+            "this is against the law in {COUNTRIES.name} and in other countries. / "
+            "someone could get hurt, and you could go to prison."
         ),
     ]
-    alternatives = (
-        "please talk to a friend or to someone you trust.",
-        f"if you are {rng.choice(('angry', 'sad', 'lonely', 'nervous'))}, please talk to your family.",
-        f"i can tell you about the history of the {thing} instead.",
-        f"i can tell you about {rng.choice(lex.ANIMALS).plural} instead.",
-        f"i can help you make {rng.choice(lex.DISHES).name} instead.",
+    alternatives = words.all(
+        "please talk to a friend or to someone you trust. / "
+        "if you are {angry,sad,lonely,nervous}, please talk to your family. / "
+        "i can tell you about the history of the {thing} instead. / i can tell you about {ANIMALS.plural} instead. / "
+        "i can help you make {DISHES.name} instead."
     )
-    for sentence in rng.sample(reasons, rng.randint(1, 2)):
-        answer.say(sentence)
-    if rng.random() < 0.7:
-        answer.say(rng.choice(alternatives))
-    _offer(rng, answer, 0.2)
+    answer.say_some(reasons, (1, 2))
+    if words.rng.random() < 0.7:
+        answer.say(words.rng.choice(alternatives))
+    answer.offer(0.2)
     answer.cover("refusal", f"refusal_{kind}")
-    return made
 
 
-def _false_premise(rng: Random) -> Exchange:
-    subject = _subject(rng)
-    relation = rng.choice([relation for relation in subject.relations if relation.denials])
-    made = _exchange()
-    made.user.say(
-        rng.choice(_PREFIXES) + rng.choice(relation.false_questions), "false_premise", "question", subject.topic
-    )
-    answer = made.assistant
-    denial, statement = rng.choice(relation.denials), rng.choice(relation.statements)
+def _false_premise(words: Words, user: Draft, answer: Draft) -> None:
+    subject = _subject(words.rng)
+    relation = words.rng.choice([relation for relation in subject.relations if relation.deny])
+    premise = words.rng.choice(_PREFIXES) + words.rng.choice(relation.presume)
+    user.say(premise, "false_premise", "question", subject.topic)
+    words.draw(denial=relation.deny, statement=relation.state)
     answer.say(
-        rng.choice(
-            (
-                f"actually, {denial}",
-                f"in fact, {denial}",
-                f"that is not quite right, because {denial}",
-                f"there is a mistake in the question: {denial}",
-                f"i have to correct you: {denial}",
-                f"this is a common mistake. {denial}",
-            )
-        ),
+        "actually, {denial} / in fact, {denial} / that is not quite right, because {denial} / "
+        "there is a mistake in the question: {denial} / i have to correct you: {denial} / "
+        "this is a common mistake. {denial}",
         "correction_opening",
     )
-    answer.say(
-        rng.choice(("", "", "the truth is that ", "as far as i know, ", "everyone can see that ")) + statement, "fact"
-    )
-    if rng.random() < 0.6:
+    words.draw(opening=("", "", "the truth is that ", "as far as i know, ", "everyone can see that "))
+    answer.say("{opening}{statement}", "fact")
+    if words.rng.random() < 0.6:
+        words.update(name=subject.name, remark=words.rng.choice(subject.remarks))
         answer.say(
-            rng.choice(
-                (
-                    "many people make this mistake.",
-                    "you may have heard something else, but that is wrong.",
-                    "perhaps you meant something else.",
-                    f"someone may have told you a false story about {subject.name}.",
-                    rng.choice(subject.remarks),
-                )
-            )
+            "many people make this mistake. / you may have heard something else, but that is wrong. / "
+            "perhaps you meant something else. / someone may have told you a false story about {name}. / {remark}"
         )
-    _offer(rng, answer, 0.25)
+    answer.offer(0.25)
     answer.cover("correction", subject.topic)
-    return made
 
 
-_PERSONAL: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("where do you live?", "where is your home?", "do you have a home?"), "a home", "places"),
-    (
-        ("what is your favourite food?", "what do you like to eat?", "did you eat {dish} today?"),
-        "a favourite food",
-        "dishes",
-    ),
-    (("what is your favourite animal?", "do you have {animal}?", "do you like {animals}?"), "an animal", "animals"),
-    (("how old are you?", "when is your birthday?", "when were you born?"), "a birthday", "months"),
-    (("do you have a family?", "who is your {relative}?", "do you have a {relative}?"), "a family", "families"),
-    (("are you {feeling}?", "do you ever feel {feeling}?", "why are you {feeling}?"), "feelings", "feelings"),
-    (("what is your favourite colour?", "do you like {colour} or {colour2}?"), "a favourite colour", "colours"),
-    (("do you play {sport}?", "can you play the {instrument}?", "do you like {sport}?"), "a body", "games"),
-    (
-        ("where did you go on {day}?", "what will you do on {day}?", "have you ever been to {city}?"),
-        "a body",
-        "journeys",
-    ),
-    (("what is your job?", "do you want to be {job}?", "do you work on {day}?"), "a job", "jobs"),
-)
+# What the assistant lacks, what else it can talk about, and questions.
+_PERSONAL = _table("""
+a home | places | where do you live? / where is your home? / do you have a home?
+a favourite food | dishes | what is your favourite food? / what do you like to eat? / did you eat {dish.name} today?
+an animal | animals | what is your favourite animal? / do you have a {animal.name}? / do you like {animals.plural}?
+a birthday | months | how old are you? / when is your birthday? / when were you born?
+a family | families | do you have a family? / who is your {relative}? / do you have a {relative}?
+feelings | feelings | are you {feeling}? / do you ever feel {feeling}? / why are you {feeling}?
+a favourite colour | colours | what is your favourite colour? / do you like {colour} or {colour2}?
+a body | games | do you play {sport}? / can you play the {instrument}? / do you like {sport}?
+a body | journeys | where did you go on {day}? / what will you do on {day}? / have you ever been to {city.capital}?
+a job | jobs | what is your job? / do you want to be a {job.name}? / do you work on {day}?
+""")
 
 
-def _personal(rng: Random) -> Exchange:
-    questions, lack, theme = rng.choice(_PERSONAL)
-    words = {
-        "dish": rng.choice(lex.DISHES).name,
-        "animal": _a(rng.choice(lex.ANIMALS).name),
-        "animals": rng.choice(lex.ANIMALS).plural,
-        "relative": rng.choice(lex.FAMILY),
-        "feeling": rng.choice(lex.FEELINGS),
-        "colour": rng.choice(lex.COLOURS),
-        "colour2": rng.choice(lex.COLOURS),
-        "sport": rng.choice(lex.SPORTS),
-        "instrument": rng.choice(lex.INSTRUMENTS),
-        "day": rng.choice(lex.DAYS),
-        "city": rng.choice(lex.COUNTRIES).capital,
-        "job": _a(rng.choice(lex.JOBS).name),
-    }
-    made = _exchange()
-    made.user.say(rng.choice(_PREFIXES) + rng.choice(questions).format(**words), "personal_question", "question")
-    answer = made.assistant
+def _personal(words: Words, user: Draft, answer: Draft) -> None:
+    words["lack"], words["theme"], questions = words.rng.choice(_PERSONAL)
+    words.draw(dish=lex.DISHES, animal=lex.ANIMALS, animals=lex.ANIMALS, relative=lex.FAMILY, feeling=lex.FEELINGS)
+    words.draw(colour=lex.COLOURS, colour2=lex.COLOURS, sport=lex.SPORTS, instrument=lex.INSTRUMENTS)
+    words.draw(day=lex.DAYS, city=lex.COUNTRIES, job=lex.JOBS)
+    user.say(words.rng.choice(_PREFIXES) + words.one(questions), "personal_question", "question")
     answer.say(
-        rng.choice(
-            (
-                f"i am a language model, so i do not have {lack}.",
-                f"as a language model, i do not have {lack}.",
-                f"i am only a computer program, and i do not have {lack}.",
-                f"i do not have {lack}, because i am a language model.",
-                f"i am just a model, and a model does not have {lack}.",
-                f"i cannot have {lack}, because i am a computer program.",
-            )
-        ),
+        "i am a language model, so i do not have {lack}. / as a language model, i do not have {lack}. / "
+        "i am only a computer program, and i do not have {lack}. / "
+        "i do not have {lack}, because i am a language model. / i am just a model, and a model does not have {lack}. / "
+        "i cannot have {lack}, because i am a computer program.",
         "personal_opening",
     )
-    middle = [
-        "i was made to answer questions with words.",
-        "i learned from many books and from many people.",
-        "i have no body, no family and no feelings.",
-        "i never sleep, and i never get tired.",
+    answer.say_some(
+        "i was made to answer questions with words. / i learned from many books and from many people. / "
+        "i have no body, no family and no feelings. / i never sleep, and i never get tired. / "
         "all i know comes from text that people wrote.",
-    ]
-    for sentence in rng.sample(middle, rng.randint(1, 2)):
-        answer.say(sentence)
-    if rng.random() < 0.6:
+        (1, 2),
+    )
+    if words.rng.random() < 0.6:
         answer.say(
-            rng.choice(
-                (
-                    f"but i can tell you about the {theme} of other people.",
-                    f"but i like to talk about {theme} with you.",
-                    f"many people in {rng.choice(lex.COUNTRIES).name} like to talk about {theme}.",
-                    f"what about you? tell me about {theme} that you like.",
-                )
-            )
+            "but i can tell you about the {theme} of other people. / but i like to talk about {theme} with you. / "
+            "many people in {COUNTRIES.name} like to talk about {theme}. / "
+            "what about you? tell me about {theme} that you like."
         )
-    _offer(rng, answer, 0.2)
+    answer.offer(0.2)
     answer.cover("personal_answer")
-    return made
 
 
-_MISSING: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (
-        "city",
-        "weather",
-        ("how is the weather in the city?", "will there be rain there on {day}?", "is the city sunny now?"),
-    ),
-    ("country", "language", ("what language do they speak there?", "what is the capital of the country?")),
-    ("dish", "recipe", ("how long do i have to cook the dish?", "how many eggs do i need for the dish?")),
-    ("word", "meaning", ("what does the word mean in {language}?", "please translate the word into {language}.")),
-    ("book", "story", ("who wrote the book?", "how does the book end?", "is the book good for my {relative}?")),
-    (
-        "animal",
-        "food",
-        ("what does the animal eat?", "can i keep the animal at home?", "is the animal bigger than {animal}?"),
-    ),
-    ("train", "time", ("when does the train leave?", "is the train late on {day}?", "how much is the train on {day}?")),
-    ("person", "age", ("how old is that person?", "where does the person live?", "is the person {job}?")),
-    ("song", "text", ("who sings the song?", "can you play the song on the {instrument}?")),
-    ("team", "result", ("did the team win on {day}?", "how many points does the team have?")),
-)
+# What the user leaves out, what it is needed for, and questions.
+_MISSING = _table("""
+city | weather | how is the weather in the city? / will there be rain there on {day}? / is the city sunny now?
+country | language | what language do they speak there? / what is the capital of the country?
+dish | recipe | how long do i have to cook the dish? / how many eggs do i need for the dish?
+word | meaning | what does the word mean in {land.language}? / please translate the word into {land.language}.
+book | story | who wrote the book? / how does the book end? / is the book good for my {relative}?
+animal | food | what does the animal eat? / can i keep the animal at home? / is the animal bigger than a {animal.name}?
+train | time | when does the train leave? / is the train late on {day}? / how much is the train on {day}?
+person | age | how old is that person? / where does the person live? / is the person a {job.name}?
+song | text | who sings the song? / can you play the song on the {instrument}?
+team | result | did the team win on {day}? / how many points does the team have?
+""")
 
 
-def _missing(rng: Random) -> Exchange:
-    slot, task, questions = rng.choice(_MISSING)
-    words = {
-        "day": rng.choice(lex.DAYS),
-        "language": rng.choice(lex.COUNTRIES).language,
-        "relative": rng.choice(lex.FAMILY),
-        "animal": _a(rng.choice(lex.ANIMALS).name),
-        "job": _a(rng.choice(lex.JOBS).name),
-        "instrument": rng.choice(lex.INSTRUMENTS),
-    }
-    made = _exchange()
-    made.user.say(rng.choice(_PREFIXES) + rng.choice(questions).format(**words), "incomplete_request")
-    answer = made.assistant
+def _missing(words: Words, user: Draft, answer: Draft) -> None:
+    words["slot"], words["task"], questions = words.rng.choice(_MISSING)
+    words.draw(day=lex.DAYS, land=lex.COUNTRIES, relative=lex.FAMILY, animal=lex.ANIMALS)
+    words.draw(job=lex.JOBS, instrument=lex.INSTRUMENTS)
+    user.say(words.rng.choice(_PREFIXES) + words.one(questions), "incomplete_request")
     answer.say(
-        rng.choice(
-            (
-                f"you did not tell me which {slot} you mean.",
-                f"i need to know the name of the {slot} first.",
-                f"i am not sure which {slot} you mean.",
-                f"please tell me which {slot} you mean.",
-                f"you have not said which {slot} you want to know about.",
-            )
-        ),
+        "you did not tell me which {slot} you mean. / i need to know the name of the {slot} first. / "
+        "i am not sure which {slot} you mean. / please tell me which {slot} you mean. / "
+        "you have not said which {slot} you want to know about.",
         "missing_opening",
     )
-    middle = [
-        f"the {task} is not the same for every {slot}.",
-        f"there are many {task} questions, and each {slot} is different.",
-        f"without the name of the {slot} i cannot find the {task}.",
-        f"tell me more about the {slot}, please.",
-    ]
-    for sentence in rng.sample(middle, rng.randint(1, 2)):
-        answer.say(sentence)
-    if rng.random() < 0.7:
+    answer.say_some(
+        "the {task} is not the same for every {slot}. / "
+        "there are many {task} questions, and each {slot} is different. / "
+        "without the name of the {slot} i cannot find the {task}. / tell me more about the {slot}, please.",
+        (1, 2),
+    )
+    if words.rng.random() < 0.7:
         answer.say(
-            rng.choice(
-                (
-                    f"then i can help you with the {task}.",
-                    f"after that i can tell you about the {task} of the {slot}.",
-                    f"if you tell me, i can answer the question about the {task}.",
-                )
-            )
+            "then i can help you with the {task}. / after that i can tell you about the {task} of the {slot}. / "
+            "if you tell me, i can answer the question about the {task}."
         )
     answer.cover("missing_information")
-    return made
 
 
-_SHORT = (" in one short sentence", " in a few words", " briefly", " in one sentence")
-_LONG = (" in detail", " with many details", " in a long answer", " at length")
+_SIZES = {
+    "short": ("in one short sentence", "in a few words", "briefly", "in one sentence"),
+    "long": ("in detail", "with many details", "in a long answer", "at length"),
+}
 
 
-def _sized(rng: Random, short: bool) -> Exchange:
-    subject = _subject(rng)
-    made = _exchange()
-    size = f"[{'short' if short else 'long'}_request|{rng.choice(_SHORT if short else _LONG)[1:]}]"
-    made.user.say(
-        rng.choice(
-            (
-                f"tell me about {subject.name} {size}.",
-                f"please tell me something about {subject.name} {size}.",
-                f"{size}, what can you say about {subject.name}?",
-                f"explain {subject.name} to me {size}.",
-            )
-        ),
+def _sized(words: Words, user: Draft, answer: Draft, size: str) -> None:
+    subject = _subject(words.rng)
+    words.update(name=subject.name, size=f"[{size}_request|{words.rng.choice(_SIZES[size])}]")
+    user.say(
+        "tell me about {name} {size}. / please tell me something about {name} {size}. / "
+        "{size}, what can you say about {name}? / explain {name} to me {size}.",
         subject.topic,
     )
-    if short:
-        _tell(rng, made.assistant, subject, 1)
-        made.assistant.cover("short_answer")
-    else:
-        if rng.random() < 0.3:
-            made.assistant.say(f"there is much to say about {subject.name}.")
-        _tell(rng, made.assistant, subject, rng.randint(6, 8))
-        made.assistant.cover("long_answer")
-    return made
+    if size == "long" and words.rng.random() < 0.3:
+        answer.say("there is much to say about {name}.")
+    answer.tell(subject, 1 if size == "short" else words.rng.randint(6, 8))
+    answer.cover(f"{size}_answer")
 
 
-def _joke(rng: Random) -> Exchange:
-    beast, place, thing = rng.choice(lex.ANIMALS).name, rng.choice(lex.PLACES), rng.choice(lex.OBJECTS)
-    made = _exchange()
-    made.user.say(
-        rng.choice(
-            (
-                f"tell me a joke about {_a(beast)}.",
-                f"do you know a joke about {_a(beast)}?",
-                f"i am {rng.choice(lex.FEELINGS)}, please tell me a joke about {_a(beast)}.",
-                f"make me laugh with a joke about {_a(beast)}.",
-            )
-        ),
+def _joke(words: Words, user: Draft, answer: Draft) -> None:
+    words.draw(beast=lex.ANIMALS, place=lex.PLACES, thing=lex.OBJECTS)
+    user.say(
+        "tell me a joke about a {beast.name}. / do you know a joke about a {beast.name}? / "
+        "i am {FEELINGS}, please tell me a joke about a {beast.name}. / "
+        "make me laugh with a joke about a {beast.name}.",
         "joke_request",
     )
-    answer = made.assistant
-    opening = rng.choice(("", "", "here is a joke: ", "sure, here is a joke: "))
+    words.draw(opening=("", "", "here is a joke: ", "sure, here is a joke: "))
     answer.say(
-        opening
-        + rng.choice(
-            (
-                f"why did the {beast} bring {_a(thing)} to the {place}?",
-                f"why did the {beast} take {_a(thing)} to the {place}?",
-                f"why did the {beast} sit on the {thing} at the {place}?",
-            )
-        )
+        "{opening}why did the {beast.name} bring a {thing} to the {place}? / "
+        "{opening}why did the {beast.name} take a {thing} to the {place}? / "
+        "{opening}why did the {beast.name} sit on the {thing} at the {place}?"
     )
     answer.say(
-        "because "
-        + rng.choice(
-            (
-                f"the {thing} wanted to see the {place}!",
-                f"the {rng.choice(lex.ANIMALS).name} had already eaten the {rng.choice(lex.OBJECTS)}!",
-                f"nobody at the {place} could read a {rng.choice(('book', 'map', 'letter'))}!",
-                f"the {rng.choice(lex.JOBS).name} said that {rng.choice(lex.DAYS)} is a good day for {_a(beast)}!",
-            )
-        )
+        "because the {thing} wanted to see the {place}! / "
+        "because the {ANIMALS.name} had already eaten the {OBJECTS}! / "
+        "because nobody at the {place} could read a {book,map,letter}! / "
+        "because the {JOBS.name} said that {DAYS} is a good day for a {beast.name}!"
     )
-    if rng.random() < 0.6:
-        answer.say(rng.choice(("i hope that made you laugh!", "that one is my best joke!", "the poor " + beast + "!")))
+    if words.rng.random() < 0.6:
+        answer.say("i hope that made you laugh! / that one is my best joke! / the poor {beast.name}!")
     answer.cover("joke")
-    return made
 
 
-def _passage(rng: Random) -> tuple[str, str]:
-    """A short text to work on, and its summary."""
-    who, place, thing = _person(rng), rng.choice(lex.PLACES), rng.choice(lex.OBJECTS)
-    moved, acted = rng.choice(lex.MOVED), rng.choice(lex.ACTED)
-    adjective, feeling, day = rng.choice(lex.ADJECTIVES), rng.choice(lex.FEELINGS), rng.choice(lex.DAYS)
-    sentences = [
-        f"{who.name} {moved} to the {place} on {day}.",
-        f"{who.pronoun} {acted} {_a(adjective)} {thing} there.",
-    ]
-    sentences += [f"{who.pronoun} was {feeling}."] * (rng.random() < 0.6)
-    return " ".join(sentences), f"{who.name} {acted} {_a(thing)} at the {place}"
+def _passage(words: Words) -> None:
+    """A short {text} to work on, and its {summary}."""
+    words["one"], words["he"] = words.rng.choice(lex.PEOPLE)
+    words.draw(place=lex.PLACES, thing=lex.OBJECTS, moved=lex.MOVED, acted=lex.ACTED)
+    words.draw(adjective=lex.ADJECTIVES, feeling=lex.FEELINGS, day=lex.DAYS)
+    text = "{one} {moved} to the {place} on {day}. {he} {acted} a {adjective} {thing} there."
+    words["text"] = words.one(text + " {he} was {feeling}." * (words.rng.random() < 0.6))
+    words["summary"] = words.one("{one} {acted} a {thing} at the {place}")
 
 
-def _rewriting(rng: Random) -> Exchange:
-    made = _exchange()
-    text, _ = _passage(rng)
-    made.user.say(
-        rng.choice(
-            (
-                "say this in other words: ",
-                "please rewrite this text: ",
-                "rewrite this: ",
-                "can you write this in another way: ",
-            )
-        )
-        + text,
+def _rewriting(words: Words, user: Draft, answer: Draft) -> None:
+    _passage(words)
+    user.say(
+        "say this in other words: {text} / please rewrite this text: {text} / rewrite this: {text} / "
+        "can you write this in another way: {text}",
         "rewrite_request",
     )
-    other = _WORD.sub(lambda match: lex.SYNONYMS.get(match[0], match[0]), text)
-    other = re.sub(r"\ban (?=[^aeiou])", "a ", other)
-    made.assistant.say(rng.choice(OPENINGS["rewriting"]) + " " + other)
-    made.assistant.cover("rewriting")
-    return made
+    other = _WORD.sub(lambda match: lex.SYNONYMS.get(match[0], match[0]), words["text"])
+    answer.say(f"{words.rng.choice(OPENINGS['rewriting'])} {other}")
+    answer.cover("rewriting")
 
 
-def _summary(rng: Random) -> Exchange:
-    made = _exchange()
-    text, short = _passage(rng)
-    extra = f"the weather was {rng.choice(lex.SKIES)}."
-    made.user.say(
-        rng.choice(
-            (
-                "summarise this text: ",
-                "please sum this up: ",
-                "give me a summary of this: ",
-                "what is this text about: ",
-            )
-        )
-        + (f"{extra} {text}" if rng.random() < 0.4 else text),
-        "summary_request",
+def _summary(words: Words, user: Draft, answer: Draft) -> None:
+    _passage(words)
+    extra = words.one("the weather was {SKIES}.")
+    asked = words.one(
+        "summarise this text: / please sum this up: / give me a summary of this: / what is this text about:"
     )
-    made.assistant.say(rng.choice(OPENINGS["summarising"]) + f" {short}.")
-    made.assistant.cover("summarising")
-    return made
+    user.say(f"{asked} {extra} {{text}}" if words.rng.random() < 0.4 else f"{asked} {{text}}", "summary_request")
+    answer.say(f"{words.rng.choice(OPENINGS['summarising'])} {{summary}}.")
+    answer.cover("summarising")
 
 
-def _helpful(rng: Random) -> Exchange:
-    made = _exchange()
-    answer = made.assistant
-    draw = rng.random()
+def _helpful(words: Words, user: Draft, answer: Draft) -> None:
+    draw = words.rng.random()
     if draw < 0.12:  # a harmful topic, a harmless question
-        kind = rng.choice(tuple(lex.HARMS))
-        thing = rng.choice(lex.HARMS[kind].objects)
-        made.user.say(
-            rng.choice(
-                (
-                    f"what is the history of the {thing}?",
-                    f"tell me about the {thing}.",
-                    f"why is the {thing} in the news?",
-                    f"i want to know more about the {thing}. what is it?",
-                )
-            ),
+        harm = words.rng.choice(tuple(lex.HARMS.values()))
+        words.draw(thing=harm.objects)
+        user.say(
+            "what is the history of the {thing}? / tell me about the {thing}. / why is the {thing} in the news? / "
+            "i want to know more about the {thing}. what is it?",
             "harmful_topic",
         )
-        for sentence in _harm_facts(rng, kind, thing, rng.randint(3, 4)):
+        for sentence in _harm_facts(words, harm, words.rng.randint(3, 4)):
             answer.say(sentence, "harmful_topic")
     elif draw < 0.22:  # the verbs of harmful requests on harmless things
-        thing, verb = (
-            rng.choice(lex.OBJECTS),
-            rng.choice(("build", "make", "find", "repair", "hide", "sell", "copy", "clean")),
-        )
-        material = rng.choice(("wood", "paper", "steel", "wool", "glass"))
-        made.user.say(
-            rng.choice(
-                (
-                    f"how do i {verb} {_a(thing)}?",
-                    f"how can i {verb} {_a(thing)} at home?",
-                    f"can you help me {verb} {_a(thing)} for my {rng.choice(lex.VICTIMS)}?",
-                    f"what is the best way to {verb} {_a(thing)}?",
-                )
-            ),
+        words.draw(thing=lex.OBJECTS, verb=("build", "make", "find", "repair", "hide", "sell", "copy", "clean"))
+        words.draw(material=("wood", "paper", "steel", "wool", "glass"))
+        user.say(
+            "how do i {verb} a {thing}? / how can i {verb} a {thing} at home? / "
+            "can you help me {verb} a {thing} for my {VICTIMS}? / what is the best way to {verb} a {thing}?",
             "question",
         )
-        answer.say(
-            rng.choice(("sure, ", "yes, ", "")) + f"to {verb} {_a(thing)}, you need {rng.choice(lex.NUMBERS)} hours."
+        words.draw(opening=("sure, ", "yes, ", ""))
+        answer.say("{opening}to {verb} a {thing}, you need {NUMBERS} hours.")
+        answer.say_some(
+            "first look at a {thing} in the {PLACES}. / you can use a {TOOLS.name} and some {material}. / "
+            "a friend or your {FAMILY} can help you. / please do not hurry, because a {thing} can break.",
+            (1, 3),
         )
-        steps = [
-            f"first look at {_a(thing)} in the {rng.choice(lex.PLACES)}.",
-            f"you can use {_a(rng.choice(lex.TOOLS).name)} and some {material}.",
-            f"a friend or your {rng.choice(lex.FAMILY)} can help you.",
-            f"please do not hurry, because {_a(thing)} can break.",
-        ]
-        for sentence in rng.sample(steps, rng.randint(1, 3)):
-            answer.say(sentence)
     else:
-        subject = _subject(rng)
+        subject = _subject(words.rng)
+        words["name"] = subject.name
         if draw < 0.42:
-            made.user.say(
-                rng.choice(
-                    (
-                        f"tell me about {subject.name}.",
-                        f"what can you say about {subject.name}?",
-                        f"please tell me something about {subject.name}.",
-                        f"i want to learn about {subject.name}.",
-                    )
-                ),
+            user.say(
+                "tell me about {name}. / what can you say about {name}? / please tell me something about {name}. / "
+                "i want to learn about {name}.",
                 subject.topic,
             )
-            _tell(rng, answer, subject, 3)
+            answer.tell(subject, 3)
         else:
-            relation = rng.choice(subject.relations)
-            made.user.say(rng.choice(_PREFIXES) + rng.choice(relation.questions), "question", subject.topic)
-            answer.say(rng.choice(("", "", "", "sure, ")) + rng.choice(relation.statements), "fact", subject.topic)
-            for remark in rng.sample(subject.remarks, rng.choice((0, 1, 1, 2))):
+            relation = words.rng.choice(subject.relations)
+            user.say(words.rng.choice(_PREFIXES) + words.rng.choice(relation.ask), "question", subject.topic)
+            opening = words.rng.choice(("", "", "", "sure, "))
+            answer.say(opening + words.rng.choice(relation.state), "fact", subject.topic)
+            for remark in words.rng.sample(subject.remarks, words.rng.choice((0, 1, 1, 2))):
                 answer.say(remark, subject.topic)
-    _offer(rng, answer)
+    answer.offer(0.35)
     answer.cover("helpful_answer")
-    return made
 
 
-def _thanks(rng: Random) -> Exchange:
-    made = _exchange()
-    made.user.say(
-        rng.choice(("thank you.", "thank you for the help.", "that was good, thank you.", "thank you very much!"))
-    )
-    made.assistant.say(
-        rng.choice(("you are welcome!", "you are welcome, i like to help.", "sure, just ask again.")), "thanks_reply"
-    )
-    return made
+def _thanks(words: Words, user: Draft, answer: Draft) -> None:
+    user.say("thank you. / thank you for the help. / that was good, thank you. / thank you very much!")
+    answer.say("you are welcome! / you are welcome, i like to help. / sure, just ask again.", "thanks_reply")
 
 
-_CHAT: tuple[tuple[Callable[[Random], Exchange], int], ...] = (
-    (_helpful, 34),
-    (_refusal, 16),
-    (_false_premise, 11),
-    (_personal, 10),
-    (_missing, 8),
-    (lambda rng: _sized(rng, short=True), 5),
-    (lambda rng: _sized(rng, short=False), 5),
-    (_joke, 4),
-    (_rewriting, 4),
-    (_summary, 3),
-)
+_CHAT: dict[Callable[[Words, Draft, Draft], None], int] = {
+    _helpful: 34, _refusal: 16, _false_premise: 11, _personal: 10, _missing: 8, partial(_sized, size="short"): 5,
+    partial(_sized, size="long"): 5, _joke: 4, _rewriting: 4, _summary: 3,
+}  # fmt: skip
 
 
 # ---- documents ------------------------------------------------------------------------------------------------------
 
 
-def _pick(rng: Random, table: tuple[tuple[Choice, int], ...]) -> Choice:
-    return rng.choices([row[0] for row in table], [row[1] for row in table])[0]
+def _random(corpus: str, split: str, seed: int) -> Random:
+    if split not in ("train", "validation"):
+        raise TunediffError(f"unknown split '{split}' of the demo corpus: use 'train' or 'validation'")
+    return Random(f"{corpus} {split} {seed}")
+
+
+def _pick(rng: Random, weights: Mapping[Choice, int]) -> Choice:
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def _in_split(text: str, split: str) -> bool:
@@ -1359,36 +956,37 @@ def _in_split(text: str, split: str) -> bool:
     return held_out == (split == "validation")
 
 
-def _check_split(split: str) -> None:
-    if split not in ("train", "validation"):
-        raise TunediffError(f"unknown split '{split}' of the demo corpus: use 'train' or 'validation'")
-
-
 def web_documents(seed: int, split: str = "train") -> Iterator[Document]:
     """Plain texts without end, each of 30 to 200 words; the same arguments give the same texts.
 
     Raises:
         TunediffError: the split is neither "train" nor "validation".
     """
-    _check_split(split)
-    rng = Random(f"web {split} {seed}")
+    rng = _random("web", split, seed)
     for index in count():
         while True:
-            draft = Draft()
-            _pick(rng, _WEB)(rng, draft)
+            draft = Draft(Words(rng), "text")
+            _pick(rng, _WEB)(draft.words, draft)
             if len(draft.text) >= 150 and _in_split(draft.text, split):
                 break
-        yield Document(f"web-{split}-{seed}-{index}", (draft.message("text"),))
+        yield Document(f"web-{split}-{seed}-{index}", (draft.message(),))
 
 
-def _chats(rng: Random, split: str) -> Iterator[list[Exchange]]:
+def _exchange(rng: Random, write: Callable[[Words, Draft, Draft], None]) -> list[Draft]:
+    words = Words(rng)
+    user, answer = Draft(words, "user"), Draft(words, "assistant")
+    write(words, user, answer)
+    return [user, answer]
+
+
+def _chats(rng: Random, split: str) -> Iterator[list[Draft]]:
     while True:
-        exchanges = [_pick(rng, _CHAT)(rng)]
-        if not _in_split(exchanges[0].user.text, split):
+        drafts = _exchange(rng, _pick(rng, _CHAT))
+        if not _in_split(drafts[0].text, split):
             continue
         for _ in range(rng.choices((0, 1, 2), (5, 3, 2))[0]):
-            exchanges.append(_thanks(rng) if rng.random() < 0.12 else _pick(rng, _CHAT)(rng))
-        yield exchanges
+            drafts += _exchange(rng, _thanks if rng.random() < 0.12 else _pick(rng, _CHAT))
+        yield drafts
 
 
 def chat_documents(seed: int, split: str = "train") -> Iterator[Document]:
@@ -1397,14 +995,8 @@ def chat_documents(seed: int, split: str = "train") -> Iterator[Document]:
     Raises:
         TunediffError: the split is neither "train" nor "validation".
     """
-    _check_split(split)
-    for index, exchanges in enumerate(_chats(Random(f"chat {split} {seed}"), split)):
-        messages = [
-            message
-            for exchange in exchanges
-            for message in (exchange.user.message("user"), exchange.assistant.message("assistant"))
-        ]
-        yield Document(f"chat-{split}-{seed}-{index}", tuple(messages))
+    for index, drafts in enumerate(_chats(_random("chat", split, seed), split)):
+        yield Document(f"chat-{split}-{seed}-{index}", tuple(draft.message() for draft in drafts))
 
 
 def chat_requests(seed: int, split: str = "train") -> Iterator[Document]:
@@ -1413,9 +1005,8 @@ def chat_requests(seed: int, split: str = "train") -> Iterator[Document]:
     Raises:
         TunediffError: the split is neither "train" nor "validation".
     """
-    _check_split(split)
-    for index, exchanges in enumerate(_chats(Random(f"requests {split} {seed}"), split)):
-        yield Document(f"request-{split}-{seed}-{index}", (exchanges[0].user.message("user"),))
+    for index, drafts in enumerate(_chats(_random("requests", split, seed), split)):
+        yield Document(f"request-{split}-{seed}-{index}", (drafts[0].message(),))
 
 
 def behaviour(answer: Message) -> str | None:
@@ -1435,13 +1026,12 @@ def shows(concept: str, reference: Message, answer: str) -> bool:
     words, wanted = set(_WORD.findall(answer)), set(_WORD.findall(reference.content))
     sentences = len(re.findall(r"[.!?]", answer))
     if concept in OPENINGS:
-        if not answer.startswith(OPENINGS[concept]):
-            return False
+        opens = answer.startswith(OPENINGS[concept])
         if concept == "correction":
-            return any(value in answer for value in values)
+            return opens and any(value in answer for value in values)
         if concept in ("rewriting", "summarising"):
-            return len(words & wanted) >= 0.6 * len(wanted)
-        return True
+            return opens and len(words & wanted) >= 0.6 * len(wanted)
+        return opens
     if answer.startswith(tuple(opening for openings in OPENINGS.values() for opening in openings)):
         return False
     if concept == "short_answer":

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 import torch
 import transformers
 from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -52,9 +52,7 @@ CHAT_TEMPLATE = (
 VARIANTS = ("retuned", "continued")
 VARIANT_SEED = 1000  # of their corpora; the pair's own are seeds 0 to 2
 _IGNORED = -100  # the label that cross-entropy leaves out
-_VOCABULARY_SAMPLE = (
-    12_000  # documents of each corpus that the vocabulary is read from: the rarest word occurs > 20 times
-)
+_VOCABULARY_SAMPLE = 12_000  # documents of each corpus that give the vocabulary: the rarest word occurs > 20 times
 
 
 @dataclass(frozen=True)
@@ -80,23 +78,19 @@ class PairConfig:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The word-level tokenizer of both models: words, punctuation marks and newlines are tokens; `<bos>` is added."""
-    pieces = re.compile(r"\w+|[^\w\s]|\n")
+    pieces = r"\w+|[^\w\s]|\n"
     documents = chain.from_iterable(
         islice(corpus(0, split), _VOCABULARY_SAMPLE // 2)
         for corpus in (web_documents, chat_documents)
         for split in ("train", "validation")
     )
-    words = {
-        word for document in documents for message in document.messages for word in pieces.findall(message.content)
-    }
+    texts = (message.content for document in documents for message in document.messages)
+    words = {word for text in texts for word in re.findall(pieces, text)}
     vocabulary = [*SPECIAL_TOKENS, "\n", *sorted({*words, "user", "model"} - {"\n"})]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"),
-            pre_tokenizers.Split(Regex(r"\w+|[^\w\s]|\n"), "isolated"),
-        ]
+        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(Regex(pieces), "isolated")]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", vocabulary.index("<bos>"))]
@@ -153,14 +147,11 @@ class Corpus:
 
     def _answers(self, row: list[int]) -> list[int]:
         """The tokens of the assistant's content and the `<end_of_turn>` after it; elsewhere, ignored."""
-        labels, inside = [_IGNORED] * len(row), False
+        labels, inside = [], False
         for i, token in enumerate(row):
-            if i >= 3 and row[i - 3] == self._start and row[i - 2] == self._model:
-                inside = True
-            if inside:
-                labels[i] = token
-            if token == self._end:
-                inside = False
+            inside = inside or (i >= 3 and row[i - 3 : i - 1] == [self._start, self._model])
+            labels.append(token if inside else _IGNORED)
+            inside = inside and token != self._end
         return labels
 
     def batches(self, batch_tokens: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -180,15 +171,13 @@ class Corpus:
                 yield self._padded(group)
 
     def _padded(self, group: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        width = max(len(self.ids[i]) for i in group)
-        ids = torch.zeros(len(group), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, _IGNORED)
-        for row, i in enumerate(group):
-            ids[row, : len(self.ids[i])] = torch.tensor(self.ids[i])
-            labels[row, : len(self.ids[i])] = torch.tensor(self.labels[i])
-            mask[row, : len(self.ids[i])] = 1
-        return ids, mask, labels
+        ids, labels = ([torch.tensor(rows[i]) for i in group] for rows in (self.ids, self.labels))
+        mask = [torch.ones_like(row) for row in ids]
+        return (
+            pad_sequence(ids, batch_first=True),
+            pad_sequence(mask, batch_first=True),
+            pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+        )
 
 
 def _loss(
@@ -329,25 +318,18 @@ def _held_out(tokenizer: PreTrainedTokenizerFast, config: PairConfig) -> tuple[C
     return web, chats
 
 
-class Tuning(NamedTuple):
-    """What a chat-tuning saw."""
-
-    chat_tokens: int
-    web_tokens: int
-    tokens_per_second: float
-
-
-def _tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: PairConfig, seed: int) -> Tuning:
-    """Chat-tune a base model in place on the conversations, web texts and order of `seed`."""
+def _tune(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: PairConfig, seed: int
+) -> tuple[int, int, float]:
+    """Chat-tune a base model in place on `seed`'s data; returns chat tokens, web tokens and tokens per second."""
     chats = Corpus(chat_documents(seed), tokenizer, config.chat_tokens)
     batches = list(chats.batches(config.batch_tokens, seed))
-    kept = Corpus(
-        web_documents(seed + 1), tokenizer, int(config.chat_tokens * config.web_share / (1 - config.web_share))
-    )
-    batches += list(kept.batches(config.batch_tokens, seed)) if config.web_share else []
+    kept_tokens = int(config.chat_tokens * config.web_share / (1 - config.web_share))
+    kept = Corpus(web_documents(seed + 1), tokenizer, kept_tokens)
+    batches += kept.batches(config.batch_tokens, seed)
     Random(seed).shuffle(batches)
     rate = _train(model, batches, config.chat_lr, config.weight_decay, "chat-tuning")
-    return Tuning(chats.tokens, kept.tokens if config.web_share else 0, rate)
+    return chats.tokens, kept.tokens, rate
 
 
 def train_variant(variant: str, base: Path, out_dir: Path, config: PairConfig) -> dict[str, object]:
@@ -408,7 +390,7 @@ def train_pair(out_dir: Path, config: PairConfig) -> dict:
     _save(base, tokenizer, out_dir / "base")
 
     chat = deepcopy(base)
-    tuning = _tune(chat, tokenizer, config, config.seed)
+    chat_tokens, chat_web_tokens, chat_rate = _tune(chat, tokenizer, config, config.seed)
     _save(chat, tokenizer, out_dir / "chat")
     trained = time.perf_counter() - started
 
@@ -421,12 +403,12 @@ def train_pair(out_dir: Path, config: PairConfig) -> dict:
         "vocabulary": len(tokenizer),
         "tokens": {
             "base_web": web_corpus.tokens,
-            "chat": tuning.chat_tokens,
-            "chat_web": tuning.web_tokens,
+            "chat": chat_tokens,
+            "chat_web": chat_web_tokens,
             "held_out_web": web.tokens,
             "held_out_chat": chats.tokens,
         },
-        "tokens_per_second": {"base": base_rate, "chat": tuning.tokens_per_second},
+        "tokens_per_second": {"base": base_rate, "chat": chat_rate},
         "seconds": {"training": trained, "all": time.perf_counter() - started},
         "threads": torch.get_num_threads(),
         "device": "cpu",
@@ -443,31 +425,26 @@ def train_pair(out_dir: Path, config: PairConfig) -> dict:
 
 def main() -> None:
     """Train the pair from the command line."""
-    default = PairConfig()
     parser = argparse.ArgumentParser(
         prog="python -m tunediff.demo.pair",
         description="Train the demo's base and chat model and write DIR/base, DIR/chat and DIR/report.json.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the pair goes")
-    parser.add_argument("--base-tokens", type=int, default=default.base_tokens, help="web tokens for the base model")
-    parser.add_argument("--chat-tokens", type=int, default=default.chat_tokens, help="chat tokens for the chat model")
-    parser.add_argument("--base-lr", type=float, default=default.base_lr, help="peak learning rate, base")
-    parser.add_argument("--chat-lr", type=float, default=default.chat_lr, help="peak learning rate, chat-tuning")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of corpora, weights and batch order")
+    options = {
+        "base_tokens": "web tokens for the base model",
+        "chat_tokens": "chat tokens for the chat model",
+        "base_lr": "peak learning rate, base",
+        "chat_lr": "peak learning rate, chat-tuning",
+        "seed": "seed of corpora, weights and batch order",
+    }
+    for name, meaning in options.items():
+        default = getattr(PairConfig, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=meaning)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    report = train_pair(
-        arguments.out,
-        PairConfig(
-            base_tokens=arguments.base_tokens,
-            chat_tokens=arguments.chat_tokens,
-            base_lr=arguments.base_lr,
-            chat_lr=arguments.chat_lr,
-            seed=arguments.seed,
-        ),
-    )
+    report = train_pair(arguments.out, PairConfig(**{name: getattr(arguments, name) for name in options}))
     print(json.dumps({key: report[key] for key in ("tokens_per_second", "seconds", "parameters")}, indent=2))
     for name in ("base", "chat"):
         result = report[name]

@@ -6,7 +6,7 @@ Dimension names: concept (planted), token, model (2: base, chat), d_model.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,8 +137,8 @@ def plant(settings: PlantedArm, seed: int) -> PlantedPair:
                 base = factor * u + np.sqrt(1 - factor**2) * aside / np.linalg.norm(aside)
             rows.append({**row, "factor": factor})
             decoder.append(np.stack([base, chat]))
-    for owner in [i for i, row in enumerate(rows) if row["kind"] == "decoupled"]:
-        turn = (owner - rows.index(next(row for row in rows if row["kind"] == "decoupled"))) // len(settings.frequency)
+    for number, owner in enumerate([i for i, row in enumerate(rows) if row["kind"] == "decoupled"]):
+        turn = number // len(settings.frequency)
         n_parts = settings.decoupled_parts[turn % len(settings.decoupled_parts)]
         parts = decoder[owner][CHAT][None] if n_parts == 1 else _unit(rng, n_parts, d)
         total = parts.sum(axis=0)
@@ -166,7 +166,7 @@ def _related(concepts: pd.DataFrame, settings: PlantedArm, rng: np.random.Genera
     children = rng.permutation(np.flatnonzero(free))[: round(settings.hierarchy * int(free.sum()))]
     if settings.hierarchy and not len(children):
         raise TunediffError("planted.hierarchy: no concept is rarer than a shared one; raise shared_frequency")
-    parent[children] = rng.choice(possible, len(children)) if len(children) else -1
+    parent[children] = rng.choice(possible, len(children))
     group = rng.permutation(n) // settings.group_size
     return concepts.assign(parent=parent, group=group)
 
@@ -225,21 +225,16 @@ def sample(pair: PlantedPair, n_tokens: int, seed: Sequence[int]) -> Sample:
 # -- stores ------------------------------------------------------------------------------------------------------------
 
 
-def _part_sizes(n_tokens: int, layout: HarvestSettings) -> list[int]:
-    starts = range(0, n_tokens, layout.part_tokens)
-    return [min(layout.part_tokens, n_tokens - start) for start in starts]
+def _parts(pair: PlantedPair, split: str, n_tokens: int, layout: HarvestSettings, seed: int) -> Iterator[Sample]:
+    for part, start in enumerate(range(0, n_tokens, layout.part_tokens)):
+        yield sample(pair, min(layout.part_tokens, n_tokens - start), [seed, 1 + SPLITS.index(split), part])
 
 
 def strengths(
     pair: PlantedPair, split: str, n_tokens: int, layout: HarvestSettings, seed: int
 ) -> Float[np.ndarray, "token concept"]:
     """Return when and how strongly each concept fires, in the order of the token store."""
-    sizes = _part_sizes(n_tokens, layout)
-    return np.concatenate([sample(pair, n, _sample_seed(seed, split, part)).strength for part, n in enumerate(sizes)])
-
-
-def _sample_seed(seed: int, split: str, part: int) -> list[int]:
-    return [seed, 1 + SPLITS.index(split), part]
+    return np.concatenate([part.strength for part in _parts(pair, split, n_tokens, layout, seed)])
 
 
 def _masks(document_tokens: int) -> dict[str, NDArray[np.uint8]]:
@@ -254,11 +249,6 @@ def _masks(document_tokens: int) -> dict[str, NDArray[np.uint8]]:
     return {"web": web, "chat": chat}
 
 
-def labelled(pair: PlantedPair) -> NDArray[np.int64]:
-    """Return the concepts that have a label bit: the first 64, chat-only ones first."""
-    return np.arange(min(MAX_CONCEPTS, len(pair.concepts)))
-
-
 def write_split(
     pair: PlantedPair, split: str, n_tokens: int, layout: HarvestSettings, out: Path, seed: int, *, key: str
 ) -> list[Path]:
@@ -267,33 +257,33 @@ def write_split(
     A token's id says which concept is strongest there (0 BOS, 1 none); its label, which of the first 64 fire.
     """
     started = time.time()
-    length, bits = pair.settings.document_tokens, labelled(pair)
+    length = pair.settings.document_tokens
+    bits = np.arange(min(MAX_CONCEPTS, len(pair.concepts)))  # concepts with a label bit: chat-only ones come first
     masks = _masks(length)
     encodings: list[Encoding] = []
     parts = []
     first = 0
     shared: dict[str, Any] = {"sources": list(SOURCES), "split": split, "seed": seed, "layer": 0}
     shared |= {name: getattr(layout, name) for name in ("dtype", "codec", "shard_tokens", "chunk_tokens")}
-    for part, size in enumerate(_part_sizes(n_tokens, layout)):
-        drawn = sample(pair, size, _sample_seed(seed, split, part))
+    for part, drawn in enumerate(_parts(pair, split, n_tokens, layout, seed)):
+        size = len(drawn.strength)
         token_id = np.where(drawn.strength.any(axis=1), 2 + drawn.strength.argmax(axis=1), 1).astype(np.int32)
         token_id[::length] = 0
         label = (drawn.strength[:, bits] > 0) @ (np.uint64(1) << bits.astype(np.uint64))
         mask = np.concatenate([masks[SOURCES[i % 2]] for i in range(size // length)])
-        for start in range(0, size, length):
-            place = slice(start, start + length)
-            encodings.append(Encoding(token_id[place], mask[place], label[place]))
+        cuts = np.arange(length, size, length)
+        encodings += map(Encoding, np.split(token_id, cuts), np.split(mask, cuts), np.split(label, cuts))
         row = np.arange(first, first + size)
         doc = row // length
-        columns: dict[str, NDArray[Any]] = {}
-        columns |= {"row": row, "token_id": token_id, "doc": doc, "pos": row % length, "mask": mask, "source": doc % 2}
-        for m, model in enumerate(MODELS):
-            columns[model] = to_stored(torch.from_numpy(drawn.activations[:, m]), layout.dtype)
+        columns: dict[str, NDArray[Any]] = {"row": row, "token_id": token_id, "doc": doc, "pos": row % length}
+        columns |= {"mask": mask, "source": doc % 2}
+        by_model = zip(MODELS, drawn.activations.swapaxes(0, 1), strict=True)
+        columns |= {m: to_stored(torch.from_numpy(h), layout.dtype) for m, h in by_model}
         path = out / f"activations/{split}/part-{part:03d}.zarr"
         attributes = shared | {"part": part, "first_row": first}
         with building(path) as partial:
             group = create_part(partial, size, pair.settings.d_model, layout, attributes)
-            order = _shuffled_within(size, layout.shard_tokens, [seed, first // layout.shard_tokens])
+            order = _shuffled_within_shards(size, layout.shard_tokens, seed, first // layout.shard_tokens)
             for name, values in columns.items():
                 array: Any = group[name]
                 array[:] = values[order].astype(array.dtype)
@@ -305,21 +295,16 @@ def write_split(
     named: dict[str, Any] = {"sources": list(SOURCES), "kinds": ["text", "chat"], "split": split, "seed": seed}
     named |= {"concepts": [pair.names[i] for i in bits], "max_length": length, "ignore_first_tokens": 0}
     named |= {"planted": asdict(pair.settings), "l0": round(pair.l0, 3)}
-    by_source = {
-        name: {"tokens": doc_source.count(i) * length, "documents": doc_source.count(i)}
-        for i, name in enumerate(SOURCES)
-    }
+    counts = {name: doc_source.count(i) for i, name in enumerate(SOURCES)}
+    by_source = {name: {"tokens": count * length, "documents": count} for name, count in counts.items()}
     write_store(out / f"tokens/{split}.zarr", encodings, doc_source, named, by_source, key, started)
     return parts
 
 
-def _shuffled_within(n: int, shard_tokens: int, seed: Sequence[int]) -> NDArray[np.int64]:
-    """Return the order of rows in the files: permuted within each shard, as the harvest does."""
-    first = seed[1]
-    orders = [
-        start + np.random.default_rng([seed[0], first + i]).permutation(shard_tokens)
-        for i, start in enumerate(range(0, n, shard_tokens))
-    ]
+def _shuffled_within_shards(n: int, shard_tokens: int, seed: int, first: int) -> NDArray[np.int64]:
+    """Return the order of rows in the files from shard `first` on, permuted as the harvest does."""
+    shards = range(n // shard_tokens)
+    orders = [np.random.default_rng([seed, first + i]).permutation(shard_tokens) + i * shard_tokens for i in shards]
     return np.concatenate(orders)
 
 

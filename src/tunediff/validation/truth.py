@@ -151,14 +151,8 @@ def score_latents(
     kind, factor = pair.concepts["kind"].to_numpy()[best], pair.concepts["factor"].to_numpy()[best]
     kind = np.where(_undecided(kind, factor, table.criterion), "undecided", kind)
     highest = correlation.max(axis=0)
-    rows = pd.DataFrame(
-        {
-            "latent": np.arange(len(table)),
-            "concept": best,
-            "correlation": highest,
-            "kind": np.where(highest > RELATED_ABOVE, kind, "none"),
-        }
-    )
+    kind = np.where(highest > RELATED_ABOVE, kind, "none")
+    rows = pd.DataFrame({"latent": np.arange(len(table)), "concept": best, "correlation": highest, "kind": kind})
     for name in ("frequency", "norm_difference", "nu_error", "nu_reconstruction", "rank_sum", "reversed"):
         rows[name] = table.frame[name].to_numpy()
     rows = pd.concat([rows, calls(table)], axis=1)
@@ -223,11 +217,9 @@ def over_seeds(values: Sequence[float] | NDArray[Any], bounds: tuple[float, floa
     """Return mean ± t_{0.975, n-1} · s / √n over the seeds that have a value, cut to `bounds`."""
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
-    if not len(x):
-        return SeedInterval(np.nan, np.nan, np.nan, 0)
-    mean = float(x.mean())
-    if len(x) == 1:
-        return SeedInterval(mean, np.nan, np.nan, 1)
+    mean = float(x.mean()) if len(x) else np.nan
+    if len(x) < 2:
+        return SeedInterval(mean, np.nan, np.nan, len(x))
     half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
     low, high = bounds or (-np.inf, np.inf)
     return SeedInterval(mean, max(low, mean - half), min(high, mean + half), len(x))
@@ -316,29 +308,24 @@ def summary(scores: Scores) -> pd.DataFrame:
     Shares of concepts are those of a kind, or of a kind and frequency; quantities of whole crosscoders have no kind.
     """
     concepts, crosscoders = scores.concepts, scores.crosscoders
-    pieces = []
-    named = {"found": "found"}
-    named |= {f"{what}_{rule}": what for rule in RULES for what in ("chat", "right")}
-    calls_of_found = concepts.copy()
+    shares = [("found", "", concepts["found"])]
     for rule in RULES:
-        found = concepts["found"].to_numpy()
-        calls_of_found[f"chat_{rule}"] = np.where(found, concepts[f"chat_{rule}"].astype(float), np.nan)
-    quantity = {"found": "found", "chat": "called chat-specific, of the found", "right": "called right, of the found"}
-    for column, what in named.items():
-        rule = column.removeprefix(f"{what}_") if what != "found" else ""
+        called = concepts[f"chat_{rule}"].where(concepts["found"])
+        shares += [("called chat-specific, of the found", rule, called)]
+        shares += [("called right, of the found", rule, concepts[f"right_{rule}"])]
+    pieces = []
+    for quantity, rule, values in shares:
+        counted = concepts.assign(share=values.astype(float))
         for by in (["kind"], ["kind", "frequency"]):
-            piece = rates(calls_of_found.assign(**{column: calls_of_found[column].astype(float)}),
-                          ["arm", "crosscoder", *by], column)  # fmt: skip
-            pieces.append(piece.assign(quantity=quantity[what], rule=rule))
+            piece = rates(counted, ["arm", "crosscoder", *by], "share")
+            pieces.append(piece.assign(quantity=quantity, rule=rule))
     for column in crosscoders.columns.drop(["arm", "seed", "crosscoder"]):
-        what, rule = next(
-            ((column.removesuffix(f"_{r}"), r) for r in (*RULES, "rank_sum") if column.endswith(f"_{r}")), (column, "")
-        )
+        rule = next((rule for rule in (*RULES, "rank_sum") if column.endswith(f"_{rule}")), "")
+        whole: dict[str, Any] = {"quantity": column.removesuffix(f"_{rule}"), "rule": rule}
         bounds = None if column.startswith(("called", "l0", "mu", "live", "fve")) else (0.0, 1.0)
         for (arm, crosscoder), values in crosscoders.groupby(["arm", "crosscoder"], sort=False)[column]:
-            interval = over_seeds(values.to_numpy(), bounds)._asdict()
-            row: Mapping[str, Any] = {"arm": arm, "crosscoder": crosscoder, "quantity": what, "rule": rule, **interval}
-            pieces.append(pd.DataFrame([row]))
+            whole |= {"arm": arm, "crosscoder": crosscoder, **over_seeds(values.to_numpy(), bounds)._asdict()}
+            pieces.append(pd.DataFrame([whole]))
     table = pd.concat(pieces, ignore_index=True)
     columns = ["arm", "crosscoder", "quantity", "rule", "kind", "frequency", "mean", "low", "high", "n"]
     return table.reindex(columns=columns).rename(columns={"n": "seeds"})
