@@ -11,13 +11,7 @@ from torch.autograd.function import once_differentiable
 from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
-from tunediff.dictionaries.sparse import (
-    SparseCode,
-    above_threshold,
-    latent_order,
-    selected_encoder_outputs,
-    sparse_decode,
-)
+from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
 # Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
@@ -40,8 +34,7 @@ class _DenseOutputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, preactivations: Tensor) -> Tensor:
-        activation = preactivations.float().relu_() if preactivations.dtype != rows.dtype else preactivations.relu_()
-        activation = activation.detach()
+        activation = preactivations.to(rows.dtype).relu_().detach()
         ctx.save_for_backward(rows, activation)
         return activation
 
@@ -78,15 +71,12 @@ class L1(Dictionary):
     empty_loss: Tensor
 
     def __init__(self, settings: L1Settings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> None:
-        super().__init__(settings, d_model, seed, steps, warmup_steps, settings.norm_init)
-        self.dead_after_tokens = settings.dead_after_tokens
+        super().__init__(settings, d_model, seed, steps, warmup_steps)
         self.sparse_below: float | None = None  # None: by device; tests and benchmarks set it
-        start = 0.0 if isinstance(settings.mu, str) else float(settings.mu)
-        self.register_buffer("mu", torch.tensor(start, dtype=torch.float64))
-        for name in ("average_l0", "start_l0"):
-            self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
-        for name in ("last_error", "empty_loss"):
-            self.register_buffer(name, torch.tensor(0.0, dtype=torch.float64))
+        starts = {"mu": 0.0 if isinstance(settings.mu, str) else settings.mu}
+        starts |= {"average_l0": math.inf, "start_l0": math.inf, "last_error": 0.0, "empty_loss": 0.0}
+        for name, value in starts.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
         if settings.mu == "auto":
             self.learning_rate_factors = {"encoder_bias": math.sqrt(d_model)}
             self.target_l0 = settings.target_l0
@@ -132,13 +122,10 @@ class L1(Dictionary):
         return StepResult(loss, {**self._metrics(x, error, code, others), "l0": l0})
 
     def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
-        code, encoder, decoder = above_threshold(preactivations), self.encoder(), self.decoder()
-        order = latent_order(code, self.dict_size)
-        rows = x.reshape(len(x), -1)
-        live = selected_encoder_outputs(code, rows, encoder.view(self.dict_size, -1), self.encoder_bias, order)
-        error = x - sparse_decode(live, decoder, order) - self.decoder_bias
+        decoder = self.decoder()
+        live, error = self._decode(x, above_threshold(preactivations), self.encoder(), decoder)
         totals = torch.zeros_like(self.encoder_bias).index_add(0, live.latent, live.value)
-        l0 = torch.tensor(len(code.value) / len(x), dtype=torch.float64, device=x.device)
+        l0 = torch.tensor(len(live.value) / len(x), dtype=torch.float64, device=x.device)
         return error, _penalty(totals, decoder, len(x)), l0, live
 
     def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
