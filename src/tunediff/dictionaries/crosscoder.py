@@ -51,8 +51,9 @@ class Crosscoder(nn.Module):
 
     Buffers: encoder_weight, decoder_weight (F, stream, d); encoder_bias, threshold (F); decoder_bias (stream, d);
     float32. Streams are base and chat, or one, the difference. `config` holds what config.json holds: kind, d_model,
-    dict_size, layer, seed, k/mu/theta, normalisation facts. Stages ask for what it can do: `reconstructs`,
-    `has_norm_taxonomy`, `groups`.
+    dict_size, layer, seed, k/mu/theta, normalisation facts. Stages ask for what it can do: `reconstructs` ("models",
+    or the "difference" chat − base alone), `has_norm_taxonomy` (whether Δnorm exists: it compares two decoders),
+    `groups`.
     """
 
     encoder_weight: Tensor
@@ -88,27 +89,10 @@ class Crosscoder(nn.Module):
                 )
             self.register_buffer(name, tensor.detach().float().contiguous())
         self.max_block = max_block
+        self.dict_size, n_streams, self.d_model = whole
+        self.has_norm_taxonomy = n_streams == 2
+        self.reconstructs = "models" if n_streams == 2 else "difference"
         self.config: dict[str, Any] = {**(config or {}), "d_model": self.d_model, "dict_size": self.dict_size}
-
-    @property
-    def d_model(self) -> int:
-        """Activation width."""
-        return self.encoder_weight.shape[2]
-
-    @property
-    def dict_size(self) -> int:
-        """Number of latents."""
-        return self.encoder_weight.shape[0]
-
-    @property
-    def reconstructs(self) -> str:
-        """What `decode` gives: both "models", or the "difference" chat − base alone."""
-        return "models" if self.encoder_weight.shape[1] == 2 else "difference"
-
-    @property
-    def has_norm_taxonomy(self) -> bool:
-        """Whether Δnorm, and the classes by it, exist: they compare the two decoders of a latent."""
-        return self.reconstructs == "models"
 
     @property
     def groups(self) -> list[dict[str, Any]]:

@@ -44,13 +44,6 @@ class Normalizer(NamedTuple):
     inverse: Float[Tensor, "model d_model"]  # not quite 1 / factor: the library adds an epsilon
     kind: str  # scale, mean_scale or mean_std
 
-    def facts(self) -> dict[str, Any]:
-        """Return what config.json says of it."""
-        facts = {"kind": self.kind, "mean_norm": torch.linalg.vector_norm(self.mean, dim=1).tolist()}
-        if self.kind != "mean_std":  # that one has a factor per neuron
-            facts["scale"] = self.factor[:, 0].tolist()
-        return facts
-
 
 def _cause(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -298,23 +291,19 @@ def load_published(
                 f"{config_file}: {stated} is {config[stated]}, the weights have {size}; config and weights belong to "
                 "different dictionaries, download both again"
             )
-    about |= {
-        "normalization": {"kind": "none"} if normalizer is None else normalizer.facts(),
-        "source": {
-            "path": path,
-            "revision": commit,
-            "file": weights_file.name if file is None else file,
-            "layout": layout,
-            "sha256": file_sha256(weights_file),
-        },
-        "notes": notes,
-    }
+    about["normalization"] = {"kind": "none"}
     encoder, decoder = encoder.permute(2, 0, 1), decoder.permute(1, 0, 2)
     if normalizer is not None:
-        encoder = encoder.double() * normalizer.factor
-        bias = bias.double() - torch.einsum("lmd,md->l", encoder, normalizer.mean)
-        decoder = decoder.double() * normalizer.inverse
-        decoder_bias = decoder_bias.double() * normalizer.inverse + normalizer.mean
+        mean, factor, inverse, kind = normalizer
+        encoder = encoder.double() * factor
+        bias = bias.double() - torch.einsum("lmd,md->l", encoder, mean)
+        decoder = decoder.double() * inverse
+        decoder_bias = decoder_bias.double() * inverse + mean
+        about["normalization"] = {"kind": kind, "mean_norm": torch.linalg.vector_norm(mean, dim=1).tolist()}
+        if kind != "mean_std":  # that one has a factor per neuron
+            about["normalization"]["scale"] = factor[:, 0].tolist()
+    source = {"path": path, "revision": commit, "file": weights_file.name if file is None else file, "layout": layout}
+    about |= {"source": {**source, "sha256": file_sha256(weights_file)}, "notes": notes}
     return Crosscoder(encoder, bias, decoder, decoder_bias, threshold, about, where=where)
 
 
