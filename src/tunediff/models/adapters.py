@@ -4,7 +4,7 @@ Low-rank adapters (Hu et al. 2021) are supported: a merged weight is W + s · B 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,6 @@ MERGE_TOLERANCE = 1e-4
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STORED = {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}  # dtypes in a checkpoint's headers
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")  # manifests hold nothing that another number of threads would change
 
 
 def _cause(error: Exception) -> str:
@@ -78,16 +74,6 @@ def _check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
             raise TunediffError(f"{what}: tensor {name} has values that are not finite; give undamaged weights")
 
 
-def _check_weights(directory: Path, name: str) -> list[str]:
-    """Check that every tensor of the adapter is finite; return their names."""
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except SafetensorError as error:
-        raise TunediffError(f"adapter {name}: {WEIGHTS} is damaged ({error}); fetch or save it again") from error
-    _check_finite(f"adapter {name}", tensors)
-    return list(tensors)
-
-
 def stored_dtype(directory: Path) -> torch.dtype:
     """Return bfloat16 or float16 where all weights of a checkpoint are stored so, else float32."""
     kinds: set[str] = set()
@@ -97,7 +83,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
     return STORED.get(frozenset(kinds), torch.float32)
 
 
-def _load_base(directory: Path, name: str, adapted: list[str]) -> PreTrainedModel:
+def _load_base(directory: Path, name: str, adapted: Collection[str]) -> PreTrainedModel:
     """Load the base in float32; `adapted` are the names of the adapter's tensors."""
     try:
         if getattr(AutoConfig.from_pretrained(directory), "quantization_config", None) is not None:
@@ -192,8 +178,14 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
             f"adapter {adapter_name}: was trained on {own}, the config gives base {base_name}; write `base: {own}`, "
             "or the local directory of a copy of it"
         )
-    tensors = _check_weights(adapter, adapter_name)
-    model = _load_base(base, base_name, tensors)
+    try:
+        tensors = load_file(adapter / WEIGHTS)
+    except SafetensorError as error:
+        raise TunediffError(
+            f"adapter {adapter_name}: {WEIGHTS} is damaged ({error}); fetch or save it again"
+        ) from error
+    _check_finite(f"adapter {adapter_name}", tensors)
+    model = _load_base(base, base_name, tensors.keys())
     vocab_size = text_config(model.config).vocab_size
     of_base = _logits(model, vocab_size)
     _check_finite(base_name, {"of its logits": of_base})
@@ -236,18 +228,18 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
     _tokenizer(base, adapter).save_pretrained(out)
     saved = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
     read, wanted = saved.state_dict(), merged.state_dict()
-    differing = [k for k in wanted if k not in read or not torch.equal(read[k], wanted[k])]
-    if differing or read.keys() != wanted.keys():
-        named = differing[0] if differing else min(read.keys() - wanted.keys())
-        raise TunediffError(
-            f"{told}: {named} is not saved as merged; merge it yourself and give that model's directory"
-        )
+    for k in [*wanted, *sorted(read)]:
+        if k not in read or k not in wanted or not torch.equal(read[k], wanted[k]):
+            raise TunediffError(
+                f"{told}: {k} is not saved as merged; merge it yourself and give that model's directory"
+            )
     rounding = relative_difference(_logits(saved.float(), vocab_size), of_merged)
     if not rounding < effect:
         raise TunediffError(
             f"{told}: what it changes is lost in {dtype} (relative difference of logits {effect:.2g}, of rounding "
             f"{rounding:.2g}); give the base stored in float32, and `models.dtype: float32`"
         )
+    measured = {"merged_against_adapter": difference, "effect_on_logits": effect, "rounding_of_logits": rounding}
     return {
         "own_base": own,
         "rank": getattr(config, "r", None),
@@ -255,8 +247,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
         "tensors": len(tensors),
         "dtype": str(dtype).removeprefix("torch."),
         "zeroed_against_base": zeroed,
-        "merged_against_adapter": _rounded(difference),
         "merge_tolerance": MERGE_TOLERANCE,
-        "effect_on_logits": _rounded(effect),
-        "rounding_of_logits": _rounded(rounding),
+        # Manifests hold nothing that another number of threads would change.
+        **{name: float(f"{value:.3g}") for name, value in measured.items()},
     }

@@ -206,20 +206,20 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
         if demo:
             _place_demo(settings, shipped, partial)
         placed: dict[str, _Placed] = {}
+        configs: dict[str, Any] = {}
         for name in ("base", "chat"):
             model, target = settings[name], partial / name
             if demo:
-                placed[name] = _Placed(str(target), None, directory_digest(target), model, inside=True)
+                of = _Placed(str(target), None, directory_digest(target), model, inside=True)
             elif isinstance(model, str):
-                placed[name] = _locate(model, settings.get(f"{name}_revision"))[1]
+                of = _locate(model, settings.get(f"{name}_revision"))[1]
             else:
-                placed[name] = _merge(model, target)
-        configs = {}
-        for name, of in placed.items():
+                of = _merge(model, target)
             try:
                 configs[name] = text_config(AutoConfig.from_pretrained(of.path, revision=of.revision))
             except (OSError, ValueError, KeyError) as error:
                 raise reading_error("model", of.told, error) from error
+            placed[name] = of
         base, chat = placed["base"], placed["chat"]
         tokenizer = load_tokenizers(
             base.path, chat.path, replacements, base.revision, chat.revision, (base.told, chat.told)
@@ -239,13 +239,8 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
             },
         }
         for name, of in placed.items():
-            facts |= {
-                name: of.told,
-                f"{name}_inside": of.inside,
-                f"{name}_revision": of.revision,
-                f"{name}_digest": of.digest,
-                f"{name}_adapter": of.adapter,
-            }
+            facts |= {name: of.told, f"{name}_inside": of.inside, f"{name}_revision": of.revision}
+            facts |= {f"{name}_digest": of.digest, f"{name}_adapter": of.adapter}
         (partial / "pair.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     seal(out_dir, "models", key, facts, provenance(started))
     return facts
