@@ -1,9 +1,7 @@
 """What every dictionary kind shares: weights as they are used, one encoder GEMM, dead counters, evaluation.
 
-A kind implements `step` (loss and metrics of one training batch; advances its state) and `inference_threshold`. It may
-give its latents groups, a mask over models or ties, and terms to its loss: all of these are applied here.
-
-Dimension name ``stream``: what the dictionary reads and writes of a token, base and chat or their difference alone.
+A kind implements `step` and `inference_threshold`. It may give its latents groups, a mask over models or ties, and
+terms to its loss. Dimension ``stream``: what it reads and writes of a token, base and chat or their difference alone.
 """
 
 from typing import Any, ClassVar, NamedTuple

@@ -64,10 +64,9 @@ class BatchTopK(Dictionary):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "token stream d_model"]) -> None:
-        """Start both sides at the geometric median of the first batch, per stream.
+        """Start the decoder's bias at the geometric median of the first batch; the encoder's cancels what it gives.
 
-        The decoder's bias is that point; the encoder's cancels what it gives, or every latent would start by decoding
-        the mean of inputs that are not centred once more.
+        Else every latent would start by decoding the mean of inputs that are not centred once more.
         """
         for stream in range(len(self.streams)):
             self.decoder_bias[stream] = geometric_median(x[:, stream]).to(self.decoder_bias.dtype)
@@ -154,7 +153,5 @@ class BatchTopK(Dictionary):
 
     def facts(self) -> dict[str, float | int]:
         """Return k and θ."""
-        return {
-            "k": self.settings.k,
-            **{name: float(value) for name, value in self._by_group("theta", self.theta()).items()},
-        }
+        theta = self._by_group("theta", self.theta())
+        return {"k": self.settings.k} | {name: float(value) for name, value in theta.items()}

@@ -136,11 +136,6 @@ class Crosscoder(nn.Module):
         return (torch.linalg.vector_norm(x.float(), dim=2) <= torch.tensor(limits, device=x.device)).all(dim=1)
 
     @torch.no_grad()
-    def preactivations(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token latent"]:
-        """Return Σ_m W_enc^m h^m + b_enc, in one GEMM: N × F entries."""
-        return torch.addmm(self.encoder_bias, self._rows(x), self.encoder_weight.view(self.dict_size, -1).T)
-
-    @torch.no_grad()
     def encode(self, x: Float[Tensor, "token model d_model"]) -> SparseCode:
         """Return the latents above their threshold; at most `max_block` preactivations exist at a time."""
         rows = self._rows(x)

@@ -406,12 +406,9 @@ def export(
         raise TunediffError(f"{directory}: exists and is not an earlier export; give another directory")
     theta = _single_theta(crosscoder, tolerance)
     k = crosscoder.config.get("k") if k is None else k
-    tensors = {
-        "encoder.weight": crosscoder.encoder_weight.permute(1, 2, 0),
-        "encoder.bias": crosscoder.encoder_bias,
-        "decoder.weight": crosscoder.decoder_weight.permute(1, 0, 2),
-        "decoder.bias": crosscoder.decoder_bias,
-    }
+    encoder, decoder = crosscoder.encoder_weight.permute(1, 2, 0), crosscoder.decoder_weight.permute(1, 0, 2)
+    weights = (encoder, crosscoder.encoder_bias, decoder, crosscoder.decoder_bias)
+    tensors = dict(zip(NAMES["dictionary_learning"], weights, strict=True))
     config: dict[str, Any] = {"activation_dim": crosscoder.d_model, "dict_size": crosscoder.dict_size, "num_layers": 2}
     if theta is not None or "theta" in crosscoder.config:
         if k is None:
@@ -431,10 +428,10 @@ def push(directory: Path, repository: str, private: bool = True) -> str:
     from huggingface_hub import HfApi
 
     try:
-        api = HfApi()
+        api, files = HfApi(), [WEIGHTS, CONFIG]
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=directory, allow_patterns=[WEIGHTS, CONFIG], commit_message="Add crosscoder"
+            repo_id=repository, folder_path=directory, allow_patterns=files, commit_message="Add crosscoder"
         )
     except Exception as error:  # the hub and the network raise many kinds
         raise TunediffError(

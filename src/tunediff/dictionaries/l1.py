@@ -109,7 +109,8 @@ class L1(Dictionary):
         # A host read, on CUDA too: the nonzeros of an L1 code have no size known beforehand.
         count = int(torch.count_nonzero(preactivations > 0))
         losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
-        error, penalty, l0, code = losses(x, preactivations)
+        l0 = torch.tensor(count / len(x), dtype=torch.float64, device=x.device)
+        error, penalty, code = losses(x, preactivations)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
@@ -121,27 +122,25 @@ class L1(Dictionary):
         others = {"reconstruction": reconstruction, "sparsity": penalty, **terms, "mu": mu}
         return StepResult(loss, {**self._metrics(x, error, code, others), "l0": l0})
 
-    def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
+    def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
         decoder = self.decoder()
         live, error = self._decode(x, above_threshold(preactivations), self.encoder(), decoder)
         totals = torch.zeros_like(self.encoder_bias).index_add(0, live.latent, live.value)
-        l0 = torch.tensor(len(live.value) / len(x), dtype=torch.float64, device=x.device)
-        return error, _penalty(totals, decoder, len(x)), l0, live
+        return error, _penalty(totals, decoder, len(x)), live
 
-    def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
+    def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
         encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
         reconstruction = activation @ decoder.view(self.dict_size, -1)
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
-        l0 = torch.count_nonzero(active).double() / len(x)
         if self.loss_terms:
             token, latent = active.nonzero(as_tuple=True)
             value = activation[token, latent]
         else:  # the counters only need to know which latents fired at all
             latent = torch.arange(self.dict_size, device=x.device)
             token, value = torch.zeros_like(latent), active.any(dim=0).to(x.dtype)
-        return error, _penalty(activation.sum(dim=0), decoder, len(x)), l0, SparseCode(token, latent, value, len(x))
+        return error, _penalty(activation.sum(dim=0), decoder, len(x)), SparseCode(token, latent, value, len(x))
 
     @torch.no_grad()
     def _follow(self, l0: Tensor, loss: Tensor) -> None:

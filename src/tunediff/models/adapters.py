@@ -228,7 +228,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
     _tokenizer(base, adapter).save_pretrained(out)
     saved = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
     read, wanted = saved.state_dict(), merged.state_dict()
-    for k in [*wanted, *sorted(read)]:
+    for k in [*wanted, *sorted(read.keys() - wanted.keys())]:
         if k not in read or k not in wanted or not torch.equal(read[k], wanted[k]):
             raise TunediffError(
                 f"{told}: {k} is not saved as merged; merge it yourself and give that model's directory"
