@@ -241,7 +241,9 @@ class Crosscoder(nn.Module):
                 raise TunediffError(
                     f"{where}: {int(wrong.sum())} of {wrong.numel()} values of {name} are not finite; {remedy}"
                 )
-        crosscoder = cls(**{name: tensors[name] for name in BUFFERS}, config=config, where=str(where))
+        crosscoder = cls(
+            **{name: tensors[name] for name in BUFFERS}, config=config, max_block=MAX_BLOCK, where=str(where)
+        )
         if (config.get("dict_size"), config.get("d_model")) != (crosscoder.dict_size, crosscoder.d_model):
             raise TunediffError(f"{directory / CONFIG}: dict_size or d_model differ from the weights; {remedy}")
         return crosscoder
