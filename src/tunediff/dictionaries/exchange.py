@@ -273,7 +273,7 @@ def load_published(
         normalizer = _scaling(input_scale, d_model, where)
 
     about: dict[str, Any] = {**(facts or {}), "kind": "l1"}
-    threshold, notes = torch.zeros(dict_size), []
+    threshold, notes = torch.zeros(dict_size), list[str]()
     if "k" in tensors or "threshold" in tensors:
         code_normalization, notes = _code_normalization(tensors, config, code_normalization, where)
         theta = float(_expect(tensors, "threshold", (), where))
