@@ -66,7 +66,8 @@ def load_pair(models_dir: Path, layer: int, dtype: str, *, key: str | None = Non
     torch_dtype(dtype)
     kept = ("base_revision", "chat_revision", "d_model", "n_layers", "vocab_size", "tokenizer")
     return PairInfo(
-        **paths,
+        base=paths["base"],
+        chat=paths["chat"],
         **{name: values[name] for name in kept},
         layer=layer,
         dtype=dtype,
