@@ -33,7 +33,8 @@ def random_crosscoder(d_model: int, dict_size: int, l0: float, x: torch.Tensor, 
     decoder = torch.randn(dict_size, 2, d_model, generator=generator) * d_model**-0.5
     bias, decoder_bias = torch.zeros(dict_size), torch.randn(2, d_model, generator=generator) * 0.1
     crosscoder = Crosscoder(encoder, bias, decoder, decoder_bias, torch.zeros(dict_size)).to(device)
-    values = crosscoder.preactivations(x).flatten()
+    rows, weight = crosscoder.inputs(x.to(crosscoder.encoder_weight)).flatten(1), crosscoder.encoder_weight.flatten(1)
+    values = torch.addmm(crosscoder.encoder_bias, rows, weight.T).flatten()
     rank = len(values) - round(l0 * len(x))
     crosscoder.threshold.fill_(values.cpu().kthvalue(rank).values.item())
     return crosscoder

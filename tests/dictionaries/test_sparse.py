@@ -78,7 +78,7 @@ def test_encoder_outputs_have_the_dense_gradient(shape: tuple[int, int, int, flo
 def test_padding_of_a_selection_has_no_gradient() -> None:
     code = SparseCode(torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([1.5, 0.0]), 2)
     weight, bias = torch.ones(3, 4, requires_grad=True), torch.zeros(3, requires_grad=True)
-    selected_encoder_outputs(code, torch.ones(2, 4), weight, bias).value.sum().backward()
+    selected_encoder_outputs(code, torch.ones(2, 4), weight, bias, latent_order(code, 3)).value.sum().backward()
     assert bias.grad.tolist() == [0, 0, 1]
     assert weight.grad[:, 0].tolist() == [0, 0, 1]
 

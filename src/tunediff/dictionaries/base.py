@@ -1,9 +1,7 @@
 """What every dictionary kind shares: weights as they are used, one encoder GEMM, dead counters, evaluation.
 
-A kind implements `step` (loss and metrics of one training batch; advances its state) and `inference_threshold`. It may
-give its latents groups, a mask over models or ties, and terms to its loss: all of these are applied here.
-
-Dimension name ``stream``: what the dictionary reads and writes of a token, base and chat or their difference alone.
+A kind implements `step` and `inference_threshold`. It may give its latents groups, a mask over models or ties, and
+terms to its loss. Dimension ``stream``: what it reads and writes of a token, base and chat or their difference alone.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +13,13 @@ from torch import Tensor, nn
 from tunediff.config.dictionaries import DictionarySettings
 from tunediff.dictionaries.crosscoder import STREAMS
 from tunediff.dictionaries.losses import LossTerm
-from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_decode
+from tunediff.dictionaries.sparse import (
+    SparseCode,
+    above_threshold,
+    latent_order,
+    selected_encoder_outputs,
+    sparse_decode,
+)
 from tunediff.errors import TunediffError
 
 
@@ -45,7 +49,6 @@ class Dictionary(nn.Module):
 
     settings_type: ClassVar[type[DictionarySettings]]
     clip_norm: float | None = None  # total gradient norm allowed; None does not clip
-    dead_after_tokens: int  # a latent is dead after so many tokens without firing
     target_l0: float | None = None  # mean number of latents per token that was asked for, if any was
     loss_terms: tuple[LossTerm, ...] = ()  # added to the kind's loss
 
@@ -53,15 +56,13 @@ class Dictionary(nn.Module):
     mask: Tensor | None
     tied: Tensor | None
 
-    def __init__(
-        self, settings: Any, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0, norm_init: float = 1.0
-    ) -> None:
+    def __init__(self, settings: Any, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> None:
         super().__init__()
         self.settings, self.seed, self.steps, self.warmup_steps = settings, seed, steps, warmup_steps
-        self.dict_size, self.d_model = settings.dict_size, d_model
+        self.dict_size, self.d_model, self.dead_after_tokens = settings.dict_size, d_model, settings.dead_after_tokens
         self.streams = STREAMS[settings.reconstructs]
         directions = torch.randn(self.dict_size, d_model, generator=torch.Generator().manual_seed(seed))
-        directions *= norm_init / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
+        directions *= settings.norm_init / torch.linalg.vector_norm(directions, dim=1, keepdim=True)
         rows = directions[:, None].repeat(1, len(self.streams), 1)
         self.encoder_weight = nn.Parameter(rows.clone())
         self.decoder_weight = nn.Parameter(rows)
@@ -150,13 +151,20 @@ class Dictionary(nn.Module):
         """Free the preactivation block."""
         self._block = None
 
+    def _decode(
+        self, x: Tensor, code: SparseCode, encoder: Tensor, decoder: Tensor
+    ) -> tuple[SparseCode, Float[Tensor, "token stream d_model"]]:
+        """Return a selected code with its gradients, and the error of what it decodes to."""
+        order = latent_order(code, self.dict_size)
+        rows, weight = x.reshape(len(x), -1), encoder.view(self.dict_size, -1)
+        live = selected_encoder_outputs(code, rows, weight, self.encoder_bias, order)
+        return live, x - sparse_decode(live, decoder, order) - self.decoder_bias
+
+    @torch.no_grad()
     def _count(self, code: SparseCode) -> None:
         """Advance the dead counters by the tokens of a training batch."""
-        with torch.no_grad():
-            largest = torch.zeros(self.dict_size, dtype=code.value.dtype, device=code.value.device)
-            largest.scatter_reduce_(0, code.latent, code.value.detach(), "amax")
-            since = self.tokens_since_fired + code.n_tokens
-            self.tokens_since_fired.copy_(torch.where(largest > 0, 0, since))
+        largest = code.value.new_zeros(self.dict_size).scatter_reduce_(0, code.latent, code.value, "amax")
+        self.tokens_since_fired.copy_(torch.where(largest > 0, 0, self.tokens_since_fired + code.n_tokens))
         self.steps_taken += 1
 
     def dead_fraction(self) -> Float[Tensor, ""]:

@@ -8,26 +8,17 @@ from torch.nn.functional import linear
 from tunediff.config.dictionaries import BatchTopKSettings
 from tunediff.dictionaries.base import Dictionary, LatentGroup, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
-from tunediff.dictionaries.sparse import (
-    SparseCode,
-    latent_order,
-    merge,
-    select_largest,
-    selected_encoder_outputs,
-    sparse_decode,
-)
+from tunediff.dictionaries.sparse import SparseCode, merge, select_largest
 
 THRESHOLD_DECAY = 0.999
 GUESS = 0.95  # of the last batch's smallest kept score: where the next selection starts to look
 
 
-def geometric_median(
-    points: Float[Tensor, "token d_model"], iterations: int = 100, tolerance: float = 1e-5
-) -> Float[Tensor, "d_model"]:
+def geometric_median(points: Float[Tensor, "token d_model"], tolerance: float = 1e-5) -> Float[Tensor, "d_model"]:
     """Return the point of least summed distance (Weiszfeld, float64)."""
     points = points.double()
     guess = points.mean(dim=0)
-    for _ in range(iterations):
+    for _ in range(100):
         weight = 1 / torch.linalg.vector_norm(points - guess, dim=1).clamp(min=1e-12)
         previous, guess = guess, (weight / weight.sum()) @ points
         if torch.linalg.vector_norm(guess - previous) < tolerance * torch.linalg.vector_norm(guess):
@@ -53,12 +44,11 @@ class BatchTopK(Dictionary):
     def __init__(
         self, settings: BatchTopKSettings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0
     ) -> None:
-        super().__init__(settings, d_model, seed, steps, warmup_steps, settings.norm_init)
+        super().__init__(settings, d_model, seed, steps, warmup_steps)
         self.clip_norm = settings.clip_norm
         self.target_l0 = float(settings.k)
         averaged = max(0, steps - settings.threshold_start)
         self.threshold_decay = max(0.0, min(THRESHOLD_DECAY, 1 - 5 / averaged)) if averaged else THRESHOLD_DECAY
-        self.dead_after_tokens = settings.dead_after_tokens
         self.register_buffer("threshold", torch.full((len(self.groups),), -1.0, dtype=torch.float64))
         self.register_buffer("last_smallest", torch.zeros(len(self.groups), dtype=torch.float64))
 
@@ -74,10 +64,9 @@ class BatchTopK(Dictionary):
 
     @torch.no_grad()
     def prepare(self, x: Float[Tensor, "token stream d_model"]) -> None:
-        """Start both sides at the geometric median of the first batch, per stream.
+        """Start the decoder's bias at the geometric median of the first batch; the encoder's cancels what it gives.
 
-        The decoder's bias is that point; the encoder's cancels what it gives, or every latent would start by decoding
-        the mean of inputs that are not centred once more.
+        Else every latent would start by decoding the mean of inputs that are not centred once more.
         """
         for stream in range(len(self.streams)):
             self.decoder_bias[stream] = geometric_median(x[:, stream]).to(self.decoder_bias.dtype)
@@ -105,14 +94,11 @@ class BatchTopK(Dictionary):
 
     def step(self, x: Float[Tensor, "token stream d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and threshold."""
-        encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
-        scale = self.decoder_norms().sum(dim=1)
+        encoder, decoder, scale = self.encoder(), self.decoder(), self.decoder_norms().sum(dim=1)
         code, smallest = self._select(self.preactivations(x), scale)
-        order = latent_order(code, self.dict_size)
-        live = selected_encoder_outputs(code, x.reshape(len(x), -1), encoder, self.encoder_bias, order)
-        error = x - sparse_decode(live, decoder, order) - self.decoder_bias
+        live, error = self._decode(x, code, encoder, decoder)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=1.0)
-        auxiliary = self._auxiliary_loss(x, error.detach(), encoder, decoder.view(self.dict_size, -1), scale)
+        auxiliary = self._auxiliary_loss(x.flatten(1), error.detach().flatten(1), encoder, decoder, scale)
         added, terms = self._terms(x, error, live)
         self._count(code)
         self._average_threshold(smallest)
@@ -123,27 +109,27 @@ class BatchTopK(Dictionary):
         others |= self._by_group("threshold", self.last_smallest.clone())
         return StepResult(loss, self._metrics(x, error, code, others))
 
-    def _auxiliary_loss(self, x: Tensor, residual: Tensor, encoder: Tensor, decoder: Tensor, scale: Tensor) -> Tensor:
+    def _auxiliary_loss(
+        self, rows: Tensor, residual: Tensor, encoder: Tensor, decoder: Tensor, scale: Tensor
+    ) -> Tensor:
         """Return ‖residual − decode(aux_k dead latents of largest v)‖² over the residual's variance; 0 if none is dead.
 
         Dense on the dead latents alone: aux_k of them is no longer sparse.
         """
-        none = residual.new_zeros(())
         # The host counts tokens too, so there is nothing to ask the device before a latent can be dead.
-        if not self.settings.aux_weight * self.settings.aux_k or self.steps_taken * len(x) < self.dead_after_tokens:
-            return none
+        if not self.settings.aux_weight * self.settings.aux_k or self.steps_taken * len(rows) < self.dead_after_tokens:
+            return residual.new_zeros(())
         dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
         if not len(dead):
-            return none
-        flat = residual.reshape(len(residual), -1)
-        encoder, decoder = encoder.index_select(0, dead), decoder.index_select(0, dead)
-        activation = linear(x.reshape(len(x), -1), encoder, self.encoder_bias.index_select(0, dead)).relu()
+            return residual.new_zeros(())
+        encoder, decoder = encoder.index_select(0, dead).flatten(1), decoder.index_select(0, dead).flatten(1)
+        activation = linear(rows, encoder, self.encoder_bias.index_select(0, dead)).relu()
         if len(dead) > self.settings.aux_k:
             score = activation.detach() * scale[dead]
             chosen = score.topk(self.settings.aux_k, dim=1, sorted=False).indices
             activation = activation * torch.zeros_like(score).scatter_(1, chosen, 1.0)
-        squared = (flat - activation @ decoder).square().sum()
-        return squared / (flat - flat.mean(dim=0)).square().sum().clamp(min=torch.finfo(flat.dtype).tiny)
+        squared = (residual - activation @ decoder).square().sum()
+        return squared / (residual - residual.mean(dim=0)).square().sum().clamp(min=torch.finfo(residual.dtype).tiny)
 
     @torch.no_grad()
     def _average_threshold(self, smallest: Tensor) -> None:
@@ -167,7 +153,5 @@ class BatchTopK(Dictionary):
 
     def facts(self) -> dict[str, float | int]:
         """Return k and θ."""
-        return {
-            "k": self.settings.k,
-            **{name: float(value) for name, value in self._by_group("theta", self.theta()).items()},
-        }
+        theta = self._by_group("theta", self.theta())
+        return {"k": self.settings.k} | {name: float(value) for name, value in theta.items()}

@@ -23,6 +23,7 @@ from tunediff.pipeline.artifacts import check
 STREAMS = {"models": ("base", "chat"), "difference": ("difference",)}  # what a dictionary reads and writes of a token
 MAX_BLOCK = 2**25  # preactivations computed at a time, in entries (128 MiB of float32)
 WEIGHTS, CONFIG = "crosscoder.safetensors", "config.json"
+BUFFERS = ("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias", "threshold")
 
 
 class TrainedDictionary(Protocol):
@@ -31,17 +32,11 @@ class TrainedDictionary(Protocol):
     encoder_bias: nn.Parameter
     decoder_bias: nn.Parameter
 
-    def encoder(self) -> Float[Tensor, "latent stream d_model"]:
-        """Return the encoder rows as they are used."""
-        ...
+    def encoder(self) -> Float[Tensor, "latent stream d_model"]: ...
 
-    def decoder(self) -> Float[Tensor, "latent stream d_model"]:
-        """Return the decoder rows as they are used."""
-        ...
+    def decoder(self) -> Float[Tensor, "latent stream d_model"]: ...
 
-    def inference_threshold(self) -> Float[Tensor, "latent"]:
-        """Return the activation above which each latent is kept, in training space."""
-        ...
+    def inference_threshold(self) -> Float[Tensor, "latent"]: ...
 
 
 def dictionary_inputs(
@@ -51,20 +46,14 @@ def dictionary_inputs(
     return x if reconstructs == "models" else x[:, 1:] - x[:, :1]
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], where: str) -> None:
-    if tuple(tensor.shape) != shape:
-        raise TunediffError(
-            f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}; give matching weights or activations"
-        )
-
-
 class Crosscoder(nn.Module):
     """A trained dictionary in raw activation space.
 
     Buffers: encoder_weight, decoder_weight (F, stream, d); encoder_bias, threshold (F); decoder_bias (stream, d);
     float32. Streams are base and chat, or one, the difference. `config` holds what config.json holds: kind, d_model,
-    dict_size, layer, seed, k/mu/theta, normalisation facts. Stages ask for what it can do: `reconstructs`,
-    `has_norm_taxonomy`, `groups`.
+    dict_size, layer, seed, k/mu/theta, normalisation facts. Stages ask for what it can do: `reconstructs` ("models",
+    or the "difference" chat − base alone), `has_norm_taxonomy` (whether Δnorm exists: it compares two decoders),
+    `groups`.
     """
 
     encoder_weight: Tensor
@@ -90,41 +79,20 @@ class Crosscoder(nn.Module):
                 f"{where}: encoder_weight has shape {tuple(encoder_weight.shape)}, expected (latent, 2, d_model), or "
                 "(latent, 1, d_model) of a difference; transpose weights that come from another program"
             )
-        dict_size, n_streams, d_model = encoder_weight.shape
-        _expect("encoder_bias", encoder_bias, (dict_size,), where)
-        _expect("decoder_weight", decoder_weight, (dict_size, n_streams, d_model), where)
-        _expect("decoder_bias", decoder_bias, (n_streams, d_model), where)
-        _expect("threshold", threshold, (dict_size,), where)
-        for name, tensor in (
-            ("encoder_weight", encoder_weight),
-            ("encoder_bias", encoder_bias),
-            ("decoder_weight", decoder_weight),
-            ("decoder_bias", decoder_bias),
-            ("threshold", threshold),
-        ):
+        tensors = (encoder_weight, encoder_bias, decoder_weight, decoder_bias, threshold)
+        whole, latents = tuple(encoder_weight.shape), (len(encoder_weight),)
+        for name, tensor, shape in zip(BUFFERS, tensors, (whole, latents, whole, whole[1:], latents), strict=True):
+            if tuple(tensor.shape) != shape:
+                raise TunediffError(
+                    f"{where}: {name} has shape {tuple(tensor.shape)}, expected {shape}; give matching weights or "
+                    "activations"
+                )
             self.register_buffer(name, tensor.detach().float().contiguous())
         self.max_block = max_block
-        self.config: dict[str, Any] = {**(config or {}), "d_model": d_model, "dict_size": dict_size}
-
-    @property
-    def d_model(self) -> int:
-        """Activation width."""
-        return self.encoder_weight.shape[2]
-
-    @property
-    def dict_size(self) -> int:
-        """Number of latents."""
-        return self.encoder_weight.shape[0]
-
-    @property
-    def reconstructs(self) -> str:
-        """What `decode` gives: both "models", or the "difference" chat − base alone."""
-        return "models" if self.encoder_weight.shape[1] == 2 else "difference"
-
-    @property
-    def has_norm_taxonomy(self) -> bool:
-        """Whether Δnorm, and the classes by it, exist: they compare the two decoders of a latent."""
-        return self.reconstructs == "models"
+        self.dict_size, n_streams, self.d_model = whole
+        self.has_norm_taxonomy = n_streams == 2
+        self.reconstructs = "models" if n_streams == 2 else "difference"
+        self.config: dict[str, Any] = {**(config or {}), "d_model": self.d_model, "dict_size": self.dict_size}
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -166,11 +134,6 @@ class Crosscoder(nn.Module):
         if limits is None:
             return torch.ones(len(x), dtype=torch.bool, device=x.device)
         return (torch.linalg.vector_norm(x.float(), dim=2) <= torch.tensor(limits, device=x.device)).all(dim=1)
-
-    @torch.no_grad()
-    def preactivations(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token latent"]:
-        """Return Σ_m W_enc^m h^m + b_enc, in one GEMM: N × F entries."""
-        return torch.addmm(self.encoder_bias, self._rows(x), self.encoder_weight.view(self.dict_size, -1).T)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "token model d_model"]) -> SparseCode:
@@ -251,7 +214,7 @@ class Crosscoder(nn.Module):
         (directory / CONFIG).write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu", max_block: int = MAX_BLOCK, *, key: str | None = None) -> Self:
+    def load(cls, directory: Path, device: str = "cpu", *, key: str | None = None) -> Self:
         """Read a saved crosscoder; with `key`, only one that was made by these inputs and is unchanged since.
 
         Raises
@@ -265,29 +228,22 @@ class Crosscoder(nn.Module):
             config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(directory / WEIGHTS, device=device)
         except (OSError, ValueError, SafetensorError) as error:
-            raise TunediffError(
-                f"{directory}: not a readable crosscoder ({error}); delete it and run snakemake again"
-            ) from error
-        names = ("encoder_weight", "encoder_bias", "decoder_weight", "decoder_bias", "threshold")
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            raise TunediffError(
-                f"{directory / WEIGHTS}: lacks {missing[0]}; delete {directory} and run snakemake again"
-            )
-        for name in names:
+            told = f"{directory}: not a readable crosscoder ({error}); delete it and run snakemake again"
+            raise TunediffError(told) from error
+        where, remedy = directory / WEIGHTS, f"delete {directory} and run snakemake again"
+        for name in BUFFERS:
+            if name not in tensors:
+                raise TunediffError(f"{where}: lacks {name}; {remedy}")
             wrong = ~tensors[name].isfinite()
             if name == "threshold":
                 wrong &= tensors[name] != torch.inf  # of a latent without decoder: it never fires
             if wrong.any():
                 raise TunediffError(
-                    f"{directory / WEIGHTS}: {int(wrong.sum())} of {wrong.numel()} values of {name} are not finite; "
-                    f"delete {directory} and run snakemake again"
+                    f"{where}: {int(wrong.sum())} of {wrong.numel()} values of {name} are not finite; {remedy}"
                 )
-        where = str(directory / WEIGHTS)
-        crosscoder = cls(**{name: tensors[name] for name in names}, config=config, max_block=max_block, where=where)
-        if config.get("dict_size") != crosscoder.dict_size or config.get("d_model") != crosscoder.d_model:
-            raise TunediffError(
-                f"{directory / CONFIG}: dict_size or d_model differ from the weights; delete {directory} and run "
-                "snakemake again"
-            )
+        crosscoder = cls(
+            **{name: tensors[name] for name in BUFFERS}, config=config, max_block=MAX_BLOCK, where=str(where)
+        )
+        if (config.get("dict_size"), config.get("d_model")) != (crosscoder.dict_size, crosscoder.d_model):
+            raise TunediffError(f"{directory / CONFIG}: dict_size or d_model differ from the weights; {remedy}")
         return crosscoder

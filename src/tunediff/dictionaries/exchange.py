@@ -25,24 +25,15 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, file_sha256, provenance, seal
 
-LAYOUTS = ("auto", "dictionary_learning", "kissane")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KISSANE_WEIGHTS, KISSANE_CONFIG = "cc_weights.pt", "cfg.json"
-NAMES = {  # encoder (2, d, F), encoder bias (F), decoder (2, F, d; Kissane F, 2, d), decoder bias (2, d)
+NAMES = {  # by layout: encoder (2, d, F), encoder bias (F), decoder (2, F, d; Kissane F, 2, d), decoder bias (2, d)
     "dictionary_learning": ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"),
     "kissane": ("W_enc", "b_enc", "W_dec", "b_dec"),
 }
 CODE_NORMALIZATIONS = {1: "CROSSCODER", 2: "SAE", 3: "MIXED", 4: "NONE", 5: "DECOUPLED"}
 LIBRARY_EPSILON = 1e-8  # the library adds it to whatever it divides by
 TOLERANCE = 1e-5  # relative spread of f-thresholds · decoder norms that still counts as one θ
-
-
-class Files(NamedTuple):
-    """Where a published dictionary lies on this machine."""
-
-    weights: Path
-    config: Path | None
-    revision: str | None  # commit of the hub
 
 
 class Normalizer(NamedTuple):
@@ -54,50 +45,12 @@ class Normalizer(NamedTuple):
     kind: str  # scale, mean_scale or mean_std
 
 
-class Weights(NamedTuple):
-    """Weights as the library shapes them, float32."""
-
-    encoder: Float[Tensor, "model d_model latent"]
-    encoder_bias: Float[Tensor, "latent"]
-    decoder: Float[Tensor, "model latent d_model"]
-    decoder_bias: Float[Tensor, "model d_model"]
+def _cause(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-class Given(NamedTuple):
-    """What the reader of a file was told besides it."""
-
-    input_scale: Sequence[float] | None
-    code_normalization: str | None
-
-
-class Published(NamedTuple):
-    """What a file says, in its own (training) space."""
-
-    weights: Weights
-    threshold: Float[Tensor, "latent"]  # f above which a latent is kept
-    normalizer: Normalizer | None
-    facts: dict[str, Any]  # kind, k, theta, code_normalization
-    notes: list[str]  # contradictions, for a reader
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
-
-
-def _hub_error(path: str, error: Exception) -> TunediffError:
-    text = f"{type(error).__name__}: {error}"
-    cause = " ".join(text.split())[:200]
-    if any(word in text.lower() for word in ("gated", "401", "403", "restricted")):
-        remedy = f"accept its terms at https://huggingface.co/{path} and set HF_TOKEN to a token of yours"
-    elif _offline():
-        remedy = "it is not in the local cache; unset HF_HUB_OFFLINE to download it, or give a local path"
-    else:
-        remedy = "check `path`, `revision` and the network, or give a local path"
-    return TunediffError(f"crosscoder {path}: cannot be downloaded ({cause}); {remedy}")
-
-
-def _download(path: str, revision: str | None, file: str | None) -> tuple[Path, str]:
-    """Return the local snapshot of a hub repository (only the files of a crosscoder) and its commit."""
+def _download(path: str, revision: str | None, file: str | None) -> Path:
+    """Return the local snapshot of a hub repository (only the files of a crosscoder)."""
     from huggingface_hub import snapshot_download
 
     wanted = [WEIGHTS, CONFIG, KISSANE_WEIGHTS, KISSANE_CONFIG]
@@ -105,25 +58,26 @@ def _download(path: str, revision: str | None, file: str | None) -> tuple[Path, 
         folder = file.rpartition("/")[0]
         wanted = [file, *(f"{folder}/{name}".lstrip("/") for name in (CONFIG, KISSANE_CONFIG))]
     try:
-        snapshot = Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub and the network raise many kinds
-        raise _hub_error(path, error) from error
-    return snapshot, snapshot.name
+        text = f"{type(error).__name__}: {error}".lower()
+        if any(word in text for word in ("gated", "401", "403", "restricted")):
+            remedy = f"accept its terms at https://huggingface.co/{path} and set HF_TOKEN to a token of yours"
+        elif os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+            remedy = "it is not in the local cache; unset HF_HUB_OFFLINE to download it, or give a local path"
+        else:
+            remedy = "check `path`, `revision` and the network, or give a local path"
+        raise TunediffError(f"crosscoder {path}: cannot be downloaded ({_cause(error)}); {remedy}") from error
 
 
-def locate(path: str, revision: str | None = None, file: str | None = None) -> Files:
-    """Find weights and config of a crosscoder: a hub id (downloaded), a directory, or a weights file.
-
-    Raises
-    ------
-    TunediffError
-        Nothing there, no weights file among the files, or the hub refuses or cannot be reached.
-    """
+def _locate(path: str, revision: str | None, file: str | None) -> tuple[Path, Path | None, str | None]:
+    """Find a crosscoder (a hub id, a directory or a weights file): its weights, its config, its commit of the hub."""
     place, commit = Path(path).expanduser(), None
     if not place.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
             raise TunediffError(f"{path}: no such file or directory, and not an id of the hub (`organisation/name`)")
-        place, commit = _download(path, revision, file)
+        place = _download(path, revision, file)
+        commit = place.name
     if place.is_file():
         weights = place
     elif file is not None:
@@ -137,8 +91,8 @@ def locate(path: str, revision: str | None = None, file: str | None = None) -> F
         weights = present[0]
     if not weights.is_file():
         raise TunediffError(f"{path}: has no file {file}; correct `file`")
-    configs = [weights.with_name(name) for name in (CONFIG, KISSANE_CONFIG)]
-    return Files(weights, next((p for p in configs if p.is_file()), None), commit)
+    configs = (weights.with_name(name) for name in (CONFIG, KISSANE_CONFIG))
+    return weights, next((p for p in configs if p.is_file()), None), commit
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -150,19 +104,16 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise TunediffError(f"{path}: cannot be read ({error}); download it again") from error
     except Exception as error:  # torch raises many kinds for a file that is damaged or holds more than tensors
-        cause = type(error).__name__
         raise TunediffError(
-            f"{path}: not a file of plain tensors ({cause}), so it was not loaded; use {WEIGHTS}, or a state dict "
-            "saved without other objects"
+            f"{path}: not a file of plain tensors ({type(error).__name__}), so it was not loaded; use {WEIGHTS}, or a "
+            "state dict saved without other objects"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise TunediffError(f"{path}: not a state dict; save the crosscoder's state_dict(), names to tensors")
     return {str(name).rpartition("_orig_mod.")[2]: tensor for name, tensor in tensors.items()}
 
 
-def _read_config(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -173,13 +124,13 @@ def _read_config(path: Path | None) -> dict[str, Any]:
 
 
 def _layout(layout: str, tensors: Mapping[str, Tensor], where: str) -> str:
-    if layout not in LAYOUTS:
-        raise TunediffError(f"{where}: layout {layout!r} is not known; use one of {', '.join(LAYOUTS)}")
-    for name, names in NAMES.items():
-        if layout in ("auto", name) and any(tensor in tensors for tensor in names):
-            return name
-    if layout != "auto":
+    if layout in NAMES:
         return layout  # what is missing will be named
+    if layout != "auto":
+        raise TunediffError(f"{where}: layout {layout!r} is not known; use one of {', '.join(('auto', *NAMES))}")
+    for name, names in NAMES.items():
+        if any(tensor in tensors for tensor in names):
+            return name
     found = ", ".join(sorted(tensors)[:6]) or "no tensor"
     raise TunediffError(f"{where}: unknown layout ({found}); it must hold encoder.weight … or W_enc …")
 
@@ -199,7 +150,8 @@ def _expect(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...] | N
     return tensor.float()
 
 
-def _weights(tensors: Mapping[str, Tensor], names: tuple[str, str, str, str], where: str) -> Weights:
+def _weights(tensors: Mapping[str, Tensor], names: Sequence[str], where: str) -> list[Tensor]:
+    """Return encoder (2, d, F) and its bias, decoder (2, F, d) and its bias, as the library shapes them."""
     shape = tuple(_expect(tensors, names[0], None, where).shape)
     if len(shape) != 3 or shape[0] != 2:
         raise TunediffError(
@@ -207,7 +159,7 @@ def _weights(tensors: Mapping[str, Tensor], names: tuple[str, str, str, str], wh
         )
     _, d_model, dict_size = shape
     shapes = (shape, (dict_size,), (2, dict_size, d_model), (2, d_model))
-    return Weights(*(_expect(tensors, name, wanted, where) for name, wanted in zip(names, shapes, strict=True)))
+    return [_expect(tensors, name, wanted, where) for name, wanted in zip(names, shapes, strict=True)]
 
 
 def _scaling(input_scale: Sequence[float], d_model: int, where: str) -> Normalizer:
@@ -220,16 +172,15 @@ def _scaling(input_scale: Sequence[float], d_model: int, where: str) -> Normaliz
 
 def _stored_normalizer(tensors: Mapping[str, Tensor], d_model: int, where: str) -> Normalizer | None:
     """Return what the library does to activations: nothing where mean or std are absent or hold a NaN."""
-    mean, std = (tensors.get(f"activation_{name}") for name in ("mean", "std"))
-    if mean is None or std is None or bool(torch.isnan(mean).any() | torch.isnan(std).any()):
+    given = (tensors.get("activation_mean"), tensors.get("activation_std"))
+    if any(tensor is None or bool(tensor.isnan().any()) for tensor in given):
         return None
-    mean = _expect(tensors, "activation_mean", (2, d_model), where).double()
-    std = _expect(tensors, "activation_std", (2, d_model), where).double()
+    mean, std = (_expect(tensors, f"activation_{name}", (2, d_model), where).double() for name in ("mean", "std"))
     scale = tensors.get("activation_global_scale")
-    if scale is None or bool(torch.isnan(scale).any()):  # before June 2025: each neuron by its own deviation
+    if scale is None or bool(scale.isnan().any()):  # before June 2025: each neuron by its own deviation
         return Normalizer(mean, 1 / (std + LIBRARY_EPSILON), std + LIBRARY_EPSILON, "mean_std")
-    if tuple(scale.shape) not in ((), (2,)):
-        shape = tuple(scale.shape)
+    shape = tuple(scale.shape)
+    if shape not in ((), (2,)):
         raise TunediffError(f"{where}: activation_global_scale has shape {shape}, expected (2,); give another file")
     factor = scale.double().expand(2)[:, None].expand(2, d_model)
     return Normalizer(mean, factor, 1 / (factor + LIBRARY_EPSILON), "mean_scale")
@@ -238,8 +189,7 @@ def _stored_normalizer(tensors: Mapping[str, Tensor], d_model: int, where: str) 
 def _code_normalization(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], given: str | None, where: str
 ) -> tuple[str, list[str]]:
-    """Return which decoder norm the library multiplies f by: the buffer's, else config.json's, else the given one."""
-    known = ", ".join(CODE_NORMALIZATIONS.values())
+    """Return which decoder norm the library multiplies f by (the buffer's, else config.json's, else the given one)."""
     stated = str(config["code_normalization"]).upper() if config.get("code_normalization") is not None else None
     if "code_normalization_id" in tensors:
         number = int(tensors["code_normalization_id"])
@@ -247,108 +197,34 @@ def _code_normalization(
     else:
         name = stated or given or "CROSSCODER"
     if name not in CODE_NORMALIZATIONS.values():
+        known = ", ".join(CODE_NORMALIZATIONS.values())
         raise TunediffError(f"{where}: code normalisation {name} is not known, only {known}; use another file")
-    if given is not None and given != name:
+    if given not in (None, name):
         raise TunediffError(f"{where}: the file says code_normalization {name}, not {given}; remove the key")
-    if stated is not None and stated != name:
+    if name == "DECOUPLED":
+        raise TunediffError(f"{where}: decoupled codes (one threshold per model) cannot be read; use another file")
+    if stated not in (None, name):
         return name, [f"{CONFIG} says code_normalization {stated}; the buffer's {name} is used"]
     if "code_normalization_id" not in tensors and stated is None and given is None:
         return name, ["no code_normalization in the files, as before May 2025; CROSSCODER is assumed, the paper's"]
     return name, []
 
 
-def _latent_scores(
-    decoder: Float[Tensor, "model latent d_model"], normalization: str, config: Mapping[str, Any]
+def _thresholds(
+    theta: float, decoder: Float[Tensor, "model latent d_model"], normalization: str, config: Mapping[str, Any]
 ) -> Float[Tensor, "latent"]:
-    """Return s_j, by which the library multiplies f_j before it compares with θ; float64."""
+    """Return t with f > t exactly where f · s > θ, s the decoder norm of this normalisation.
+
+    A latent without decoder never fires, unless θ < 0 (not set yet): then every positive f is kept.
+    """
     norms = torch.linalg.vector_norm(decoder, dim=2, dtype=torch.float64)
     added, joint = norms.sum(dim=0), torch.linalg.vector_norm(norms, dim=0)
-    if normalization == "CROSSCODER":
-        return added
-    if normalization == "SAE":
-        return joint
     if normalization == "MIXED":  # the weights are the library's defaults
-        sae, crosscoder = (
-            config.get("code_normalization_alpha_sae", 1.0),
-            config.get("code_normalization_alpha_cc", 0.1),
-        )
-        return sae * joint + crosscoder * added
-    return torch.ones_like(added)  # NONE
-
-
-def _thresholds(theta: float, score: Float[Tensor, "latent"]) -> Float[Tensor, "latent"]:
-    """Return t with f > t exactly where f · s > θ: a latent without decoder never fires, unless θ < 0 (not set yet)."""
-    if theta < 0:
-        return torch.zeros_like(score)
-    return torch.where(score > 0, theta / score, torch.inf)
-
-
-def _read_library(tensors: Mapping[str, Tensor], config: Mapping[str, Any], given: Given, where: str) -> Published:
-    """Read tensors of the paper's library: CrossCoder, or BatchTopKCrossCoder where there is a threshold."""
-    weights = _weights(tensors, NAMES["dictionary_learning"], where)
-    d_model, dict_size = weights.encoder.shape[1:]
-    if config.get("encoder_layers") not in (None, [0, 1]):
-        raise TunediffError(f"{where}: encoder_layers {config['encoder_layers']} of {CONFIG}; only [0, 1] can be read")
-    normalizer = _stored_normalizer(tensors, d_model, where)
-    if given.input_scale is not None:
-        if normalizer is not None:
-            raise TunediffError(f"{where}: the file holds its own normalisation; remove `input_scale`")
-        normalizer = _scaling(given.input_scale, d_model, where)
-    if "k" not in tensors and "threshold" not in tensors:
-        return Published(weights, torch.zeros(dict_size), normalizer, {"kind": "l1"}, [])
-    code_normalization, notes = _code_normalization(tensors, config, given.code_normalization, where)
-    if code_normalization == "DECOUPLED":
-        raise TunediffError(f"{where}: decoupled codes (one threshold per model) cannot be read; use another file")
-    theta = float(_expect(tensors, "threshold", (), where))
-    facts: dict[str, Any] = {"kind": "batchtopk", "theta": theta, "code_normalization": code_normalization}
-    if "k" in tensors:
-        facts["k"] = int(_expect(tensors, "k", (), where))
-    if config.get("k") is not None and config["k"] != facts.get("k"):
-        notes.append(f"{CONFIG} says k = {config['k']}; the buffer's k = {facts.get('k')} is right")
-    if theta < 0:
-        notes.append("the threshold was never set in training: every positive activation is kept")
-    threshold = _thresholds(theta, _latent_scores(weights.decoder, code_normalization, config))
-    return Published(weights, threshold, normalizer, facts, notes)
-
-
-def _read_kissane(tensors: Mapping[str, Tensor], config: Mapping[str, Any], given: Given, where: str) -> Published:
-    """Read tensors of Kissane's layout: L1, decoder (F, 2, d), inputs scaled to mean norm √d by factors not in it."""
-    if given.input_scale is None:
-        raise TunediffError(
-            f"{where}: the factors its inputs were scaled by are not in the file; give `input_scale: [base, chat]`, or "
-            "`layout: kissane` in the config to have them estimated on the train activations"
-        )
-    swapped = dict(tensors)
-    if "W_dec" in tensors and tensors["W_dec"].ndim == 3:
-        swapped["W_dec"] = tensors["W_dec"].permute(1, 0, 2)
-    weights = _weights(swapped, NAMES["kissane"], where)
-    d_model, dict_size = weights.encoder.shape[1:]
-    return Published(weights, torch.zeros(dict_size), _scaling(given.input_scale, d_model, where), {"kind": "l1"}, [])
-
-
-READERS = {"dictionary_learning": _read_library, "kissane": _read_kissane}
-
-
-def _fold(published: Published, config: Mapping[str, Any], where: str) -> Crosscoder:
-    """Return the crosscoder in raw activation space; f and its thresholds do not change."""
-    weights, normalizer = published.weights, published.normalizer
-    encoder, decoder = weights.encoder.permute(2, 0, 1), weights.decoder.permute(1, 0, 2)
-    bias, decoder_bias = weights.encoder_bias, weights.decoder_bias
-    if normalizer is not None:
-        encoder = encoder.double() * normalizer.factor
-        bias = bias.double() - torch.einsum("lmd,md->l", encoder, normalizer.mean)
-        decoder = decoder.double() * normalizer.inverse
-        decoder_bias = decoder_bias.double() * normalizer.inverse + normalizer.mean
-    return Crosscoder(encoder, bias, decoder, decoder_bias, published.threshold, config, where=where)
-
-
-def _normalization_facts(normalizer: Normalizer | None) -> dict[str, Any]:
-    if normalizer is None:
-        return {"kind": "none"}
-    facts = {"kind": normalizer.kind, "mean_norm": torch.linalg.vector_norm(normalizer.mean, dim=1).tolist()}
-    if normalizer.kind != "mean_std":  # that one has a factor per neuron
-        facts["scale"] = normalizer.factor[:, 0].tolist()
-    return facts
+        score = config.get("code_normalization_alpha_sae", 1.0) * joint
+        score = score + config.get("code_normalization_alpha_cc", 0.1) * added
+    else:
+        score = {"CROSSCODER": added, "SAE": joint, "NONE": torch.ones_like(added)}[normalization]
+    return torch.where(score > 0, theta / score, torch.inf) if theta >= 0 else torch.zeros_like(score)
 
 
 def load_published(
@@ -373,32 +249,62 @@ def load_published(
         Not found, gated, unreadable, more than tensors, another layout, a tensor missing or of the wrong shape,
         or an input scale missing or given twice.
     """
-    files = locate(path, revision, file)
-    where, config = str(files.weights), _read_config(files.config)
-    tensors = _read_tensors(files.weights)
+    weights_file, config_file, commit = _locate(path, revision, file)
+    where, config = str(weights_file), {} if config_file is None else _read_config(config_file)
+    tensors = _read_tensors(weights_file)
     layout = _layout(layout, tensors, where)
-    published = READERS[layout](tensors, config, Given(input_scale, code_normalization), where)
-    d_model, dict_size = published.weights.encoder.shape[1:]
+    if layout == "kissane":  # L1 on inputs scaled to mean norm √d
+        if input_scale is None:
+            raise TunediffError(
+                f"{where}: the factors its inputs were scaled by are not in the file; give `input_scale: [base, "
+                "chat]`, or `layout: kissane` in the config to have them estimated on the train activations"
+            )
+        tensors = {name: tensors[name] for name in NAMES[layout] if name in tensors}
+        if "W_dec" in tensors and tensors["W_dec"].ndim == 3:
+            tensors["W_dec"] = tensors["W_dec"].permute(1, 0, 2)
+    elif config.get("encoder_layers") not in (None, [0, 1]):
+        raise TunediffError(f"{where}: encoder_layers {config['encoder_layers']} of {CONFIG}; only [0, 1] can be read")
+    encoder, bias, decoder, decoder_bias = _weights(tensors, NAMES[layout], where)
+    d_model, dict_size = encoder.shape[1:]
+    normalizer = _stored_normalizer(tensors, d_model, where)
+    if input_scale is not None:
+        if normalizer is not None:
+            raise TunediffError(f"{where}: the file holds its own normalisation; remove `input_scale`")
+        normalizer = _scaling(input_scale, d_model, where)
+
+    about: dict[str, Any] = {**(facts or {}), "kind": "l1"}
+    threshold, notes = torch.zeros(dict_size), list[str]()
+    if "k" in tensors or "threshold" in tensors:
+        code_normalization, notes = _code_normalization(tensors, config, code_normalization, where)
+        theta = float(_expect(tensors, "threshold", (), where))
+        about |= {"kind": "batchtopk", "theta": theta, "code_normalization": code_normalization}
+        if "k" in tensors:
+            about["k"] = int(_expect(tensors, "k", (), where))
+        if config.get("k") not in (None, about.get("k")):
+            notes.append(f"{CONFIG} says k = {config['k']}; the buffer's k = {about.get('k')} is right")
+        if theta < 0:
+            notes.append("the threshold was never set in training: every positive activation is kept")
+        threshold = _thresholds(theta, decoder, code_normalization, config)
     for stated, size in (("activation_dim", d_model), ("d_in", d_model), ("dict_size", dict_size), ("num_layers", 2)):
         if config.get(stated, size) != size:
             raise TunediffError(
-                f"{files.config}: {stated} is {config[stated]}, the weights have {size}; config and weights belong to "
+                f"{config_file}: {stated} is {config[stated]}, the weights have {size}; config and weights belong to "
                 "different dictionaries, download both again"
             )
-    about = {
-        **(facts or {}),
-        **published.facts,
-        "normalization": _normalization_facts(published.normalizer),
-        "source": {
-            "path": path,
-            "revision": files.revision,
-            "file": files.weights.name if file is None else file,
-            "layout": layout,
-            "sha256": file_sha256(files.weights),
-        },
-        "notes": published.notes,
-    }
-    return _fold(published, about, where)
+    about["normalization"] = {"kind": "none"}
+    encoder, decoder = encoder.permute(2, 0, 1), decoder.permute(1, 0, 2)
+    if normalizer is not None:
+        mean, factor, inverse, kind = normalizer
+        encoder = encoder.double() * factor
+        bias = bias.double() - torch.einsum("lmd,md->l", encoder, mean)
+        decoder = decoder.double() * inverse
+        decoder_bias = decoder_bias.double() * inverse + mean
+        about["normalization"] = {"kind": kind, "mean_norm": torch.linalg.vector_norm(mean, dim=1).tolist()}
+        if kind != "mean_std":  # that one has a factor per neuron
+            about["normalization"]["scale"] = factor[:, 0].tolist()
+    source = {"path": path, "revision": commit, "file": weights_file.name if file is None else file, "layout": layout}
+    about |= {"source": {**source, "sha256": file_sha256(weights_file)}, "notes": notes}
+    return Crosscoder(encoder, bias, decoder, decoder_bias, threshold, about, where=where)
 
 
 def estimate_input_scale(store: ActivationStore, n_tokens: int = 1_000_000) -> tuple[list[float], int]:
@@ -435,7 +341,7 @@ def import_published(
     started = time.time()
     chosen = {name: settings.get(name) for name in ("revision", "file", "input_scale", "code_normalization")}
     layout, scale_from = settings.get("layout", "auto"), "given"
-    if needs_activations(settings):
+    if layout == "kissane" and chosen["input_scale"] is None:
         if store is None:
             raise TunediffError(f"{settings['path']}: no activations to estimate `input_scale` on; give it as numbers")
         chosen["input_scale"], count = estimate_input_scale(store)
@@ -444,11 +350,10 @@ def import_published(
     if chosen["input_scale"] is not None:
         about["input_scale"] = {"values": list(chosen["input_scale"]), "from": scale_from}
     crosscoder = load_published(settings["path"], layout, **chosen, facts=about)
-    width = crosscoder.decoder_weight.shape[2]
-    if d_model not in (None, width):
+    if d_model not in (None, crosscoder.d_model):
         raise TunediffError(
-            f"{settings['path']}: a crosscoder of models {width} wide, these are {d_model} wide; give one trained on "
-            "this pair"
+            f"{settings['path']}: a crosscoder of models {crosscoder.d_model} wide, these are {d_model} wide; give one "
+            "trained on this pair"
         )
     with building(target) as partial:
         crosscoder.save(partial)
@@ -456,11 +361,6 @@ def import_published(
     for note in crosscoder.config["notes"]:
         print(f"{settings['path']}: {note}", flush=True)
     return crosscoder
-
-
-def needs_activations(settings: Mapping[str, Any]) -> bool:
-    """Return whether the input scale of a published crosscoder must be estimated from activations."""
-    return settings.get("layout") == "kissane" and settings.get("input_scale") is None
 
 
 def _single_theta(crosscoder: Crosscoder, tolerance: float) -> float | None:
@@ -475,8 +375,8 @@ def _single_theta(crosscoder: Crosscoder, tolerance: float) -> float | None:
         raise TunediffError(
             f"export: no single threshold θ expresses this crosscoder's thresholds, which are up to {spread:.2g} "
             f"(relative) from θ = {theta:.4g}, more than {tolerance:g}, as after training on inputs scaled per model "
-            "or with another decoder norm; train with `normalization: none`, or "
-            "raise the tolerance and accept other codes near the threshold"
+            "or with another decoder norm; train with `normalization: none`, or raise the tolerance and accept other "
+            "codes near the threshold"
         )
     return theta
 
@@ -506,19 +406,11 @@ def export(
         raise TunediffError(f"{directory}: exists and is not an earlier export; give another directory")
     theta = _single_theta(crosscoder, tolerance)
     k = crosscoder.config.get("k") if k is None else k
-    batchtopk = theta is not None or "theta" in crosscoder.config
-    tensors = {
-        "encoder.weight": crosscoder.encoder_weight.permute(1, 2, 0),
-        "encoder.bias": crosscoder.encoder_bias,
-        "decoder.weight": crosscoder.decoder_weight.permute(1, 0, 2),
-        "decoder.bias": crosscoder.decoder_bias,
-    }
-    config: dict[str, Any] = {
-        "activation_dim": crosscoder.d_model,
-        "dict_size": crosscoder.dict_size,
-        "num_layers": 2,
-    }
-    if batchtopk:
+    encoder, decoder = crosscoder.encoder_weight.permute(1, 2, 0), crosscoder.decoder_weight.permute(1, 0, 2)
+    weights = (encoder, crosscoder.encoder_bias, decoder, crosscoder.decoder_bias)
+    tensors = dict(zip(NAMES["dictionary_learning"], weights, strict=True))
+    config: dict[str, Any] = {"activation_dim": crosscoder.d_model, "dict_size": crosscoder.dict_size, "num_layers": 2}
+    if theta is not None or "theta" in crosscoder.config:
         if k is None:
             raise TunediffError("export: a crosscoder with thresholds needs its k, which its config lacks; give k")
         config["k"] = int(k)
@@ -536,15 +428,14 @@ def push(directory: Path, repository: str, private: bool = True) -> str:
     from huggingface_hub import HfApi
 
     try:
-        api = HfApi()
+        api, files = HfApi(), [WEIGHTS, CONFIG]
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=directory, allow_patterns=[WEIGHTS, CONFIG], commit_message="Add crosscoder"
+            repo_id=repository, folder_path=directory, allow_patterns=files, commit_message="Add crosscoder"
         )
     except Exception as error:  # the hub and the network raise many kinds
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise TunediffError(
-            f"{repository}: cannot be uploaded to ({cause}); set HF_TOKEN to a token that may write there, or upload "
-            f"{directory} yourself"
+            f"{repository}: cannot be uploaded to ({_cause(error)}); set HF_TOKEN to a token that may write there, or "
+            f"upload {directory} yourself"
         ) from error
     return f"https://huggingface.co/{repository}"

@@ -11,13 +11,7 @@ from torch.autograd.function import once_differentiable
 from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
-from tunediff.dictionaries.sparse import (
-    SparseCode,
-    above_threshold,
-    latent_order,
-    selected_encoder_outputs,
-    sparse_decode,
-)
+from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
 # Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
@@ -40,8 +34,7 @@ class _DenseOutputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, preactivations: Tensor) -> Tensor:
-        activation = preactivations.float().relu_() if preactivations.dtype != rows.dtype else preactivations.relu_()
-        activation = activation.detach()
+        activation = preactivations.to(rows.dtype).relu_().detach()
         ctx.save_for_backward(rows, activation)
         return activation
 
@@ -78,15 +71,12 @@ class L1(Dictionary):
     empty_loss: Tensor
 
     def __init__(self, settings: L1Settings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> None:
-        super().__init__(settings, d_model, seed, steps, warmup_steps, settings.norm_init)
-        self.dead_after_tokens = settings.dead_after_tokens
+        super().__init__(settings, d_model, seed, steps, warmup_steps)
         self.sparse_below: float | None = None  # None: by device; tests and benchmarks set it
-        start = 0.0 if isinstance(settings.mu, str) else float(settings.mu)
-        self.register_buffer("mu", torch.tensor(start, dtype=torch.float64))
-        for name in ("average_l0", "start_l0"):
-            self.register_buffer(name, torch.tensor(math.inf, dtype=torch.float64))
-        for name in ("last_error", "empty_loss"):
-            self.register_buffer(name, torch.tensor(0.0, dtype=torch.float64))
+        starts = {"mu": 0.0 if isinstance(settings.mu, str) else settings.mu}
+        starts |= {"average_l0": math.inf, "start_l0": math.inf, "last_error": 0.0, "empty_loss": 0.0}
+        for name, value in starts.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
         if settings.mu == "auto":
             self.learning_rate_factors = {"encoder_bias": math.sqrt(d_model)}
             self.target_l0 = settings.target_l0
@@ -119,7 +109,8 @@ class L1(Dictionary):
         # A host read, on CUDA too: the nonzeros of an L1 code have no size known beforehand.
         count = int(torch.count_nonzero(preactivations > 0))
         losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
-        error, penalty, l0, code = losses(x, preactivations)
+        l0 = torch.tensor(count / len(x), dtype=torch.float64, device=x.device)
+        error, penalty, code = losses(x, preactivations)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
@@ -131,30 +122,25 @@ class L1(Dictionary):
         others = {"reconstruction": reconstruction, "sparsity": penalty, **terms, "mu": mu}
         return StepResult(loss, {**self._metrics(x, error, code, others), "l0": l0})
 
-    def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
-        code, encoder, decoder = above_threshold(preactivations), self.encoder(), self.decoder()
-        order = latent_order(code, self.dict_size)
-        rows = x.reshape(len(x), -1)
-        live = selected_encoder_outputs(code, rows, encoder.view(self.dict_size, -1), self.encoder_bias, order)
-        error = x - sparse_decode(live, decoder, order) - self.decoder_bias
+    def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
+        decoder = self.decoder()
+        live, error = self._decode(x, above_threshold(preactivations), self.encoder(), decoder)
         totals = torch.zeros_like(self.encoder_bias).index_add(0, live.latent, live.value)
-        l0 = torch.tensor(len(code.value) / len(x), dtype=torch.float64, device=x.device)
-        return error, _penalty(totals, decoder, len(x)), l0, live
+        return error, _penalty(totals, decoder, len(x)), live
 
-    def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, Tensor, SparseCode]:
+    def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
         encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
         reconstruction = activation @ decoder.view(self.dict_size, -1)
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
-        l0 = torch.count_nonzero(active).double() / len(x)
         if self.loss_terms:
             token, latent = active.nonzero(as_tuple=True)
             value = activation[token, latent]
         else:  # the counters only need to know which latents fired at all
             latent = torch.arange(self.dict_size, device=x.device)
             token, value = torch.zeros_like(latent), active.any(dim=0).to(x.dtype)
-        return error, _penalty(activation.sum(dim=0), decoder, len(x)), l0, SparseCode(token, latent, value, len(x))
+        return error, _penalty(activation.sum(dim=0), decoder, len(x)), SparseCode(token, latent, value, len(x))
 
     @torch.no_grad()
     def _follow(self, l0: Tensor, loss: Tensor) -> None:

@@ -9,14 +9,11 @@ from torch import Tensor
 
 from tunediff.dictionaries.sparse import SparseCode
 
-RECONSTRUCTIONS = ("squared", "norm")
-
 
 class LossTerm(NamedTuple):
     """A term of a loss: weight · value(x, error, code), its value reported as a metric under its name.
 
-    All three arguments are of one training batch: inputs and errors (token, stream, d_model), and the code that was
-    decoded. Error and code carry gradients.
+    Inputs and errors are (token, stream, d_model), the code is the decoded one; error and code carry gradients.
     """
 
     name: str

@@ -1,8 +1,7 @@
 """Sparse codes and the kernels that work on their nonzeros only, on CPU and CUDA.
 
-A batch of latent activations is about 0.1 % dense, so decoding, every gradient and every statistic go through lists of
-nonzeros. All kernels are gathers summed per bag (`embedding_bag`), over latents of a token or over tokens of a latent:
-no (nonzero × d) array exists, and sums have a fixed order on every device.
+All kernels are gathers summed per bag (`embedding_bag`), over latents of a token or over tokens of a latent: no
+(nonzero × d) array exists, and sums have a fixed order on every device.
 
 Dimension names: token (N), latent (F), nonzero, width (a row's length, d or 2·d), model (2: base, chat), d_model (d).
 """
@@ -36,8 +35,7 @@ class SparseCode(NamedTuple):
 
     def offsets(self) -> Int[Tensor, "token_plus_1"]:
         """Return where each token's nonzeros start, and their number at the end."""
-        boundaries = torch.arange(self.n_tokens + 1, device=self.token.device)
-        return torch.searchsorted(self.token, boundaries)
+        return torch.searchsorted(self.token, torch.arange(self.n_tokens + 1, device=self.token.device))
 
     def to_dense(self, dict_size: int) -> Float[Tensor, "token latent"]:
         """Return the code as a dense array; for tests and small batches."""
@@ -67,13 +65,6 @@ class LatentOrder(NamedTuple):
     offsets: Int[Tensor, "latent_plus_1"]  # where each latent's nonzeros start
 
 
-class Selection(NamedTuple):
-    """The largest entries of a batch and the score of the smallest one kept."""
-
-    code: SparseCode
-    smallest: Float[Tensor, ""]  # 0 where nothing is positive
-
-
 def _wide(tensor: Tensor) -> Tensor:
     """Return at least float32: values of a code outlive the low-precision GEMM they come from."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -93,14 +84,6 @@ def _bag_sums(index: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor) -> T
     )
 
 
-def _dots(code: SparseCode, rows: Tensor, weight: Tensor) -> Tensor:
-    # The gradient kernel of embedding_bag's per_sample_weights is exactly this product; it reads strided rows as they
-    # lie. sampled_addmm is as fast on contiguous rows, 15x slower on strided ones (it copies the weights).
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        rows, weight, code.latent, code.offsets(), code.token, 0, -1
-    )
-
-
 def merge(codes: Sequence[SparseCode], starts: Sequence[int]) -> SparseCode:
     """Return one code of codes of the same tokens over consecutive ranges of latents that begin at `starts`."""
     if len(codes) == 1:
@@ -111,14 +94,16 @@ def merge(codes: Sequence[SparseCode], starts: Sequence[int]) -> SparseCode:
     return SparseCode(token[order], latent[order], value[order], codes[0].n_tokens)
 
 
+@torch.no_grad()
 def sparse_dots(
     code: SparseCode, rows: Float[Tensor, "token width"], weight: Float[Tensor, "latent width"]
 ) -> Float[Tensor, "nonzero"]:
     """Return ⟨rows[token], weight[latent]⟩ per nonzero. No gradient; rows may be strided, inner dimension dense."""
-    if code.token.numel() == 0:
-        return rows.new_zeros(0)
-    with torch.no_grad():
-        return _dots(code, rows, weight)
+    # The gradient kernel of embedding_bag's per_sample_weights is exactly this product; it reads strided rows as they
+    # lie. sampled_addmm is as fast on contiguous rows, 15x slower on strided ones (it copies the weights).
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        rows, weight, code.latent, code.offsets(), code.token, 0, -1
+    )
 
 
 class _Decode(torch.autograd.Function):
@@ -130,16 +115,12 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         value, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        value_gradient = weight_gradient = None
-        if ctx.needs_input_grad[0]:
-            value_gradient = sparse_dots(ctx.code, gradient, weight)
-        if ctx.needs_input_grad[1]:
-            order = ctx.order or latent_order(ctx.code, len(weight))
-            weight_gradient = _bag_sums(order.token, gradient, order.offsets, value[order.position])
-        return value_gradient, weight_gradient, None, None
+        order = ctx.order or latent_order(ctx.code, len(weight))
+        weight_gradient = _bag_sums(order.token, gradient, order.offsets, value[order.position])
+        return sparse_dots(ctx.code, gradient, weight), weight_gradient, None, None
 
 
 def sparse_decode(
@@ -150,31 +131,24 @@ def sparse_decode(
     `order` spares the backward a sort where the caller has it. Weight rows must be contiguous, (latent, …).
     """
     rows = weight.reshape(len(weight), -1)
-    detached = code._replace(value=code.value.detach())
-    result = _Decode.apply(code.value, rows, detached, order)
+    result = _Decode.apply(code.value, rows, code._replace(value=code.value.detach()), order)
     return result.view(code.n_tokens, *weight.shape[1:])
 
 
 class _EncoderOutputs(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, code: SparseCode, order: LatentOrder | None
-    ) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, code: SparseCode, order: LatentOrder) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.code, ctx.order, ctx.dict_size = code, order, len(weight)
+        ctx.code, ctx.order = code, order
         return code.value.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        (rows,) = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (rows,), order = ctx.saved_tensors, ctx.order
         gradient = torch.where(ctx.code.value > 0, gradients[0], 0)  # padding has no gradient, as ReLU at 0
-        weight_gradient = bias_gradient = None
-        if ctx.needs_input_grad[0]:
-            order = ctx.order or latent_order(ctx.code, ctx.dict_size)
-            weight_gradient = _bag_sums(order.token, rows, order.offsets, gradient[order.position])
-        if ctx.needs_input_grad[1]:
-            bias_gradient = gradient.new_zeros(ctx.dict_size).index_add_(0, ctx.code.latent, gradient)
+        weight_gradient = _bag_sums(order.token, rows, order.offsets, gradient[order.position])
+        bias_gradient = gradient.new_zeros(len(weight_gradient)).index_add_(0, ctx.code.latent, gradient)
         return weight_gradient, bias_gradient, None, None, None
 
 
@@ -183,55 +157,41 @@ def selected_encoder_outputs(
     rows: Float[Tensor, "token width"],
     weight: Float[Tensor, "latent width"],
     bias: Float[Tensor, "latent"],
-    order: LatentOrder | None = None,
+    order: LatentOrder,
 ) -> SparseCode:
     """Attach the encoder to a code selected without gradients: value = ReLU(⟨rows[token], weight[latent]⟩ + bias).
 
     The values are those of `code` (made by one GEMM); the backward sums ∂L/∂value · rows over the tokens of each
     latent, instead of the dense (F × N)(N × width) product. Rows are data: they get no gradient.
     """
-    value = _EncoderOutputs.apply(weight, bias, rows, code, order)
-    return code._replace(value=value)
+    return code._replace(value=_EncoderOutputs.apply(weight, bias, rows, code, order))
 
 
-def _canonical(score: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return a mask of the `count` largest scores, ties to the earliest, and the smallest score kept."""
-    cutoff = score.kthvalue(len(score) - count + 1).values
-    above, tied = score > cutoff, score == cutoff
-    return above | (tied & (tied.cumsum(0) <= count - above.sum())), cutoff
-
-
-def _sampled_floor(preactivations: Tensor, count: int, scale: Tensor) -> float:
-    """Estimate a score a little under the count-th largest, from a few rows."""
-    step = max(1, len(preactivations) // SAMPLED_ROWS)
-    sample = (_wide(preactivations[::step]) * scale).flatten()
+def _floors(preactivations: Tensor, count: int, scale: Tensor, guess: float) -> Iterator[float]:
+    """Yield scores hoped to be a little under the count-th largest: the guess, an estimate from a few rows, and 0."""
+    if guess > 0:
+        yield guess
+    sample = (_wide(preactivations[:: max(1, len(preactivations) // SAMPLED_ROWS)]) * scale).flatten()
     wanted = math.ceil(1.2 * count * len(sample) / preactivations.numel()) + 8
-    return float(sample.topk(min(wanted, len(sample)), sorted=False).values.min())
+    estimate = float(sample.topk(min(wanted, len(sample)), sorted=False).values.min())
+    if estimate > 0:
+        yield estimate
+    yield 0.0
 
 
 def _select_filtered(preactivations: Tensor, count: int, scale: Tensor, guess: float) -> tuple[Tensor, Tensor]:
     """Return flat positions (sorted) and the smallest score; exact whatever the guess."""
-    dict_size = preactivations.shape[1]
-    flat = preactivations.view(-1)
-    for attempt in ("guess", "sample", "all"):
-        if attempt == "sample":
-            guess = _sampled_floor(preactivations, count, scale)
-        floor = guess if attempt != "all" else 0.0
-        if attempt != "all" and not floor > 0:
-            continue
-        bound = floor * (1 - FLOOR_SLACK) / scale
-        position = (preactivations > bound).view(-1).nonzero().squeeze(1)
-        score = _wide(flat[position]) * scale[position % dict_size]
-        if len(score) > count:
-            kept, smallest = _canonical(score, count)
+    for floor in _floors(preactivations, count, scale, guess):
+        position = (preactivations > floor * (1 - FLOOR_SLACK) / scale).view(-1).nonzero().squeeze(1)
+        score = _wide(preactivations.view(-1)[position]) * scale[position % preactivations.shape[1]]
+        if len(score) >= count:
+            smallest = score.kthvalue(len(score) - count + 1).values
             # Everything left out scores at most `floor`, so a cutoff above it is the cutoff of the whole batch.
             if smallest > floor:
-                return position[kept], smallest
-        elif len(score) == count and count and score.min() > floor:
-            return position, score.min()
+                above, tied = score > smallest, score == smallest
+                return position[above | (tied & (tied.cumsum(0) <= count - above.sum()))], smallest
     positive = score > 0
-    position, score = position[positive], score[positive]
-    return position, score.min() if len(score) else score.new_zeros(())
+    return position[positive], score[positive].min() if positive.any() else score.new_zeros(())
 
 
 def _select_fixed(preactivations: Tensor, count: int, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -244,21 +204,16 @@ def _select_fixed(preactivations: Tensor, count: int, scale: Tensor) -> tuple[Te
 
 
 def select_largest(
-    preactivations: Float[Tensor, "token latent"],
-    count: int,
-    scale: Float[Tensor, "latent"] | None = None,
-    guess: float = 0.0,
-) -> Selection:
-    """Keep the `count` entries of largest score v_j(n) = ReLU(preactivation)·scale_j of a whole batch.
+    preactivations: Float[Tensor, "token latent"], count: int, scale: Float[Tensor, "latent"], guess: float = 0.0
+) -> tuple[SparseCode, Float[Tensor, ""]]:
+    """Keep the `count` entries of largest score v_j(n) = ReLU(preactivation)·scale_j; return their smallest score too.
 
-    Exact, and in row-major order. Only positive scores are kept; among equal scores at the cutoff the first in
-    row-major order win. `guess` is a lower bound hoped for (such as 0.95 of the last batch's smallest score): it
-    decides how many entries are looked at twice, never which are kept. On CUDA the guess is not used and the number
-    of entries is always `count`: entries that are not positive have value 0. `scale` must be ≥ 0.
+    Exact, and in row-major order. Only positive scores are kept (0 is the smallest of none); the first of equal ones
+    win. `guess` is a lower bound hoped for (such as 0.95 of the last batch's smallest score): it decides how many
+    entries are looked at twice, never which are kept. On CUDA the guess is not used and the number of entries is
+    always `count`: entries that are not positive have value 0. `scale` must be ≥ 0.
     """
     n_tokens, dict_size = preactivations.shape
-    if scale is None:
-        scale = torch.ones(dict_size, device=preactivations.device)
     preactivations = preactivations.detach().contiguous()
     if preactivations.is_cuda:
         position, kept, smallest = _select_fixed(preactivations, count, scale)
@@ -267,7 +222,7 @@ def select_largest(
         position, smallest = _select_filtered(preactivations, count, scale, guess)
         value = _wide(preactivations.view(-1)[position])
     token = torch.div(position, dict_size, rounding_mode="floor")
-    return Selection(SparseCode(token, position - token * dict_size, value, n_tokens), smallest)
+    return SparseCode(token, position - token * dict_size, value, n_tokens), smallest
 
 
 def above_threshold(

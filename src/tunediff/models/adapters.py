@@ -4,7 +4,7 @@ Low-rank adapters (Hu et al. 2021) are supported: a merged weight is W + s · B 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from peft import PeftConfig, PeftModel, PeftType
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,32 +28,30 @@ from tunediff.models.tokenizers import load_tokenizer, reading_error
 # float32, relative to the largest logit: only the order of summation differs (measured 3e-6 on Gemma 3 270M).
 MERGE_TOLERANCE = 1e-4
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 STORED = {frozenset({"BF16"}): torch.bfloat16, frozenset({"F16"}): torch.float16}  # dtypes in a checkpoint's headers
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")  # manifests hold nothing that another number of threads would change
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _read_config(directory: Path, name: str) -> PeftConfig:
     """Return the adapter's config, having checked that it is a low-rank adapter in safetensors."""
-    for file, remedy in (
-        ("adapter_config.json", "give a directory or hub id written by peft's save_pretrained"),
-        (
-            "adapter_model.safetensors",
-            "pickled weights (adapter_model.bin) are not read; load it with peft and save it again "
-            "with save_pretrained(…, safe_serialization=True)",
-        ),
-    ):
+    remedies = {
+        CONFIG: "give a directory or hub id written by peft's save_pretrained",
+        WEIGHTS: "pickled weights (adapter_model.bin) are not read; load it with peft and save it again with "
+        "save_pretrained(…, safe_serialization=True)",
+    }
+    for file, remedy in remedies.items():
         if not (directory / file).is_file():
             raise TunediffError(f"adapter {name}: has no {file}; {remedy}")
     try:
         config = PeftConfig.from_pretrained(str(directory))
-        raw = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        raw = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cause = " ".join(str(error).split())[:200]
         raise TunediffError(
-            f"adapter {name}: cannot read adapter_config.json ({cause}); save it again with peft's save_pretrained"
+            f"adapter {name}: cannot read {CONFIG} ({_cause(error)}); save it again with peft's save_pretrained"
         ) from error
     if config.peft_type != PeftType.LORA:
         raise TunediffError(
@@ -60,42 +59,19 @@ def _read_config(directory: Path, name: str) -> PeftConfig:
             "merge it with peft and give the merged model's directory"
         )
     # peft leaves out settings of a later version with a warning: what switches something on must not be lost.
-    lost = [
-        k
-        for k, value in raw.items()
-        if not hasattr(config, k) and (value is True or (isinstance(value, dict) and value))
-    ]
-    if lost:
-        raise TunediffError(
-            f"adapter {name}: its setting `{lost[0]}` is of a later peft than {peft.__version__}; "
-            "merge it with that and give the merged model's directory"
-        )
+    for setting, value in raw.items():
+        if not hasattr(config, setting) and (value is True or (isinstance(value, dict) and value)):
+            raise TunediffError(
+                f"adapter {name}: its setting `{setting}` is of a later peft than {peft.__version__}; "
+                "merge it with that and give the merged model's directory"
+            )
     return config
 
 
-def _check_own_base(own: str | None, base_name: str, adapter_name: str) -> None:
-    """Compare the base the adapter was trained on with the given one, where both are ids of the hub."""
-    if own and is_hub_id(own) and is_hub_id(base_name) and own.lower() != base_name.lower():
-        raise TunediffError(
-            f"adapter {adapter_name}: was trained on {own}, the config gives base {base_name}; write `base: {own}`, "
-            "or the local directory of a copy of it"
-        )
-
-
-def _check_finite(what: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    for name, tensor in tensors:
+def _check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TunediffError(f"{what}: tensor {name} has values that are not finite; give undamaged weights")
-
-
-def _check_file(file: Path, name: str) -> list[str]:
-    """Check that every tensor of the adapter is finite; return their names."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            _check_finite(f"adapter {name}", ((key, tensors.get_tensor(key)) for key in tensors.keys()))  # noqa: SIM118
-            return list(tensors.keys())
-    except SafetensorError as error:
-        raise TunediffError(f"adapter {name}: {file.name} is damaged ({error}); fetch or save it again") from error
 
 
 def stored_dtype(directory: Path) -> torch.dtype:
@@ -107,7 +83,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
     return STORED.get(frozenset(kinds), torch.float32)
 
 
-def _load_base(directory: Path, name: str, adapted: list[str]) -> PreTrainedModel:
+def _load_base(directory: Path, name: str, adapted: Collection[str]) -> PreTrainedModel:
     """Load the base in float32; `adapted` are the names of the adapter's tensors."""
     try:
         if getattr(AutoConfig.from_pretrained(directory), "quantization_config", None) is not None:
@@ -135,13 +111,7 @@ def _logits(model: nn.Module, vocab_size: int) -> Float[Tensor, "batch position 
 def _attach(
     model: PreTrainedModel, config: PeftConfig, directory: Path, told: str
 ) -> tuple[PeftModel, dict[str, Tensor]]:
-    """Put the adapter beside the weights of `model`; return that, and the model's own biases by name.
-
-    Raises
-    ------
-    TunediffError
-        The adapter lacks a tensor, has one that `model` has no place for, or one of another shape.
-    """
+    """Put the adapter, all of its tensors fitting, beside the weights of `model`; return that, and its own biases."""
     unfit = "this is not the base it was trained on, or the adapter is incomplete; give that base, or save it again"
     try:
         adapted = PeftModel(model, config)
@@ -202,13 +172,23 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
     """
     told = f"adapter {adapter_name} on {base_name}"
     config = _read_config(adapter, adapter_name)
-    own_base = config.base_model_name_or_path
-    _check_own_base(own_base, base_name, adapter_name)
-    tensors = _check_file(adapter / "adapter_model.safetensors", adapter_name)
-    model = _load_base(base, base_name, tensors)
+    own = config.base_model_name_or_path
+    if own and is_hub_id(own) and is_hub_id(base_name) and own.lower() != base_name.lower():
+        raise TunediffError(
+            f"adapter {adapter_name}: was trained on {own}, the config gives base {base_name}; write `base: {own}`, "
+            "or the local directory of a copy of it"
+        )
+    try:
+        tensors = load_file(adapter / WEIGHTS)
+    except SafetensorError as error:
+        raise TunediffError(
+            f"adapter {adapter_name}: {WEIGHTS} is damaged ({error}); fetch or save it again"
+        ) from error
+    _check_finite(f"adapter {adapter_name}", tensors)
+    model = _load_base(base, base_name, tensors.keys())
     vocab_size = text_config(model.config).vocab_size
     of_base = _logits(model, vocab_size)
-    _check_finite(base_name, [("of its logits", of_base)])
+    _check_finite(base_name, {"of its logits": of_base})
 
     adapted, biases = _attach(model, config, adapter, told)
     zeroed = float((_zeroed_logits(adapted, biases, vocab_size) - of_base).abs().max())
@@ -221,11 +201,12 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
     try:
         merged: Any = adapted.merge_and_unload()
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise TunediffError(f"{told}: cannot be merged ({cause}); give a model that is merged already") from error
-    _check_finite(f"{told}, merged", merged.state_dict().items())
+        raise TunediffError(
+            f"{told}: cannot be merged ({_cause(error)}); give a model that is merged already"
+        ) from error
+    _check_finite(f"{told}, merged", merged.state_dict())
     of_merged = _logits(merged, vocab_size)
-    _check_finite(told, [("of its logits", of_adapter), ("of the merged logits", of_merged)])
+    _check_finite(told, {"of its logits": of_adapter, "of the merged logits": of_merged})
     difference = relative_difference(of_merged, of_adapter)
     if not difference <= MERGE_TOLERANCE:
         raise TunediffError(
@@ -242,32 +223,31 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
     merged.to(dtype)
     merged.config.dtype = dtype
     merged.generation_config = GenerationConfig()  # the base's may hold settings that are refused when saved
-    _check_finite(f"{told}, merged in {dtype}", merged.state_dict().items())
+    _check_finite(f"{told}, merged in {dtype}", merged.state_dict())
     merged.save_pretrained(out)
     _tokenizer(base, adapter).save_pretrained(out)
     saved = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
     read, wanted = saved.state_dict(), merged.state_dict()
-    differing = [k for k in wanted if k not in read or not torch.equal(read[k], wanted[k])]
-    if differing or read.keys() != wanted.keys():
-        named = differing[0] if differing else min(read.keys() - wanted.keys())
-        raise TunediffError(
-            f"{told}: {named} is not saved as merged; merge it yourself and give that model's directory"
-        )
+    for k in [*wanted, *sorted(read.keys() - wanted.keys())]:
+        if k not in read or k not in wanted or not torch.equal(read[k], wanted[k]):
+            raise TunediffError(
+                f"{told}: {k} is not saved as merged; merge it yourself and give that model's directory"
+            )
     rounding = relative_difference(_logits(saved.float(), vocab_size), of_merged)
     if not rounding < effect:
         raise TunediffError(
             f"{told}: what it changes is lost in {dtype} (relative difference of logits {effect:.2g}, of rounding "
             f"{rounding:.2g}); give the base stored in float32, and `models.dtype: float32`"
         )
+    measured = {"merged_against_adapter": difference, "effect_on_logits": effect, "rounding_of_logits": rounding}
     return {
-        "own_base": own_base,
+        "own_base": own,
         "rank": getattr(config, "r", None),
         "alpha": getattr(config, "lora_alpha", None),
         "tensors": len(tensors),
         "dtype": str(dtype).removeprefix("torch."),
         "zeroed_against_base": zeroed,
-        "merged_against_adapter": _rounded(difference),
         "merge_tolerance": MERGE_TOLERANCE,
-        "effect_on_logits": _rounded(effect),
-        "rounding_of_logits": _rounded(rounding),
+        # Manifests hold nothing that another number of threads would change.
+        **{name: float(f"{value:.3g}") for name, value in measured.items()},
     }

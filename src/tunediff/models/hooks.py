@@ -22,9 +22,8 @@ def relative_difference(left: Tensor, right: Tensor) -> float:
 def verify_hooks(model: ResidualModel) -> dict[str, Any]:
     """Prove on a small random batch that the residual is read and replaced as stated.
 
-    Checked, relative to the largest value: shapes; residual = ``hidden_states[layer + 1]``; logits continued from the
-    model's own residual = its logits; padding on the right changes no real position; and that a changed residual does
-    change the logits.
+    Checked, relative to the largest value: shapes; residual = ``hidden_states[layer + 1]``; logits continued from it =
+    the model's; padding on the right changes no real position; a changed residual does change the logits.
 
     Raises
     ------
@@ -43,14 +42,14 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
     positions = torch.tensor([0, 7, 14])
     continued = model.logits_from(residual, ids, mask, positions)
     changed = model.logits_from(1.5 * residual, ids, mask, positions)
+    stream = whole.hidden_states[model.layer + 1]
     differences = {
-        "residual_against_hidden_states": relative_difference(
-            residual[real], whole.hidden_states[model.layer + 1][real]
-        ),
+        "residual_against_hidden_states": relative_difference(residual[real], stream[real]),
         "logits_from_own_residual": relative_difference(continued, whole.logits[:, positions.to(model.device)]),
         "right_padding": relative_difference(residual[1, :15], model.residual(ids[1:, :15])[0]),
     }
-    tolerance = TOLERANCE[str(model.dtype).removeprefix("torch.")]
+    dtype = str(model.dtype).removeprefix("torch.")
+    tolerance = TOLERANCE[dtype]
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise TunediffError(
@@ -60,10 +59,5 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
     effect = relative_difference(changed, continued)
     if not effect > 0:
         raise TunediffError(f"{model.name}: replacing the residual of block {model.layer} changes no logit")
-    return {
-        "layer": model.layer,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "tolerance": tolerance,
-        **differences,
-        "effect_of_scaled_residual": effect,
-    }
+    facts = {"layer": model.layer, "dtype": dtype, "tolerance": tolerance, "effect_of_scaled_residual": effect}
+    return facts | differences

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import (
-    AutoConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
@@ -67,22 +64,19 @@ def load_pair(models_dir: Path, layer: int, dtype: str, *, key: str | None = Non
     paths = {name: str(models_dir / name) if values[f"{name}_inside"] else values[name] for name in ("base", "chat")}
     check_layer(layer, values["n_layers"], paths["chat"])
     torch_dtype(dtype)
+    kept = ("base_revision", "chat_revision", "d_model", "n_layers", "vocab_size", "tokenizer")
     return PairInfo(
-        **paths,
-        base_revision=values["base_revision"],
-        chat_revision=values["chat_revision"],
+        base=paths["base"],
+        chat=paths["chat"],
+        **{name: values[name] for name in kept},
         layer=layer,
         dtype=dtype,
-        d_model=values["d_model"],
-        n_layers=values["n_layers"],
-        vocab_size=values["vocab_size"],
         replacements={int(old): new for old, new in values["replacements"].items()},
-        tokenizer=values["tokenizer"],
         key=manifest.key,
     )
 
 
-def verify_pair(pair: PairInfo, device: str, out: Path, *, key: str) -> dict[str, Any]:
+def verify_pair(pair: PairInfo, device: str, out: Path, *, key: str) -> None:
     """Run `verify_hooks` on both models and write what it measured to `out` (JSON).
 
     Raises
@@ -97,7 +91,6 @@ def verify_pair(pair: PairInfo, device: str, out: Path, *, key: str) -> dict[str
         facts[name] = verify_hooks(model)
         del model
     write_text(out, json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    return facts
 
 
 def directory_digest(directory: Path) -> str:
@@ -123,13 +116,14 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith(".") and not path.is_absolute() and not path.is_dir()
 
 
-def _locate(model: str, revision: str | None, config_file: str = "config.json") -> tuple[Path, str | None]:
-    """Return the directory of a model or adapter named in the config, fetched if need be, and its commit of the hub."""
+def _locate(model: str, revision: str | None, config_file: str = "config.json") -> tuple[Path, _Placed]:
+    """Return the directory of a model or adapter named in the config, fetched if need be, and what is said of it."""
     directory = Path(model).expanduser()
     if directory.is_dir():
         if not (directory / config_file).is_file():
             raise TunediffError(f"{directory}: has no {config_file}; give a directory written by save_pretrained")
-        return directory.resolve(), None
+        directory = directory.resolve()
+        return directory, _Placed(str(directory), None, directory_digest(directory), str(directory))
     if not is_hub_id(model):
         raise TunediffError(f"{model}: no such directory, and not an id of the hub (`organisation/model`)")
     from huggingface_hub import snapshot_download
@@ -138,34 +132,19 @@ def _locate(model: str, revision: str | None, config_file: str = "config.json") 
         snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=list(WEIGHT_FILES)))
     except (OSError, ValueError) as error:  # the hub's own errors are among them
         raise reading_error("model", model, error) from error
-    return snapshot, snapshot.name
-
-
-def _resolve(model: str, revision: str | None) -> _Placed:
-    directory, commit = _locate(model, revision)
-    if commit is None:
-        return _Placed(str(directory), None, directory_digest(directory), str(directory))
-    return _Placed(model, commit, commit, model)
+    return snapshot, _Placed(model, snapshot.name, snapshot.name, model)
 
 
 def _merge(model: Mapping[str, Any], target: Path) -> _Placed:
     """Merge a base model with its adapter into the directory `target`."""
     from tunediff.models.adapters import merge_adapter  # peft takes seconds to import
 
-    base, adapter = model["base"], model["adapter"]
-    base_directory, base_commit = _locate(base, model.get("base_revision"))
-    directory, commit = _locate(adapter, model.get("revision"), "adapter_config.json")
-    checked = merge_adapter(base_directory, directory, target, base_name=base, adapter_name=adapter)
-    facts = {
-        "base": base if base_commit else str(base_directory),
-        "base_revision": base_commit,
-        "base_digest": base_commit or directory_digest(base_directory),
-        "adapter": adapter if commit else str(directory),
-        "revision": commit,
-        "digest": commit or directory_digest(directory),
-        **checked,
-    }
-    told = f"{facts['base']} with adapter {facts['adapter']}"
+    base_directory, base = _locate(model["base"], model.get("base_revision"))
+    directory, adapter = _locate(model["adapter"], model.get("revision"), "adapter_config.json")
+    checked = merge_adapter(base_directory, directory, target, base_name=model["base"], adapter_name=model["adapter"])
+    facts = {"base": base.told, "base_revision": base.revision, "base_digest": base.digest}
+    facts |= {"adapter": adapter.told, "revision": adapter.revision, "digest": adapter.digest, **checked}
+    told = f"{base.told} with adapter {adapter.told}"
     return _Placed(str(target), None, directory_digest(target), told, inside=True, adapter=facts)
 
 
@@ -228,20 +207,20 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
         if demo:
             _place_demo(settings, shipped, partial)
         placed: dict[str, _Placed] = {}
+        configs: dict[str, Any] = {}
         for name in ("base", "chat"):
             model, target = settings[name], partial / name
             if demo:
-                placed[name] = _Placed(str(target), None, directory_digest(target), model, inside=True)
+                of = _Placed(str(target), None, directory_digest(target), model, inside=True)
             elif isinstance(model, str):
-                placed[name] = _resolve(model, settings.get(f"{name}_revision"))
+                of = _locate(model, settings.get(f"{name}_revision"))[1]
             else:
-                placed[name] = _merge(model, target)
-        configs = {}
-        for name, of in placed.items():
+                of = _merge(model, target)
             try:
                 configs[name] = text_config(AutoConfig.from_pretrained(of.path, revision=of.revision))
             except (OSError, ValueError, KeyError) as error:
                 raise reading_error("model", of.told, error) from error
+            placed[name] = of
         base, chat = placed["base"], placed["chat"]
         tokenizer = load_tokenizers(
             base.path, chat.path, replacements, base.revision, chat.revision, (base.told, chat.told)
@@ -261,13 +240,8 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
             },
         }
         for name, of in placed.items():
-            facts |= {
-                name: of.told,
-                f"{name}_inside": of.inside,
-                f"{name}_revision": of.revision,
-                f"{name}_digest": of.digest,
-                f"{name}_adapter": of.adapter,
-            }
+            facts |= {name: of.told, f"{name}_inside": of.inside, f"{name}_revision": of.revision}
+            facts |= {f"{name}_digest": of.digest, f"{name}_adapter": of.adapter}
         (partial / "pair.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     seal(out_dir, "models", key, facts, provenance(started))
     return facts

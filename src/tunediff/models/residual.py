@@ -5,19 +5,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
 from nnsight.modeling.transformers import TransformersModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunediff.errors import TunediffError
 from tunediff.models.tokenizers import load_tokenizer, reading_error
@@ -36,8 +31,6 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def replace_tokens(ids: Int[Tensor, "*shape"], table: Mapping[int, int]) -> Int[Tensor, "*shape"]:
     """Return the ids with every key of `table` replaced by its value; the input is left as it is."""
-    if not table:
-        return ids
     replaced = ids.clone()
     for old, new in table.items():
         replaced[ids == old] = new
@@ -81,8 +74,7 @@ class ResidualModel:
         config = text_config(model.config)
         self.n_layers, self.d_model, self.vocab_size = config.num_hidden_layers, config.hidden_size, config.vocab_size
         check_layer(layer, self.n_layers, self.name)
-        self.layer = layer
-        self.upper = upper
+        self.layer, self.upper = layer, upper
         self.model = model.eval().requires_grad_(False)
         # Checkpoints come with sampling and penalties of their own; answers here are greedy.
         self.model.generation_config = GenerationConfig()
@@ -109,7 +101,7 @@ class ResidualModel:
         device: str = "cpu",
         upper: bool = True,
         revision: str | None = None,
-    ) -> "ResidualModel":
+    ) -> Self:
         """Load a checkpoint; with `upper` False only blocks 0..layer are kept in memory and no logits can be asked.
 
         Raises
@@ -121,9 +113,9 @@ class ResidualModel:
             model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype), revision=revision)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise reading_error("model", str(path), error) from error
-        residual_model = cls(model, load_tokenizer(path, revision), layer, upper, name=str(path))
-        residual_model.model.to(device)
-        return residual_model
+        made = cls(model, load_tokenizer(path, revision), layer, upper, name=str(path))
+        made.model.to(device)
+        return made
 
     @property
     def device(self) -> torch.device:
@@ -146,9 +138,8 @@ class ResidualModel:
         self, input_ids: Int[Tensor, "batch position"], attention_mask: Int[Tensor, "batch position"] | None = None
     ) -> Float[Tensor, "batch position d_model"]:
         """Return the output of block `layer`, the forward pass stopped there; rows are padded on the right."""
-        inputs = self._inputs(input_ids, attention_mask)
         block = self._blocks[-1]
-        with torch.no_grad(), self._traced.trace(**inputs) as tracer:
+        with torch.no_grad(), self._traced.trace(**self._inputs(input_ids, attention_mask)) as tracer:
             output = block.output.save()
             tracer.stop()
         self._returns_tuple = isinstance(output, tuple)
@@ -166,12 +157,10 @@ class ResidualModel:
             raise TunediffError(f"{self.name}: loaded without its upper half; load it with upper=True for logits")
         if self._returns_tuple is None:
             self.residual(input_ids[:1, :1])
-        inputs = self._inputs(input_ids, attention_mask)
-        kept = positions.to(self.device)
+        inputs, kept = self._inputs(input_ids, attention_mask), positions.to(self.device)
         patch = residual.to(self.device, self.dtype)
         replacement = (patch,) if self._returns_tuple else patch
-        blocks = self._blocks
-        traced = self._traced
+        blocks, traced = self._blocks, self._traced
         with torch.no_grad(), traced.trace(**inputs, logits_to_keep=kept) as tracer:  # noqa: F841
             for block in blocks:
                 block.skip(replacement)

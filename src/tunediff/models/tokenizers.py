@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tunediff.errors import TunediffError
 
 
 def reading_error(what: str, path: str, error: Exception) -> TunediffError:
     """Turn what transformers and the hub raise into one line with a remedy."""
-    cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    if "gated" in str(error).lower() or "401" in cause or "403" in cause:
+    text = str(error).strip() or type(error).__name__
+    cause = text.splitlines()[0][:200]
+    if "gated" in text.lower() or "401" in cause or "403" in cause:
         remedy = f"accept the terms at https://huggingface.co/{path} and set HF_TOKEN"
     elif Path(path).exists():
         remedy = "the directory needs config.json, *.safetensors and the tokenizer files of save_pretrained"
@@ -68,7 +66,7 @@ def load_tokenizers(
     differing = sorted(i for i, token in of_chat.items() if of_base.get(i) != token and i not in replacements)
     if differing:
         shown = ", ".join(f"{i}: {of_base.get(i)!r} / {of_chat[i]!r}" for i in differing[:5])
-        shown += ", …" * (len(differing) > 5)
+        shown += ", …" if len(differing) > 5 else ""
         raise TunediffError(
             f"{base_told} and {chat_told}: {len(differing)} ids differ (base / chat {shown}); "
             "use a pair with one tokenizer, or map these ids in `models.base_token_replacements`"
