@@ -86,7 +86,9 @@ class Drawing:
         """Return title and caption for the report, with the values of a config and the dictionaries left out."""
         caption = self.caption.format_map(config)
         own = config.get("crosscoders", {}) if self.by_norm else {}
-        left_out = [name for name, section in own.items() if CrosscoderSettings.of(section).reconstructs == "difference"]
+        left_out = [
+            name for name, section in own.items() if CrosscoderSettings.of(section).reconstructs == "difference"
+        ]
         if left_out:
             caption += f" Left out, as dictionaries of the difference have no Δnorm: {', '.join(left_out)}."
         return {"title": self.title, "caption": caption}
