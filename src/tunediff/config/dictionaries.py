@@ -226,6 +226,11 @@ class PublishedSettings(CrosscoderSettings):
     )
 
     @property
+    def estimates_scale(self) -> bool:
+        """Whether the factors are estimated on the train activations."""
+        return self.layout == "kissane" and self.input_scale is None
+
+    @property
     def weights(self) -> Path | None:
         """The weights file (or the directory it is in) where it is on this machine, None of an id of the hub."""
         path = Path(self.path).expanduser()

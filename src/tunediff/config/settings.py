@@ -319,7 +319,7 @@ class TrainingSettings(Settings, section="training"):
     )
     warmup_steps: int = setting("Steps of linear warm-up", 1000, rule="a tenth of the steps, at most 1,000", minimum=0)
     normalization: Literal["none", "scale", "mean_scale"] = setting(
-        "Input normalisation, folded into the weights at the end: `none`; `scale`: one scale per model to mean norm "
+        "Input normalisation, folded into the weights at the end: `none`; `scale`: one scale per model to median norm "
         "√d; `mean_scale`: also minus the mean.",
         "mean_scale",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunediff.config.check import fingerprinted_paths
-from tunediff.config.dictionaries import CrosscoderSettings, trained
+from tunediff.config.dictionaries import CrosscoderSettings, PublishedSettings, trained
 from tunediff.config.settings import Source, split_tokens
 from tunediff.data.corpora import opened, reads_same_data
 from tunediff.demo import DEMO_MODELS
@@ -144,10 +144,6 @@ class Graph:
         """Return settings and seed of a trained dictionary of a pair."""
         return self.trained[name]
 
-    def estimates_scale(self, name: str) -> bool:
-        """Return whether a published dictionary's input scale comes from the train activations (Kissane's layout)."""
-        return self.published[name]["layout"] == "kissane" and self.published[name]["input_scale"] is None
-
     def parts(self, split: str, folder: str = "") -> list[str]:
         """Return the parts of a split's activation store of a pair."""
         count = -(-split_tokens(self.config, split) // self.config["activations"]["part_tokens"])
@@ -193,7 +189,7 @@ class Graph:
         self._activations("")
         for name, own in self.published.items():
             read = [own, self.fingerprints.get(f"crosscoders.{name}"), c["models"]["layer"]]
-            train = self.parts("train") if self.estimates_scale(name) else []
+            train = self.parts("train") if PublishedSettings.made(own).estimates_scale else []
             self.add("published", f"crosscoders/{name}", read, models=["models"], train=train)
         for name in self.trained:
             self._trained("", name)

@@ -322,7 +322,7 @@ def summary(scores: Scores) -> pd.DataFrame:
     for column in crosscoders.columns.drop(["arm", "seed", "crosscoder"]):
         rule = next((rule for rule in (*RULES, "rank_sum") if column.endswith(f"_{rule}")), "")
         whole: dict[str, Any] = {"quantity": column.removesuffix(f"_{rule}"), "rule": rule}
-        bounds = None if column.startswith(("called", "l0", "mu", "live", "fve")) else (0.0, 1.0)
+        bounds = None if column.startswith(("called", "l0", "live", "fve", "dict_size")) else (0.0, 1.0)
         for (arm, crosscoder), values in crosscoders.groupby(["arm", "crosscoder"], sort=False)[column]:
             whole |= {"arm": arm, "crosscoder": crosscoder, **over_seeds(values.to_numpy(), bounds)._asdict()}
             pieces.append(pd.DataFrame([whole]))

@@ -22,6 +22,7 @@ DRAWING = Drawing(
         "CSV. In the null arm nothing is planted that a rule may call."
     ),
     reads=("scores",),
+    version=2,
 )
 
 
