@@ -78,8 +78,10 @@ def reads(pattern):
 
 def makes(stage, pattern):
     """The outputs of an artifact's job: its manifest, and store(s) beside it."""
-    suffixes = STAGES[stage].suffixes
-    paths = [(directory if suffix.endswith("/") else str)(f"{R}/{pattern}{suffix.rstrip('/')}") for suffix in suffixes]
+    paths = []
+    for suffix in STAGES[stage].suffixes:
+        path = f"{R}/{pattern}{suffix}"
+        paths.append(directory(path[:-1]) if path.endswith("/") else path)
     return dict(zip(("store", "more"), paths)) | {"manifest": f"{R}/{pattern}.json"}
 
 
