@@ -37,11 +37,7 @@ NU_ERROR = r"$\nu^{\epsilon}$"
 NU_RECONSTRUCTION = r"$\nu^{r}$"
 NU_ACTIVATION = r"$\nu^{\mathrm{act}}$"
 NORM_DIFFERENCE = r"$\Delta_{\mathrm{norm}}$"
-HATCHED: dict[str, Any] = {
-    "facecolor": BLACK,
-    "edgecolor": "white",
-    "hatch": "//////",
-}  # a part of what is drawn beneath
+HATCHED: dict[str, Any] = {"facecolor": BLACK, "edgecolor": "white", "hatch": "//////"}  # part of what is beneath
 MATHTEXT = re.compile(r"\$[^$]*\$")
 START, PLACE = "\ue000", "\ue001"  # stand for mathtext while lines are broken: no text holds them
 NU_NAMES = {"nu_reconstruction": NU_RECONSTRUCTION, "nu_error": NU_ERROR}
