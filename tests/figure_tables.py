@@ -235,6 +235,7 @@ def twin_tables() -> dict[str, pd.DataFrame]:
             "divergence": np.r_[rng.beta(3, 3, near), rng.beta(8, 1, far)],
         }
     )
+    both.attrs["twin_cosine"] = 0.9
     return {LABELS[0]: both, LABELS[1]: both.iloc[near + 300 :].reset_index(drop=True)}
 
 
@@ -337,4 +338,5 @@ def concepts() -> pd.DataFrame:
     table["control_median"] = generator.uniform(0.5, 0.7, len(table))
     table["control_high"] = table["control_median"] + generator.uniform(0, 0.3, len(table))
     table["control_share"] = np.where(np.arange(len(table)) % 3 == 0, 0.2, 0.01)
+    table.attrs |= {"detected_auroc": 0.9, "detected_share": 0.05}
     return table

@@ -15,6 +15,7 @@ from tunediff.latents.concepts import (
     ALL_TOKENS,
     CHAT_SPECIFIC,
     COLUMNS,
+    THRESHOLDS,
     ConceptSettings,
     Firings,
     assign,
@@ -130,6 +131,7 @@ def made():
 def rows_of(made, **changes):
     frame = best_latents(made[1], made[2], "c", CONCEPTS, CHAT, KIND_OF, changes.pop("settings", SETTINGS))
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == COLUMNS
+    frame.attrs |= THRESHOLDS
     return frame.set_index(["concept", "pool"])
 
 
@@ -176,6 +178,7 @@ def test_what_other_latents_do_as_well_is_not_detected(made):
     rows = best_latents(
         firings_of(common, firings.label, firings.scoring), table, "c", CONCEPTS, CHAT, KIND_OF, SETTINGS
     )
+    rows.attrs |= THRESHOLDS
     row = rows.set_index(["concept", "pool"]).loc["refusal_arson_onset", CHAT_SPECIFIC]
     assert row["auroc_among"] == row["auroc"] == 1 and row["control_share"] > 0.05
     assert detected(rows) == {"c": (0, 3, ())}
@@ -330,6 +333,7 @@ def test_written_table_and_corpora_without_labels(stage, tmp_path):
         {"c": crosscoder}, {"c": table}, store, tokens, {"joke"}, {}, ConceptSettings(), out, key="k"
     )
     pd.testing.assert_frame_equal(pd.read_parquet(out), frame)
+    assert pd.read_parquet(out).attrs == THRESHOLDS
     facts = check(out, "concepts", "k").facts
     assert facts["chat_concepts"] == ["joke"] and facts["settings"]["control_draws"] >= 200
     best = frame.set_index(["concept", "pool"])

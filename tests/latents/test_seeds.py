@@ -118,7 +118,8 @@ def test_dead_latents_are_not_matched_and_the_table_is_sealed(tmp_path: Path) ->
         "one": {0: table_of(12)},
     }
     found = build_matches(rows, tables, tmp_path / "matches.parquet", key="k")
-    assert pd.read_parquet(tmp_path / "matches.parquet").columns.tolist() == list(SCHEMA)
+    read = pd.read_parquet(tmp_path / "matches.parquet")
+    assert read.columns.tolist() == list(SCHEMA) and read.attrs == {"stable_cosine": 0.8}
     own = found[(found["crosscoder"] == "l1") & (found["seed"] == 0)].set_index("latent")
     assert own.loc[[2, 3], "match"].tolist() == [-1, -1] and own.loc[[2, 3], "cosine"].isna().all()
     assert not own.loc[[2, 3], "stable"].any() and own.loc[2, "match_class"] == ""
@@ -159,6 +160,7 @@ def spread_inputs() -> tuple[dict, dict, pd.DataFrame, pd.DataFrame]:
 
 def test_spread_over_seeds(tmp_path: Path) -> None:
     latents, evaluations, kl, found = spread_inputs()
+    found.attrs["stable_cosine"] = 0.8
     spread = across_seeds(latents, evaluations, kl, found)
     assert set(spread["crosscoder"]) == {"l1", "batchtopk"}
     rows = spread.set_index(["crosscoder", "quantity"])

@@ -80,7 +80,8 @@ def test_all_twins_are_found_and_the_control_has_none(measured) -> None:
         a, b = decoder[row.chat_only_latent, 1], decoder[row.base_only_latent, 0]
         assert row.cosine == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
     assert not frame.duplicated(["chat_only_latent", "base_only_latent"]).any()
-    assert {name: str(dtype) for name, dtype in pd.read_parquet(path).dtypes.items()} == SCHEMA
+    read = pd.read_parquet(path)
+    assert {name: str(dtype) for name, dtype in read.dtypes.items()} == SCHEMA and read.attrs == {"twin_cosine": 0.9}
 
 
 def test_without_norm_taxonomy_there_are_no_twins_and_the_file_says_why(measured, tmp_path: Path) -> None:

@@ -226,8 +226,10 @@ def test_tables_print_the_criterion_of_the_latent_tables(name: str) -> None:
         latents["l1-seed1"] = latent_table(3, criterion=OTHER)
         metrics = EVALUATIONS | {"l1-seed1": evaluation()}
         matches = pd.DataFrame(columns=["crosscoder", "seed", "latent", "class_name", "chat_specific", "stable"])
+        matches.attrs["stable_cosine"] = 0.75
         drawing = seeds_table.printed(across_seeds(latents, metrics, kl_summary()[0], matches), STYLE)
     shown = all_text(drawing)
+    assert name != "seeds" or "≥ 0.75 in every other seed" in shown
     assert OTHER.math in shown and not re.search(r"< 0\.[52]\b|−0\.1, 2\]", shown)
     assert set(drawing.numbers["criterion"]) == {OTHER.text}
 

@@ -193,6 +193,7 @@ class DiffSAESettings(BatchTopKSettings):
     """BatchTopK dictionary of the difference chat − base alone."""
 
     kind: ClassVar[str] = "diff_sae"
+    label: ClassVar[str] = "diff-SAE"
     reconstructs: ClassVar[str] = "difference"
     products: ClassVar[float] = 1.0
 

@@ -33,8 +33,10 @@ from tunediff.pipeline.artifacts import provenance, write_frame
 
 CHAT_SPECIFIC, ALL_LATENTS = "chat-specific", "all"  # pools that a concept's latent is chosen from
 ALL_TOKENS = "all tokens"  # in column `among`
-DETECTED_AUROC = 0.9  # from which a latent detects a concept
-DETECTED_SHARE = 0.05  # of the control's draws that may do as well
+THRESHOLDS = {
+    "detected_auroc": 0.9,  # from which a latent detects a concept
+    "detected_share": 0.05,  # of the control's draws that may do as well
+}
 BINS_PER_DECADE = 10  # of firing frequency on chats, within which the control is matched
 CANDIDATES_PER_LATENT = 2  # in a bin, or the control's draws would hardly differ
 COLUMNS = {
@@ -359,20 +361,21 @@ class Detection(NamedTuple):
     names: tuple[str, ...]  # of the detected concepts, without `ONSET`
 
 
-def detected(table: pd.DataFrame, auroc: float = DETECTED_AUROC) -> dict[str, Detection]:
+def detected(table: pd.DataFrame) -> dict[str, Detection]:
     """Return per crosscoder which chat concepts are detected at their onset; `table` is concepts.parquet.
 
-    A concept is detected where its assigned chat-specific latent has at least this AUROC on the scoring half, both
-    among all validation tokens and among the onsets it is compared with, and at most 5 % of the control's draws reach
-    the latter (there must be a control). Counted are the onsets that are compared with other onsets and have enough
-    labelled tokens; a crosscoder without any is left out.
+    A concept is detected where its assigned chat-specific latent has at least the table's `detected_auroc` on the
+    scoring half, both among all validation tokens and among the onsets it is compared with, and at most its
+    `detected_share` of the control's draws reach the latter (there must be a control). Counted are the onsets that are
+    compared with other onsets and have enough labelled tokens; a crosscoder without any is left out.
     """
     onsets = table[
         (table["pool"] == CHAT_SPECIFIC) & table["chat_concept"] & table["scored"] & table["among"].str.endswith(ONSET)
     ]
     result = {}
     for name, own in onsets.groupby("crosscoder", sort=False):
-        good = own[(own["auroc"] >= auroc) & (own["auroc_among"] >= auroc) & (own["control_share"] <= DETECTED_SHARE)]
+        reached = own[["auroc", "auroc_among"]].min(axis=1) >= table.attrs["detected_auroc"]
+        good = own[reached & (own["control_share"] <= table.attrs["detected_share"])]
         names = tuple(sorted(good["concept"].str.removesuffix(ONSET)))
         result[str(name)] = Detection(len(good), len(own), names)
     return result
@@ -404,6 +407,7 @@ def build_concepts(
         parts.append(best_latents(firings, tables[name], name, concepts, chat_concepts, kind_of, settings))
     empty = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in COLUMNS.items()})
     frame = pd.concat(parts or [empty], ignore_index=True)
+    frame.attrs |= THRESHOLDS  # travel in the file
     facts = {"chat_concepts": sorted(chat_concepts), "kind_of": dict(kind_of), "settings": asdict(settings)}
     write_frame(frame, out, "concepts", key, {"concepts": concepts, **facts}, provenance(started, device))
     return frame

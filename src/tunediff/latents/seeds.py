@@ -146,6 +146,7 @@ def build_matches(
         frame, methods[name] = matches(own, tables[name], limit)
         pieces.append(frame.assign(crosscoder=name))
     result = pd.concat(pieces, ignore_index=True)[list(SCHEMA)].astype(SCHEMA)
+    result.attrs["stable_cosine"] = STABLE_COSINE  # travels in the file
     facts = {
         "seeds": {name: sorted(own) for name, own in rows.items()},
         "methods": methods,

@@ -177,5 +177,6 @@ def build_twins(
     if not crosscoder.has_norm_taxonomy:
         facts["left_out"] = "no classes by decoder norms: the dictionary is of the difference of the models"
     frame = frame[list(SCHEMA)].astype(SCHEMA)
+    frame.attrs["twin_cosine"] = TWIN_COSINE  # travels in the file
     write_frame(frame, out, "twins", key, facts, provenance(started, device))
     return frame

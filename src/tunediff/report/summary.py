@@ -6,7 +6,7 @@ from typing import Any
 
 from tunediff.config.dictionaries import L0_TOLERANCE
 from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
-from tunediff.latents.concepts import DETECTED_AUROC, DETECTED_SHARE, detected
+from tunediff.latents.concepts import detected
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.tables.ranking import firing_share, nu_texts, passing_text, ranking, unranked_text, verdict
@@ -214,8 +214,9 @@ def _concepts(run: Inputs) -> Iterator[str]:
         yield "Labelled concepts: the corpora carry no labels, so none was scored."
         return
     each = [f"{name} {of.n_detected} of {of.n_scored} ({', '.join(of.names) or 'none'})" for name, of in found.items()]
+    auroc, share = (run.concepts.attrs[name] for name in ("detected_auroc", "detected_share"))
     yield (
-        f"Labelled concepts whose onset a chat-specific latent of its own detects (held-out AUROC ≥ {DETECTED_AUROC:g} "
-        f"among all tokens and among the onsets compared with; at most {look.per_cent(DETECTED_SHARE)} of pools of "
+        f"Labelled concepts whose onset a chat-specific latent of its own detects (held-out AUROC ≥ {auroc:g} "
+        f"among all tokens and among the onsets compared with; at most {look.per_cent(share)} of pools of "
         f"other latents that fire as often do as well): {'; '.join(each)}."
     )

@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tunediff.data.documents import ANSWER_ONSET, ONSET
-from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC, DETECTED_SHARE
+from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
@@ -72,7 +72,7 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
             if not concept:
                 heading = first.text(-0.02, y, text, transform=first.get_yaxis_transform(), va="center")
                 heading.set(fontsize=style.small_size, fontweight="bold", in_layout=False)  # runs over the next panels
-        hollow = f"more than {look.per_cent(DETECTED_SHARE)} of control draws do as well"
+        hollow = f"more than {look.per_cent(shown.attrs['detected_share'])} of control draws do as well"
         handles = [
             *(look.point(MARKERS[n % 4], kinds[kind], look.kind_name(kind), None) for n, kind in enumerate(kinds)),
             look.point("o", look.DARK_GREY, hollow, None, mfc="white"),
@@ -130,7 +130,7 @@ def _panel(
             axes.barh(place, width, 0.9 * SPREAD / len(kinds), own["control_median"], color=CONTROL, zorder=1)
         if column == "rank":
             axes.axvline(own["n_live"].max(), color=colour, linewidth=0.6, linestyle=":", zorder=1)
-        hollow = ~(own["control_share"] <= DETECTED_SHARE)
+        hollow = ~(own["control_share"] <= table.attrs["detected_share"])
         for rows, face in ((~hollow, colour), (hollow, "white")):
             axes.plot(own[column].where(rows), place, MARKERS[kind % 4], color=colour, mfc=face, ms=2.8, mew=0.6)
     for line, name in enumerate(names):

@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 
-from tunediff.latents.table import TWIN_COSINE
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
@@ -29,7 +28,7 @@ BINS = 20
 
 
 def draw(results: Inputs, style: look.Style) -> look.Drawn:
-    """Draw the activation divergence of twins (decoder cosine > `TWIN_COSINE`) beside that of the other, random pairs.
+    """Draw the activation divergence of twins (decoder cosine above the table's `twin_cosine`) beside that of the other, random pairs.
 
     A table has one row per pair: chat_only_latent, base_only_latent, cosine, divergence (0 always fire together,
     1 never; NaN where neither fires high).
@@ -41,11 +40,12 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, width: float, styl
     look.require(table, ["chat_only_latent", "base_only_latent", "cosine", "divergence"], f"twins of {label}")
     axes = panel.subplots()
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    is_twin = table["cosine"] > TWIN_COSINE
+    threshold = table.attrs["twin_cosine"]
+    is_twin = table["cosine"] > threshold
     pieces, handles = [], []
     for pool, name, colour, rows in (
         ("random", "random pairs", look.GREY, table[~is_twin]),
-        ("twins", f"twins, cosine > {TWIN_COSINE:g}", look.PURPLE, table[is_twin]),
+        ("twins", f"twins, cosine > {threshold:g}", look.PURPLE, table[is_twin]),
     ):
         values = rows["divergence"].astype(np.float64)
         heights = look.counts(values, edges)
@@ -67,7 +67,7 @@ def _panel(panel: SubFigure, label: str, table: pd.DataFrame, width: float, styl
         look.statement(axes, "no pair of a chat-only and\na base-only latent (0)", style)
     elif not is_twin.any():
         highest = float(table["cosine"].max())
-        said = f"no twins: 0 of {len(table):,} pairs have\ncosine > {TWIN_COSINE:g} (highest {highest:.2f})"
+        said = f"no twins: 0 of {len(table):,} pairs have\ncosine > {threshold:g} (highest {highest:.2f})"
         look.statement(axes, said, style, height=0.85)
     look.legend(panel, handles, look.display_name(label), columns=1)
     return pieces

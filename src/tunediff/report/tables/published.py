@@ -9,7 +9,7 @@ import pandas as pd
 from tunediff.config.dictionaries import BatchTopKSettings, L1Settings
 from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.metrics import Evaluation
-from tunediff.latents.table import TWIN_COSINE, LatentTable
+from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
 from tunediff.report.figures.fig2 import shared_interval
 from tunediff.report.figures.template import MAINLY
@@ -98,7 +98,7 @@ def published(
                 ours = _kl(quantity, label, summary)
         elif quantity.startswith("twins"):
             if twins is not None and label in twins:
-                ours = float((twins[label]["cosine"] > TWIN_COSINE).sum())
+                ours = float((twins[label]["cosine"] > twins[label].attrs["twin_cosine"]).sum())
         elif label:
             ours = _of_latents(quantity, counted[label], shown[label].frame)
         rows.append({"quantity": quantity, "kind": kind, "published": float(value), "crosscoder": label, "ours": ours})

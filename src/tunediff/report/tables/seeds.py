@@ -9,7 +9,7 @@ import pandas as pd
 
 from tunediff.interventions.registry import INTERVENTIONS
 from tunediff.latents.metrics import Evaluation
-from tunediff.latents.table import STABLE_COSINE, LatentTable
+from tunediff.latents.table import LatentTable
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
@@ -94,7 +94,9 @@ def across_seeds(
                     "criterion": numbers["criterion"].iloc[0],
                 }
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs = dict(matches.attrs)
+    return table
 
 
 def _stable_share(matches: pd.DataFrame, name: str, seed: int, pool: str) -> float:
@@ -128,7 +130,7 @@ def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
     note = (
         "Mean [least, largest] over seeds; the seeds differ in initialisation only, not in data or its order. A KL "
         "change is against None, over all response tokens unless said. Stable: matched with cosine "
-        f"≥ {STABLE_COSINE:g} in every other seed (decoder directions of both models, concatenated; one-to-one), "
+        f"≥ {table.attrs['stable_cosine']:g} in every other seed (decoder directions of both models, concatenated; one-to-one), "
         "share of the seed's latents. "
         f"Chat-specific: {look.mathematical(table['criterion'].iloc[0])}; counts of each seed in the nulls: table 1."
     )
