@@ -28,7 +28,7 @@ BINS = 20
 
 
 def draw(results: Inputs, style: look.Style) -> look.Drawn:
-    """Draw the activation divergence of twins (decoder cosine above the table's `twin_cosine`) beside that of the other, random pairs.
+    """Draw the activation divergence of twins (decoder cosine above `twin_cosine`) beside that of random pairs.
 
     A table has one row per pair: chat_only_latent, base_only_latent, cosine, divergence (0 always fire together,
     1 never; NaN where neither fires high).

@@ -129,9 +129,9 @@ def printed(table: pd.DataFrame, style: look.Style) -> look.Drawn:
         heads.append(f"{look.kind_name(name)}\n{name}, {table.loc[table['crosscoder'] == name, 'n_seeds'].max()} seeds")
     note = (
         "Mean [least, largest] over seeds; the seeds differ in initialisation only, not in data or its order. A KL "
-        "change is against None, over all response tokens unless said. Stable: matched with cosine "
-        f"≥ {table.attrs['stable_cosine']:g} in every other seed (decoder directions of both models, concatenated; one-to-one), "
-        "share of the seed's latents. "
+        "change is against None, over all response tokens unless said. Stable: matched with cosine ≥ "
+        f"{table.attrs['stable_cosine']:g} in every other seed (decoder directions of both models, concatenated; "
+        "one-to-one), share of the seed's latents. "
         f"Chat-specific: {look.mathematical(table['criterion'].iloc[0])}; counts of each seed in the nulls: table 1."
     )
     return look.Drawn(typeset(heads, cells, rules, title, note, style), table)
