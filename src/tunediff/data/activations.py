@@ -6,7 +6,6 @@ the speed of the page cache.
 """
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -21,11 +20,11 @@ import zarr
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask, template_positions
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import check, manifest_path
+from tunediff.pipeline.progress import progress
 
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
@@ -317,7 +316,7 @@ def counted_batches(
     remaining = int(store.kept().sum())
     if limit is not None:
         remaining = min(limit, remaining)
-    with tqdm(total=remaining, desc=name, unit="tok", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
+    with progress(remaining, name, "tok") as bar:
         for chunk in store.chunks(LEFT_OUT, max(1, batch_size // store.chunk_tokens)):
             for start in range(0, min(len(chunk.row), remaining), batch_size):
                 part = slice(start, min(start + batch_size, remaining))

@@ -1,6 +1,5 @@
 """Conversations: the requests of the causal experiment with the chat model's own (or given) answers."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tunediff.config.settings import ConversationSettings
 from tunediff.data.corpora import documents
@@ -20,6 +18,7 @@ from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
 from tunediff.models.residual import ResidualModel
+from tunediff.pipeline.progress import progress
 
 
 def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:
@@ -39,7 +38,7 @@ def _generate(
     """Answer every prompt greedily, in batches of prompts of similar length."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_id))
     answers: dict[int, Encoding] = {}
-    with tqdm(total=len(prompts), desc="answers", unit="conv", mininterval=5, file=sys.stderr) as bar:
+    with progress(len(prompts), "answers", "conv") as bar:
         for start in range(0, len(order), settings.batch_size):
             chosen = order[start : start + settings.batch_size]
             shortest, width = (len(prompts[i].token_id) for i in (chosen[0], chosen[-1]))

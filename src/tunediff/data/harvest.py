@@ -4,7 +4,6 @@ Rows are permuted within each shard, so that a contiguous chunk already mixes do
 are stored, but carry a mask bit and are left out of training and of every metric, as BOS is.
 """
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
-from tqdm import tqdm
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from tunediff.config.settings import HarvestSettings
@@ -25,6 +23,7 @@ from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
 from tunediff.models.residual import ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.progress import progress
 
 BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
 WINDOW_BYTES = 4 << 30  # of residuals held by a harvest before they are written
@@ -197,7 +196,7 @@ def harvest_part(
     source = tokens.doc_source[tokens.read("doc", first, last)]
     norms = np.empty((n, 2), dtype=np.float32)
     facts = {**attributes, "n_tokens": n, "d_model": pair.d_model, "outliers": None}
-    bar = tqdm(total=n, desc=f"harvest {part}", unit="tok", unit_scale=True, mininterval=5, file=sys.stderr)
+    bar = progress(n, f"harvest {part}", "tok")
     with building(out) as partial, bar:
         group = create_part(partial, n, pair.d_model, settings, attributes)
         harvester = _Harvester(pair, settings, part, device)

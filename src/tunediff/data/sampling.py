@@ -1,6 +1,5 @@
 """Sources to token stores: exact budgets per source, mixed in proportion."""
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tunediff.data.corpora import documents, labels
@@ -18,6 +16,7 @@ from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, cut
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.progress import progress
 
 TOKENISER_BATCH = 256  # documents per call of the tokenizer
 
@@ -70,7 +69,7 @@ def encode_budgets(
     encodings: list[Encoding] = []
     doc_source: list[int] = []
     total = sum(budgets[name] for name in names)
-    with tqdm(total=total, desc=description, unit="tok", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
+    with progress(total, description, "tok") as bar:
         while sum(done) < total:
             # The source that is furthest behind its share comes next.
             unfinished = [i for i, name in enumerate(names) if done[i] < budgets[name]]

@@ -23,7 +23,6 @@ from jaxtyping import Float, Int
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -36,6 +35,7 @@ from transformers import (
 from tunediff.data.documents import Document, Message
 from tunediff.demo.grammar import BEHAVIOURS, behaviour, chat_documents, shows, web_documents
 from tunediff.errors import TunediffError
+from tunediff.pipeline.progress import progress
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 CHAT_TEMPLATE = (
@@ -203,8 +203,8 @@ def _train(
     warm_up = max(1, min(100, len(batches) // 10))
     model.train()
     tokens, started = 0, time.perf_counter()
-    with tqdm(batches, desc=title, unit="step", mininterval=5) as bar:
-        for step, (ids, mask, labels) in enumerate(bar):
+    with progress(len(batches), title, "step") as bar:
+        for step, (ids, mask, labels) in enumerate(batches):
             done = max(0, step - warm_up) / max(1, len(batches) - warm_up)
             schedule = min(1.0, (step + 1) / warm_up) * (0.55 + 0.45 * math.cos(math.pi * done))
             optimizer.param_groups[0]["lr"] = peak_lr * schedule
@@ -216,7 +216,8 @@ def _train(
             tokens += int(mask.sum())
             if step % 20 == 0:
                 rate = tokens / (time.perf_counter() - started)
-                bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_s=f"{rate:.0f}", refresh=False)
+                bar.note = f"loss {loss.item():.3f}, {rate:.0f} tok/s"
+            bar.update()
     return tokens / (time.perf_counter() - started)
 
 

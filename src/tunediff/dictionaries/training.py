@@ -5,7 +5,6 @@ Every dictionary reads the same batches in the same order, a function of the dat
 
 import importlib
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.config.dictionaries import L0_TOLERANCE, DictionarySettings
 from tunediff.config.settings import TrainingSettings
@@ -29,6 +27,7 @@ from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.progress import Progress, progress
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -238,7 +237,7 @@ class _Run:
                     "training.normalization: mean_scale"
                 )
 
-    def advance(self, x: Tensor, bar: "tqdm[Any]") -> None:
+    def advance(self, x: Tensor, bar: Progress) -> None:
         """Take the step of this batch; log and checkpoint when due."""
         dictionary, optimizer, training = self.dictionary, self.optimizer, self.training
         if self.step == 0:
@@ -254,7 +253,7 @@ class _Run:
         if self.step % training.checkpoint_every == 0 and self.step < training.steps:
             self.save()
 
-    def _log(self, loss: Tensor, metrics: dict[str, Tensor], rate: float, bar: "tqdm[Any]") -> None:
+    def _log(self, loss: Tensor, metrics: dict[str, Tensor], rate: float, bar: Progress) -> None:
         names = list(metrics)
         values = torch.stack([loss.double(), *(metrics[name].double() for name in names)]).tolist()
         if not math.isfinite(values[0]):
@@ -269,7 +268,7 @@ class _Run:
         row["tokens_per_second"] = (self.step - step) * batch / max(now - before, 1e-9)
         self.logged_at = (now, self.step)
         self.history.append(row)
-        bar.set_postfix_str(f"loss {row['loss']:.3g} L0 {row['l0']:.1f}", refresh=False)
+        bar.note = f"loss {row['loss']:.3g} L0 {row['l0']:.1f}"
         if self._logger is not None:
             self._report(row)
 
@@ -304,11 +303,8 @@ class _Run:
         feed = prefetch(islice(batches, left), prepare)
         self.logged_at = (time.perf_counter(), self.step)
         total, done = training.steps * size, self.step * size
-        bar: tqdm[Any] = tqdm(
-            total=total, initial=done, unit=" tokens", unit_scale=True, desc=self.name, mininterval=5, file=sys.stderr
-        )
         try:
-            with bar:
+            with progress(total, self.name, "tok", done) as bar:
                 for _, x in zip(range(left), feed, strict=True):
                     self.advance(x.to(device, non_blocking=True), bar)
                     bar.update(len(x))

@@ -7,7 +7,6 @@ padding carry no edit.
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.config.settings import CausalSettings
 from tunediff.data.masks import first_response_positions, response_positions
@@ -34,6 +32,7 @@ from tunediff.latents.evaluation import Padded, padded_documents
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_frame, write_text
+from tunediff.pipeline.progress import progress, tracked
 
 _INTEGERS = ("n_all", "n_first", "conversation", "draw", "point", "n_latents")
 
@@ -91,7 +90,7 @@ def edit_energies(lower: Lower, crosscoders: Mapping[str, Crosscoder]) -> dict[s
     Only the nonzeros of the codes stay in memory.
     """
     codes: dict[str, list[SparseCode]] = {name: [] for name in crosscoders}
-    for batch, base, chat in tqdm(lower, desc="energy", unit="batch", mininterval=5, file=sys.stderr):
+    for batch, base, chat in tracked(lower, "energy", "batch"):
         pair = _pair(base, chat, batch.counted & batch.where(response_positions))
         for name, crosscoder in crosscoders.items():
             codes[name].append(crosscoder.encode(pair[crosscoder.covers(pair)]))
@@ -229,7 +228,7 @@ def kl_table(
     shared = [Run(each, 0) for each in interventions(settings, None)]
     editors = {name: Editor(crosscoder, sets[name], settings) for name, crosscoder in crosscoders.items()}
     parts = []
-    with tqdm(total=lower.conversations.n_documents, desc="kl", unit="conv", mininterval=5, file=sys.stderr) as bar:
+    with progress(lower.conversations.n_documents, "kl", "conv") as bar:
         for batch, base, chat in lower:
             response, first = batch.where(response_positions), batch.where(first_response_positions)
             positions = response.any(0).nonzero().flatten()

@@ -5,7 +5,6 @@ subset's own.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from tunediff.config.settings import EvaluationSettings
 from tunediff.data.activations import ActivationStore, counted_batches
@@ -28,6 +26,7 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_text
+from tunediff.pipeline.progress import progress
 
 MODELS = ("base", "chat")
 OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
@@ -231,7 +230,7 @@ def cross_entropy(
     sources = list(tokens.sources)
     chosen = [np.flatnonzero(tokens.doc_source == i)[: settings.documents] for i in range(len(sources))]
     results = {(model, source): CrossEntropy() for model in MODELS for source in sources}
-    with tqdm(total=sum(map(len, chosen)), desc="splice", unit="doc", mininterval=5, file=sys.stderr) as bar:
+    with progress(sum(map(len, chosen)), "splice", "doc") as bar:
         for source, documents in zip(sources, chosen, strict=True):
             for batch in padded_documents(tokens, documents.tolist(), settings.batch_size, device):
                 bar.update(len(batch.documents))

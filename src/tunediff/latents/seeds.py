@@ -4,7 +4,6 @@ The similarity of two latents is the cosine of their decoder directions of both 
 one vector: normalised on its own, the noise of a chat-only latent's base direction would hide that it was found again.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from itertools import combinations
@@ -18,11 +17,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.table import STABLE_COSINE, LatentTable
 from tunediff.pipeline.artifacts import provenance, write_frame
+from tunediff.pipeline.progress import tracked
 
 HUNGARIAN_LATENTS = 8192  # above, the assignment would take hours and more memory than the rest of the pipeline
 BLOCK = 2048  # latents compared at once in a mutual-best matching
@@ -142,7 +141,7 @@ def build_matches(
     """
     started = time.time()
     pieces, methods = [], {}
-    for name, own in tqdm(rows.items(), desc="seeds", unit="crosscoder", mininterval=5, file=sys.stderr):
+    for name, own in tracked(rows.items(), "seeds", "crosscoder"):
         frame, methods[name] = matches(own, tables[name], limit)
         pieces.append(frame.assign(crosscoder=name))
     result = pd.concat(pieces, ignore_index=True)[list(SCHEMA)].astype(SCHEMA)

@@ -6,33 +6,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import manifest_path
 from tunediff.pipeline.keys import stored_key
+from tunediff.pipeline.progress import Tee
 
 T = TypeVar("T")
-
-
-class _Tee:
-    """Writes to the log, and to the terminal where there is one (progress bars)."""
-
-    def __init__(self, log: TextIO, terminal: TextIO) -> None:
-        self.log, self.terminal = log, terminal if terminal.isatty() else None
-
-    def write(self, text: str) -> int:
-        if self.terminal is not None:
-            self.terminal.write(text)
-        return self.log.write(text)
-
-    def flush(self) -> None:
-        self.log.flush()
-        if self.terminal is not None:
-            self.terminal.flush()
-
-    def isatty(self) -> bool:
-        return self.terminal is not None
 
 
 def usable_threads(wanted: int) -> int:
@@ -101,6 +82,12 @@ class Job:
                 raise TunediffError(f"{manifest}: {what}; delete it and run snakemake again")
 
 
+def _name(log: Path) -> str:
+    """Return how lines on a shared stream name the job of a log: what follows the folder of logs."""
+    _, folder, name = log.with_suffix("").as_posix().rpartition("/logs/")
+    return name if folder else log.stem
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[Job]:
     """Run a script's work: output goes to `snakemake.log`, threads are set, a TunediffError ends it in one line.
@@ -110,7 +97,8 @@ def job(snakemake: Any) -> Iterator[Job]:
     Path(snakemake.log[0]).parent.mkdir(parents=True, exist_ok=True)
     stdout, stderr = sys.stdout, sys.stderr
     with Path(snakemake.log[0]).open("w", buffering=1, encoding="utf-8") as log:
-        sys.stdout, sys.stderr = _Tee(log, stdout), _Tee(log, stderr)
+        name = _name(Path(snakemake.log[0]))
+        sys.stdout, sys.stderr = Tee(log, stdout, name), Tee(log, stderr, name)
         try:
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(usable_threads(snakemake.threads))
