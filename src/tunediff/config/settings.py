@@ -387,7 +387,7 @@ class ExampleSettings(Settings, section="examples"):
     losses_latents: int = setting(
         "Chat-specific latents per dictionary, the lowest `rank_sum` first, on whose documents both models' losses and "
         "their KL are measured (of none, the first latent of the ranking).",
-        50,
+        25,
         minimum=1,
     )
 

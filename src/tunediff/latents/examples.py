@@ -1,4 +1,4 @@
-"""Examples: what each latent fires on, as tables that are written once and read afterwards (method.md section 6).
+"""Examples: what each latent fires on, as tables that are written once and read afterwards (method.md section 11).
 
 Made by `tunediff.latents.windows` and `tunediff.latents.profile`; nothing here imports torch. An artifact is a folder
 of Parquet tables, each sorted by latent and cut into row groups at latents, so that one latent is read alone.
@@ -187,11 +187,12 @@ class Examples:
         """Return a whole table, or some of its columns."""
         return self._read(name, lambda file: file.read(columns=columns)).to_pandas()
 
-    def of(self, name: str, latent: int) -> pd.DataFrame:
+    def of(self, name: str, latent: int, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the rows of one latent, numbered from 0; none of a latent that never fires."""
         first, last = self._bounds[name].T
         groups = np.flatnonzero((first <= latent) & (latent <= last)).tolist()
-        table = self._read(name, lambda file: file.read_row_groups(groups))
+        wanted = None if columns is None else ["latent", *columns]
+        table = self._read(name, lambda file: file.read_row_groups(groups, columns=wanted))
         return table.filter(pc.equal(table["latent"], latent)).to_pandas()
 
     def _read(self, name: str, read: Any) -> pa.Table:

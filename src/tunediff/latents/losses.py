@@ -2,7 +2,7 @@
 
 The models read whole documents as they stand in the token store, the base model with its replaced tokens. Rows are
 positions: the KL is of the predictions made after the token there, the losses are of the token itself (method.md
-section 6). Where the vocabularies differ in size, predictions are compared on the tokens that both have.
+section 11). Where the vocabularies differ in size, predictions are compared on the tokens that both have.
 """
 
 import sys
@@ -36,7 +36,7 @@ def chosen_latents(table: LatentTable, n: int) -> list[int]:
 
 def documents_of(examples: Examples, latents: list[int]) -> set[int]:
     """Return the documents of the windows in which these latents fire."""
-    frames = [examples.of("windows", latent) for latent in latents]
+    frames = [examples.of("windows", latent, ["band", "document"]) for latent in latents]
     return {int(i) for frame in frames for i in frame.loc[~frame["band"].isin(SILENT), "document"]}
 
 

@@ -29,7 +29,7 @@ MIN_JOINT = 2  # sampled tokens on which two latents must fire together to be ne
 CANDIDATES = 128  # random windows looked at per latent, until enough are silent
 HARD_TOKENS, HARD_CANDIDATES = 3, 64  # most frequent tokens of a latent, and windows looked at per token
 LATENTS_AT_ONCE = 1024  # whose candidates or joint firings are looked at together
-ROW_GROUP = 64  # latents that are read together
+ROW_GROUP = 32  # latents that are read together
 COSINES_AT_ONCE = 1 << 26  # entries of a block of cosines
 LOGITS_AT_ONCE = 1 << 26  # entries of a block of direct logits: 256 MiB of float32
 

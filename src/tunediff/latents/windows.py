@@ -1,4 +1,4 @@
-"""The pass that finds each latent's examples on validation tokens (method.md section 6).
+"""The pass that finds each latent's examples on validation tokens (method.md section 11).
 
 Activations are stored permuted, so the codes of some tokens wait until the documents they belong to are whole. Their
 nonzeros are then sorted by latent and position, once: every step after that is a scan or two binary searches. What is
