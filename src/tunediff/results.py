@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunediff.errors import TunediffError
+from tunediff.latents.examples import Examples
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
 from tunediff.pipeline.artifacts import Manifest, check, manifest_path, store_of
@@ -45,6 +46,7 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "latents": ("latents/{}.parquet", "latents", LatentTable.read),
     "evaluation": ("evaluation/{}.json", "", Evaluation.read),
     "twins": ("twins/{}.parquet", "twins", pd.read_parquet),
+    "examples": ("examples/{}", "examples", Examples.open),
     "histories": ("crosscoders/{}.history.parquet", "", pd.read_parquet),
     "crosscoders": ("crosscoders/{}.json", "", _facts),
     "activations_train": ("activations/train/{}.json", "", _facts),
@@ -112,6 +114,10 @@ class Results:
     def evaluation(self, name: str) -> Evaluation:
         """Return the held-out metrics of a dictionary: `.value("fve", "difference")`, say."""
         return self._of("evaluation", name)
+
+    def examples(self, name: str) -> Examples:
+        """Return the examples of a dictionary: `.of("windows", latent)`, say."""
+        return self._of("examples", name)
 
     def kl(self) -> pd.DataFrame:
         """Return the mean KL to the chat model of every intervention, in nats per token, with 95 % intervals."""
