@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import tunediff
 from helpers import SENTENCES, TinyPair
-from live_fixtures import D_MODEL, DIFFERENCE, IGNORED, LAYER, MAXIMUM, NAME, live_results
+from live_fixtures import D_MODEL, DIFFERENCE, IGNORED, LAYER, NAME, live_results
 from tunediff.cli import main
 from tunediff.data.masks import Mask
 from tunediff.live import LONGEST
@@ -116,14 +116,14 @@ def test_firings_are_the_chat_specific_latents_by_their_share(results: Results) 
     for row in firings.frame.itertuples():
         assert row.token == live.tokens[row.position]
         assert row.activation == pytest.approx(wide.loc[row.position, row.latent])
-        assert row.share == pytest.approx(row.activation / MAXIMUM)
-    best = (wide.max() / MAXIMUM).sort_values(ascending=False)
+        assert row.share == pytest.approx(row.activation / (row.latent + 1))
+    best = (wide.max() / (wide.columns + 1)).sort_values(ascending=False)
     assert firings.latents["latent"].tolist() == best.index.tolist()
     assert firings.latents["position"].tolist() == [wide[latent].idxmax() for latent in best.index]
     text = str(firings)
     assert text.startswith(f"{NAME}: {len(best)} of {specific.sum()} chat-specific latents fire on ")
     first, hidden = best.index[0], best.index[2]
-    assert f"{first} ({best.iloc[0]:.0%})" in text and f"{first}  {best.iloc[0] * MAXIMUM:.3g} at " in text
+    assert f"{first} ({best.iloc[0]:.0%})" in text and f"{first}  {best.iloc[0] * (first + 1):.3g} at " in text
     assert f"  {hidden} (" not in text and len(firings.shown) == 2
     assert text.count("(left out)") == IGNORED
 
