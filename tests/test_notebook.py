@@ -1,7 +1,6 @@
 """docs/explore.ipynb runs from top to bottom on a folder of results."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict

@@ -3,9 +3,10 @@
 `layer` always means the OUTPUT of block `layer`, which is ``hidden_states[layer + 1]`` of transformers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -79,6 +80,8 @@ class ResidualModel:
         # Checkpoints come with sampling and penalties of their own; answers here are greedy.
         self.model.generation_config = GenerationConfig()
         path = find_blocks(model, self.n_layers)
+        self._block: nn.Module = model.get_submodule(f"{path}.{layer}")
+        self._around = model.get_submodule(path.rpartition(".")[0])
         if not upper:
             parent, _, last = path.rpartition(".")
             blocks: Any = model.get_submodule(path)
@@ -168,17 +171,59 @@ class ResidualModel:
             logits = traced.output.logits.save()
         return logits
 
+    @torch.no_grad()
+    def direct_logits(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Return W_U (γ ⊙ row), γ the scale of the final norm: what a direction does to the logits by itself."""
+        own = [m for m in self._around.children() if [p.shape for p in m.parameters()][:1] == [(self.d_model,)]]
+        signs = torch.ones(self.d_model, device=self.device, dtype=self.dtype)
+        signs[1::2] = -1  # of mean 0 and root mean square 1, so that any norm leaves it as it is but for its scale
+        scale = signs * (own[-1](signs) - own[-1](torch.zeros_like(signs)))
+        return self.model.get_output_embeddings()(rows.to(scale) * scale).float()
+
+    @contextmanager
+    def _adding(
+        self, add: Tensor | None, attention_mask: Tensor, positions: Literal["all", "prompt"]
+    ) -> Iterator[None]:
+        """Add a vector per row to the output of block `layer` while generating: a hook that sees the prompt first."""
+        if add is None:
+            yield
+            return
+        added = add.to(self.device, self.dtype)[:, None]
+        real = attention_mask.to(self.device, self.dtype)[:, :, None]
+        calls = 0
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1 and positions == "prompt":
+                return output
+            stream = output[0] if isinstance(output, tuple) else output
+            stream = stream + (added * real if calls == 1 else added)
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        handle = self._block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     def generate(
         self,
         input_ids: Int[Tensor, "batch prompt"],
         attention_mask: Int[Tensor, "batch prompt"],
         max_new_tokens: int,
         stop_ids: Sequence[int],
+        add: Float[Tensor, "batch d_model"] | None = None,
+        positions: Literal["all", "prompt"] = "all",
     ) -> Int[Tensor, "batch new"]:
-        """Answer greedily; prompts are padded on the LEFT, rows that have stopped are filled with the stop id."""
+        """Answer greedily; prompts are padded on the LEFT, rows that have stopped are filled with the stop id.
+
+        `add` is added to the residual stream after block `layer`: at every real position of the prompt and, with
+        `positions` "all", at those of the answer; padding is left as it is. With the cache each position runs once.
+        """
         if not self.upper:
             raise TunediffError(f"{self.name}: loaded without its upper half; load it with upper=True to generate")
-        with torch.no_grad():
+        with torch.no_grad(), self._adding(add, attention_mask, positions):
             ids = self.model.generate(
                 input_ids=input_ids.to(self.device),
                 attention_mask=attention_mask.to(self.device),
