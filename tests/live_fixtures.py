@@ -33,11 +33,11 @@ def live_results(root: Path, pair: TinyPair, replacements: Mapping[int, int] | N
     attributes = {"sources": list(SOURCES), "concepts": [], "split": "validation", "ignore_first_tokens": IGNORED}
     write_store(root / "tokens/validation.zarr", texts, [i % 2 for i in range(len(texts))], attributes, {}, "key", 0.0)
     (root / "latents").mkdir()
-    for name, streams in ((NAME, 2), (DIFFERENCE, 1)):
+    for name, streams, threshold in ((NAME, 2, 6.0), (DIFFERENCE, 1, 0.3)):  # a latent fires on some tokens
         store = root / "crosscoders" / name
-        random_crosscoder(D_MODEL, LATENTS, threshold=0.3, streams=streams).save(store)
+        random_crosscoder(D_MODEL, LATENTS, threshold=threshold, streams=streams).save(store)
         seal(store, "crosscoder", "key", {})
-        table = figure_tables.latent_table(1, size=LATENTS)
+        table = figure_tables.latent_table(1, (0.5, 0.3, 0.1, 0.06, 0.04), LATENTS)
         table.frame["max_activation"] = (table.frame["latent"] + 1).astype("float32")  # as in `small_examples`
         if streams == 1:
             table.frame["norm_difference"] = np.float32(np.nan)

@@ -77,7 +77,7 @@ def test_latents_are_those_of_the_crosscoder(results: Results) -> None:
     live = results.prompt(REQUEST)
     code = results.crosscoder(NAME).encode(live.residuals).to_dense(len(results.latents(NAME)))
     frame = live.latents(NAME)
-    counted = frame.index.get_level_values("counted").to_numpy()
+    counted = frame.index.get_level_values("counted").to_numpy(copy=True)
     assert counted.tolist() == [False] * IGNORED + [True] * (len(counted) - IGNORED)  # BOS is one of the ignored
     assert frame.index.get_level_values("token").tolist() == live.tokens
     fired = (code[counted] > 0).any(0).nonzero()[:, 0].tolist()

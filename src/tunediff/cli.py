@@ -95,7 +95,7 @@ def add_try(commands: Any) -> None:
     add("prompt", metavar="PROMPT", help="your text")
     kind = command.add_mutually_exclusive_group()
     chat = "the prompt is a request of the user, rendered by the chat template up to the answer (default)"
-    kind.add_argument("--chat", dest="text", action="store_false", help=chat)
+    kind.add_argument("--chat", dest="text", action="store_false", default=False, help=chat)
     kind.add_argument("--text", action="store_true", help="the prompt is a plain text")
     add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of results (results)")
     add("--top", type=int, default=10, metavar="N", help="latents to show, the strongest first (10)")
