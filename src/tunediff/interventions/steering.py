@@ -4,7 +4,6 @@ h + α · max_j · d_j^chat after the block, f_j's maximum and the decoder row b
 directions of the same norm are the controls. Latents are chosen on train tokens; the requests are other texts.
 """
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy.stats import binomtest, mannwhitneyu
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.config.settings import SteeringSettings
 from tunediff.data.conversations import left_padded, until_stop
@@ -34,6 +32,7 @@ from tunediff.latents.evaluation import Padded
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, write_frame
+from tunediff.pipeline.progress import progress, tracked
 from tunediff.statistics import percentile_interval, resample_weights
 
 Positions = Literal["all", "prompt"]
@@ -217,7 +216,7 @@ def _fired(
 ) -> Iterator[Fired]:
     """Yield each batch of conversations with the chat model's residuals, f_j of each latent, and residual norms."""
     batches = -(-len(documents) // lower.batch_size)
-    bar = tqdm(lower.over(documents), total=batches, desc=about, unit="batch", mininterval=5, file=sys.stderr)
+    bar = tracked(lower.over(documents), about, "batch", batches)
     of = {name: [each for each in chosen if each.crosscoder == name] for name in crosscoders}
     for batch, base, chat in bar:
         pair = torch.stack([base[batch.counted].float(), chat[batch.counted].float()], dim=1)
@@ -353,7 +352,7 @@ class Bench:
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(runs):
             groups.setdefault((run.arm.model, run.positions, run.of), []).append(i)
-        with tqdm(total=len(runs), desc="answers", unit="run", mininterval=5, file=sys.stderr) as bar:
+        with progress(len(runs), "answers", "run") as bar:
             for (model, positions, _), members in groups.items():
                 prompts = [self.fed(model, torch.from_numpy(prompt)).numpy() for prompt in self.prompts] * len(members)
                 add = torch.stack([runs[i].added for i in members]).repeat_interleave(len(self.prompts), dim=0)
@@ -388,7 +387,7 @@ class Bench:
         shape = len(runs), len(self.prompts)
         kl, shift, tokens = np.zeros(shape), np.zeros(shape), np.zeros(len(self.prompts))
         used = list(dict.fromkeys(run.arm.model for run in runs))
-        with tqdm(total=len(self.prompts), desc="kl", unit="answer", mininterval=5, file=sys.stderr) as bar:
+        with progress(len(self.prompts), "kl", "answer") as bar:
             for batch in self.answered(self.prompts, answers):
                 row = batch.predicting.nonzero()[:, 0]
                 streams, plain = {}, {}
@@ -427,7 +426,7 @@ class Bench:
         n, chat = len(self.prompts), self.models["chat"]
         flat = [ids for own in answers for ids in own]
         sums = np.zeros(len(flat))
-        with tqdm(total=len(flat), desc="nll", unit="answer", mininterval=5, file=sys.stderr) as bar:
+        with progress(len(flat), "nll", "answer") as bar:
             for batch in self.answered(list(self.prompts) * len(answers), flat):
                 residual = chat.residual(batch.ids, batch.attention_mask).to(self.device)
                 log_p = self._continued("chat", residual, batch)

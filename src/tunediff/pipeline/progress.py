@@ -55,7 +55,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar: Any = None
         if self._terminal:
             shown = self._job.terminal if self._job else self._stream
-            options = {"unit": f" {unit}", "unit_scale": self._scaled, "mininterval": 5, "file": shown}
+            options: dict[str, Any] = {"unit": f" {unit}", "unit_scale": self._scaled, "mininterval": 5, "file": shown}
             self._bar = tqdm(total=total, desc=name, initial=initial, **options)
 
     def update(self, n: int = 1) -> None:
