@@ -165,7 +165,6 @@ def test_html_escapes_hostile_text(results: Results, text: bool) -> None:
     live = results.prompt(HOSTILE, text=text)
     for page in (live._repr_html_(), live.firings(NAME)._repr_html_()):
         assert "<script" not in page and "<!--" not in page and not set("\u202e\u2028\x1b") & set(page)
-        assert "⟨U+202E⟩" in page or "\u202e" not in "".join(live.tokens)
         for link in ("http:", "https:", "src=", "url("):
             assert link not in page
     assert not set("\u202e\u2028\x1b") & set(str(live.firings(NAME)))

@@ -37,35 +37,26 @@ HOSTILE = (
     "\0",
 )
 
+TAGS = {
+    *["div", "span", "svg", "rect", "title", "line", "details", "summary", "table", "thead", "tbody", "tr", "th", "td"]
+}
+
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_text(text: str) -> None:
     page = markup.box(markup.escape(text), markup.tokens([text], [1.0], [text]), markup.histogram([1], text))
-    page += markup.table([text], [[markup.escape(text)]])
+    page += markup.details(text, markup.table([text], [[markup.escape(text)]]), True)
     read = Read(page)
-    assert set(read.tags) <= {
-        "div",
-        "span",
-        "svg",
-        "rect",
-        "title",
-        "line",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-    }
-    known = {"style", "title", "width", "height", "viewbox", "role", "aria-label", "fill"}
+    assert set(read.tags) <= TAGS
+    known = {"style", "open", "title", "width", "height", "viewbox", "role", "aria-label", "fill"}
     known |= {"x", "y", "x1", "x2", "y1", "y2", "stroke", "stroke-width"}
     assert {name for name, _ in read.attributes} <= known
-    assert read.text.count(markup.visible(text)) == 4
+    assert read.text.count(markup.visible(text)) == 5
     assert ("title", markup.visible(text)) in read.attributes
 
 
 def test_every_character_is_visible() -> None:
-    assert markup.visible("a\n\tb c\u00ad\u200f\x1b[0m") == "a↵⇥b c⟨U+00AD⟩⟨U+200F⟩⟨U+001B⟩[0m"
+    assert markup.visible("a\n\tb c\u00ad\u200f\x1b[0m\U000e0001") == r"a↵\x09b c\xad\u200f\x1b[0m\U000e0001"
     assert markup.visible("Zürich 東京 👍") == "Zürich 東京 👍"
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Mapping[str, str]]  # a text, or the messages of a conversation: role and content
 
 LONGEST = 1 << 14  # tokens of a prompt
+SHOWN_PEAKS = 3  # tokens on which a latent peaks most often, beside its number
 
 
 def messages_of(prompt: Prompt) -> tuple[Message, ...]:
@@ -62,8 +63,7 @@ class LoadedPair:
         pair = results.pair
         self.info = load_pair(results.path / "models", pair.layer, pair.dtype)
         ignored = results.tokens("validation").attributes["ignore_first_tokens"]
-        self.tokenizer = self.info.load_tokenizer()
-        self.renderer = ChatRenderer(self.tokenizer, (), ignored)
+        self.renderer = ChatRenderer(results.tokenizer, (), ignored)
         self.base = self.info.load_base(device, upper=True)
         self.chat = self.info.load_chat(device, upper=True)
 
@@ -99,19 +99,16 @@ class LoadedPair:
         return x
 
 
-def _peaks(results: "Results", name: str, latents: Sequence[int], tokenizer: Any) -> dict[int, str]:
+def _peaks(results: "Results", name: str, latents: Sequence[int]) -> dict[int, str]:
     """Return the tokens on which latents peak most often, in words; nothing where examples are not made."""
     if not (results.path / "examples" / f"{name}.json").is_file():
         return {}
-    examples = results.examples(name)
-    told = {}
+    cards, told = results.cards(name), {}
     for latent in latents:
-        found = examples.of("tokens", latent)
-        found = found[found["kind"] == "peak"].sort_values("count", ascending=False, kind="stable").head(3)
-        texts = pieces(tokenizer, found["token_id"].tolist())
-        told[latent] = ", ".join(
-            f"“{markup.visible(text)}” {share:.0%}" for text, share in zip(texts, found["share"], strict=True)
-        )
+        found = cards.examples.of("tokens", latent)
+        found = found[found["kind"] == "peak"].head(SHOWN_PEAKS)
+        texts = map(markup.quoted, cards.pieces(found["token_id"]))
+        told[latent] = ", ".join(f"{text} {share:.0%}" for text, share in zip(texts, found["share"], strict=True))
     return told
 
 
@@ -140,7 +137,7 @@ class Live:
     @cached_property
     def tokens(self) -> list[str]:
         """The text of every token."""
-        return pieces(self.results.loaded_pair(self.device).tokenizer, self.token_id.tolist())
+        return pieces(self.results.tokenizer, self.token_id.tolist())
 
     @cached_property
     def distance(self) -> Float[np.ndarray, "token"]:
@@ -195,7 +192,7 @@ class Live:
         latents = best.merge(rows[["latent", *columns]].reset_index(drop=True), on="latent")
         latents = latents.sort_values("share", ascending=False, kind="stable", ignore_index=True)
         shown = latents["latent"].head(top).tolist()
-        peaks = _peaks(self.results, name, shown, self.results.loaded_pair(self.device).tokenizer)
+        peaks = _peaks(self.results, name, shown)
         what = "chat-specific" if table.has_norm_taxonomy else "live"
         return Firings(name, self.tokens, ~counted, frame, latents, top, peaks, int(eligible.sum()), what)
 
@@ -263,7 +260,7 @@ class Firings:
     def __str__(self) -> str:
         """Return the tokens with what fires on them, and a line per latent."""
         chosen = self.frame[self.frame["latent"].isin(self.shown["latent"])]
-        texts = [f"“{markup.visible(text)}”" for text in self.tokens]
+        texts = [markup.quoted(text) for text in self.tokens]
         width = min(max(map(len, texts)), 24)
         lines = [self.headline, ""]
         fired = {position: rows for position, rows in chosen.groupby("position")}
@@ -368,7 +365,7 @@ def steered(
         )[0]
         for dose in (0.0, alpha)
     ]
-    said, instead = (pair.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in both)
+    said, instead = (str(results.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in both)
     dose = abs(alpha) * float(steering_vector(crosscoder, table, latent).norm())
     counted = torch.from_numpy(live.mask & np.uint8(LEFT_OUT) == 0).to(live.residuals.device)
     counted &= crosscoder.covers(live.residuals)

@@ -12,13 +12,27 @@ from collections.abc import Iterable, Sequence
 SHADE = "230,115,0"  # of the strongest token; on white as on black, text in either colour stays readable over it
 BOX = "font-family:system-ui,sans-serif;line-height:1.7;max-width:60em"
 CODE = "font-family:ui-monospace,monospace;white-space:pre-wrap;unicode-bidi:isolate"
-NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, formats (those that turn the direction are among them), separators
+# controls, formats (those that turn the direction are among them), private use, surrogates, separators of lines
+UNSEEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+
+
+def _shown(character: str) -> str:
+    if character == "\n":
+        return "↵"
+    if unicodedata.category(character) not in UNSEEN:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def visible(text: str) -> str:
-    """Return a text in one line in which every character can be seen: "\\n" is ↵, a bidirectional control ⟨U+202E⟩."""
-    return "".join(NAMED.get(c) or (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in UNSEEN else c) for c in text)
+    """Return a text as a terminal may show it, in one line: a newline is ↵, a bidirectional control \\u202e."""
+    return "".join(map(_shown, text))
+
+
+def quoted(text: str) -> str:
+    """Return a visible text in quotes, so that its spaces show."""
+    return f'"{visible(text)}"'
 
 
 def escape(text: str) -> str:
@@ -26,10 +40,16 @@ def escape(text: str) -> str:
     return html.escape(visible(text), quote=True)
 
 
-def tokens(texts: Sequence[str], strengths: Sequence[float], titles: Sequence[str], faint: Sequence[bool] = ()) -> str:
+def tokens(
+    texts: Sequence[str],
+    strengths: Sequence[float],
+    titles: Sequence[str],
+    faint: Sequence[bool] = (),
+    peak: int | None = None,
+) -> str:
     """Return tokens one after the other, shaded by strengths from 0 to 1, each with a title shown under the pointer.
 
-    `faint` are tokens that were left out.
+    `faint` are tokens that were left out; the one at `peak` is underlined.
     """
     spans = []
     for i, (text, strength, title) in enumerate(zip(texts, strengths, titles, strict=True)):
@@ -38,6 +58,8 @@ def tokens(texts: Sequence[str], strengths: Sequence[float], titles: Sequence[st
             style += f";border-radius:2px;background:rgba({SHADE},{0.1 + 0.6 * min(1.0, strength):.2f})"
         if faint and faint[i]:
             style += ";opacity:.45"
+        if i == peak:
+            style += ";text-decoration:underline"
         spans.append(f'<span style="{style}" title="{escape(title)}">{escape(text)}</span>')
     return f'<span style="{CODE}">{"".join(spans)}</span>'
 
@@ -62,6 +84,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f'<th style="{cell}">{escape(text)}</th>' for text in header)
     body = "".join("<tr>" + "".join(f'<td style="{cell}">{text}</td>' for text in row) + "</tr>" for row in rows)
     return f'<table style="border-collapse:collapse"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def details(summary: str, body: str, is_open: bool) -> str:
+    """Return a part that can be folded; `body` is HTML, `summary` text."""
+    return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def box(*parts: str) -> str:
