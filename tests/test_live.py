@@ -1,7 +1,10 @@
 """Prompts of one's own: residual streams, latents and where they fire, against the models of transformers."""
 
+import html
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import tunediff
 from helpers import SENTENCES, TinyPair
-from live_fixtures import D_MODEL, DIFFERENCE, IGNORED, LAYER, NAME, live_results
+from live_fixtures import D_MODEL, DIFFERENCE, IGNORED, LATENTS, LAYER, NAME, live_results
+from tunediff import markup
 from tunediff.cli import main
 from tunediff.data.masks import Mask
 from tunediff.live import LONGEST
@@ -200,6 +204,84 @@ def test_a_model_that_is_gone_is_named(made: Path, tmp_path: Path, tiny_pairs: C
                                           "d_model": D_MODEL, "n_layers": 4})  # fmt: skip
     with pytest.raises(tunediff.TunediffError, match=r"^/nowhere/chat: cannot read the tokenizer"):
         tunediff.open_results(copy).prompt(REQUEST)
+
+
+def test_the_page_of_a_latent(results: Results) -> None:
+    frame = results.latents(NAME).frame
+    card = results.latent(NAME, int(frame.loc[~frame["dead"], "latent"].iloc[5]))
+    page = card._repr_html_()
+    assert all(markup.escape(line) in page for line in card.head())
+    window = card.band("strongest")[0]
+    strip = page.partition('<span style="font-family:ui-monospace')[2].partition("</td>")[0]  # of the first window
+    spans = re.findall(r'<span style="([^"]*)" title="activation ([^"]*)">([^<]*)</span>', strip)
+    assert [html.unescape(text) for *_, text in spans] == [markup.visible(piece) for piece in window.pieces]
+    for (style, title, _), activation in zip(spans, window.activation, strict=True):
+        alpha = re.search(r"rgba\(.*,(.*)\)", style)
+        assert (alpha is not None) == (activation > 0) and title == f"{activation:.3g}"  # no losses are measured
+        if alpha:
+            assert float(alpha[1]) == pytest.approx(0.1 + 0.6 * activation / card.maximum, abs=0.006)
+    assert [i for i, span in enumerate(spans) if "underline" in span[0]] == [window.peak]
+    counts = card.histogram.sum(axis=1)
+    assert [int(n.replace(",", "")) for n in re.findall(r"%: ([\d,]+)</title>", page)] == counts.tolist()
+    assert page.count("<details") == 6 and page.count("<details open") == 1
+    assert "strongest (10 of 20 windows)" in page and "high (5 of 10 windows)" in page
+
+
+def test_the_page_of_a_latent_escapes_its_corpus(results: Results) -> None:
+    frame = results.latents(NAME).frame
+    card = results.latent(NAME, int(frame.loc[~frame["dead"], "latent"].iloc[5]))
+    windows = [each._replace(pieces=[HOSTILE] * len(each.pieces), source=HOSTILE) for each in card.windows]
+    tokens = {kind: [each._replace(piece=HOSTILE) for each in own] for kind, own in card.tokens.items()}
+    page = replace(card, windows=windows, tokens=tokens)._repr_html_()
+    assert "<script" not in page and "<!--" not in page and not set("\u202e\u2028\x1b") & set(page)
+    assert html.escape("<script>") in page
+
+
+def test_a_dead_latent_has_a_page(results: Results) -> None:
+    frame = results.latents(NAME).frame
+    page = results.latent(NAME, int(frame.loc[frame["dead"], "latent"].iloc[0]))._repr_html_()
+    assert "dead: it fires on no counted validation token" in page and "<svg" not in page
+
+
+def test_steering_is_greedy_generation_with_the_direction_added(
+    results: Results, tiny_pairs: Callable[[str], TinyPair]
+) -> None:
+    pair, frame = tiny_pairs("gemma2"), results.latents(NAME).frame
+    latent = int(frame.loc[~frame["dead"], "latent"].iloc[5])
+    crosscoder = results.crosscoder(NAME)
+    model = AutoModelForCausalLM.from_pretrained(pair.chat).eval()
+    turns = [{"role": "user", "content": SENTENCES[1]}]
+    prompt = pair.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    added = 2 * (latent + 1) * crosscoder.decoder_weight[latent, 1]
+    stops = {pair.tokenizer.convert_tokens_to_ids(token) for token in ("<end_of_turn>", "<eos>")}
+
+    def answer(add: torch.Tensor) -> str:
+        ids = list(prompt)
+        hook = model.model.layers[LAYER].register_forward_hook(
+            lambda module, inputs, out: (out[0] + add, *out[1:]) if isinstance(out, tuple) else out + add
+        )
+        for _ in range(8):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            if ids[-1] in stops:
+                break
+        hook.remove()
+        return pair.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
+
+    steered = results.steer(NAME, latent, SENTENCES[1], 2, max_new_tokens=8)
+    assert steered.unsteered == answer(torch.zeros(D_MODEL)) != steered.steered == answer(added)
+    assert steered.dose == pytest.approx(float(added.norm()), rel=1e-5)
+    residuals = hidden_states(pair, prompt, {7: 8})[IGNORED:, 1]
+    assert steered.dose_share == pytest.approx(float(added.norm() / residuals.norm(dim=1).mean()), rel=1e-4)
+    assert f"latent {latent}, α 2: {steered.dose:.3g} added" in str(steered)
+    page = replace(steered, steered=HOSTILE)._repr_html_()
+    assert "<script" not in page and SENTENCES[1] in page
+
+
+@pytest.mark.parametrize(("latent", "said"), [(LATENTS, "the crosscoder has latents 0 to"), (-1, "latents 0 to")])
+def test_steering_by_no_latent(results: Results, latent: int, said: str) -> None:
+    with pytest.raises(tunediff.TunediffError, match=said):
+        results.steer(NAME, latent, "Who pays?")
 
 
 def test_the_command(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,9 +49,7 @@ def test_it_runs(
     for part in ("models.json", "hooks.json"):
         shutil.copy(root / part, null / part)
     (tmp_path / "docs").mkdir()
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(NOTEBOOK.parents[1] / "src"), os.environ.get("PYTHONPATH", "")])
-    )
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1] / "src"))
     for directory in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(directory, str(tmp_path / "jupyter"))
 

@@ -104,7 +104,7 @@ def add_try(commands: Any) -> None:
         "try",
         help="show which chat-specific latents fire on a prompt of yours",
         description="Run both models on a prompt and show which chat-specific latents of a dictionary fire on which of "
-        "its tokens, with the tokens they peak on in the validation data.",
+        "its tokens, with the tokens they fire on in the validation data.",
         epilog=TRY_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

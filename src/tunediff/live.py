@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Mapping[str, str]]  # a text, or the messages of a conversation: role and content
 
 LONGEST = 1 << 14  # tokens of a prompt
-SHOWN_PEAKS = 3  # tokens on which a latent peaks most often, beside its number
+SHOWN_PEAKS, LEAST_PEAK = 3, 0.01  # tokens on which a latent fires most often, beside its number, and their least share
 
 
 def messages_of(prompt: Prompt) -> tuple[Message, ...]:
@@ -100,13 +100,14 @@ class LoadedPair:
 
 
 def _peaks(results: "Results", name: str, latents: Sequence[int]) -> dict[int, str]:
-    """Return the tokens on which latents peak most often, in words; nothing where examples are not made."""
+    """Return the tokens on which latents fire most often, in words; nothing where examples are not made."""
     if not (results.path / "examples" / f"{name}.json").is_file():
         return {}
     cards, told = results.cards(name), {}
     for latent in latents:
         found = cards.examples.of("tokens", latent)
-        found = found[found["kind"] == "peak"].head(SHOWN_PEAKS)
+        found = found[(found["kind"] == "peak") & (found["share"] >= LEAST_PEAK)]
+        found = found.sort_values("share", ascending=False, kind="stable").head(SHOWN_PEAKS)
         texts = map(markup.quoted, cards.pieces(found["token_id"]))
         told[latent] = ", ".join(f"{text} {share:.0%}" for text, share in zip(texts, found["share"], strict=True))
     return told
@@ -237,7 +238,7 @@ class Firings:
     frame: pd.DataFrame  # one row per token and latent: position, token, latent, activation, share (of its largest)
     latents: pd.DataFrame  # one row per latent that fires, by falling share: where it is strongest, and its numbers
     top: int
-    peaks: dict[int, str]  # of the latents shown: the tokens on which each peaks most often
+    peaks: dict[int, str]  # of the latents shown: the tokens on which each fires most often
     of: int  # latents that could have fired
     what: str  # which those are: chat-specific, or all live ones of a dictionary of the difference
 
@@ -277,14 +278,14 @@ class Firings:
     __repr__ = __str__
 
     def _numbers(self, row: Any) -> str:
-        parts = [f"{row.activation:.3g} at {row.position}", f"fires on {row.frequency:.2%} of tokens"]
+        parts = [f"{row.activation:.3g} at {row.position}", f"on {row.frequency:.2%} of all tokens"]
         if not np.isnan(row.norm_difference):
             parts += [
                 f"Δnorm {row.norm_difference:.2f}",
                 f"ν^r {row.nu_reconstruction:.2f}, ν^ε {row.nu_error:.2f}",
             ]
         if self.peaks.get(row.latent):
-            parts.append(f"peaks on {self.peaks[row.latent]}")
+            parts.append(f"fires on {self.peaks[row.latent]}")
         return "; ".join(parts)
 
     def _repr_html_(self) -> str:
