@@ -44,7 +44,7 @@ def test_it_runs(
     sealed_frame(root / "causal/summary.parquet", "kl-summary", figure_tables.kl_summary()[0])
     sealed_frame(root / "concepts/concepts.parquet", "concepts", figure_tables.concepts())
     null = root / "nulls/same"
-    for part in ("models", "latents"):
+    for part in ("models", "latents", "crosscoders"):
         shutil.copytree(root / part, null / part)
     for part in ("models.json", "hooks.json"):
         shutil.copy(root / part, null / part)
