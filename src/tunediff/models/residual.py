@@ -81,7 +81,6 @@ class ResidualModel:
         self.model.generation_config = GenerationConfig()
         path = find_blocks(model, self.n_layers)
         self._block: nn.Module = model.get_submodule(f"{path}.{layer}")
-        self._around = model.get_submodule(path.rpartition(".")[0])
         if not upper:
             parent, _, last = path.rpartition(".")
             blocks: Any = model.get_submodule(path)
@@ -170,15 +169,6 @@ class ResidualModel:
             # The model's output, not lm_head's: Gemma 2 caps its logits after lm_head.
             logits = traced.output.logits.save()
         return logits
-
-    @torch.no_grad()
-    def direct_logits(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-        """Return W_U (γ ⊙ row), γ the scale of the final norm: what a direction does to the logits by itself."""
-        own = [m for m in self._around.children() if [p.shape for p in m.parameters()][:1] == [(self.d_model,)]]
-        signs = torch.ones(self.d_model, device=self.device, dtype=self.dtype)
-        signs[1::2] = -1  # of mean 0 and root mean square 1, so that any norm leaves it as it is but for its scale
-        scale = signs * (own[-1](signs) - own[-1](torch.zeros_like(signs)))
-        return self.model.get_output_embeddings()(rows.to(scale) * scale).float()
 
     @contextmanager
     def _adding(

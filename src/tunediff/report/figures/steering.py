@@ -68,10 +68,10 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
         look.legend(figure, [look.point(m.marker, m.colour, m.name) for m in MARKS.values()], None, columns=6)
         n = int(table.loc[table["arm"] == "unsteered", "n"].max())
         note = (
-            f"The chat model's greedy answers to {n} requests with α times the largest activation of a latent times its "
-            "chat direction added after the block; controls: other directions of the same norm. Its kind: the kind of "
-            "answer in which the latent fires on other requests. Filled: apart from the unsteered answers and from all "
-            "controls. KL on the unsteered answers."
+            f"The chat model's greedy answers to {n} requests with α times the largest activation of a latent times "
+            "its chat direction added after the block; controls: other directions of the same norm. Its kind: the kind "
+            "of answer in which the latent fires on other requests. Filled: apart from the unsteered answers and from "
+            "all controls. KL on the unsteered answers."
         )
         look.note(figure, note, style)
     return look.Drawn(figure, numbers)

@@ -46,8 +46,8 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
     note = (
         f"{n} requests. Dose: norm of what is added over the mean norm of the residuals. KL(chat ‖ steered) on the "
         "unsteered answers, and loss of the steered answers under the unsteered model, in nats a token. Repeated: "
-        "3-grams that the answer had before. Own logits: mean change of the latent's 15 highest direct logits over that "
-        "of all. Rate of its kind: of the kind of answer in which the latent fires on other requests; brackets: "
+        "3-grams that the answer had before. Own logits: mean change of the latent's 15 highest direct logits over "
+        "that of all. Rate of its kind: of the kind of answer in which the latent fires on other requests; brackets: "
         "Wilson's 95 % intervals; controls: outermost ends of the intervals of sign flip, base direction, a shared "
         "latent and random directions of equal dose. Ablation: KL where the latent fires, elsewhere in these "
         "conversations, and where it fires with a random direction. The CSV has every arm of every seed."
