@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, NUMBERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
-from tunediff.config.settings import split_tokens
+from tunediff.config.settings import ExampleSettings, split_tokens
 from tunediff.data.corpora import opened
 from tunediff.interventions import registry
 
@@ -38,6 +38,10 @@ CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
 WINDOW = 4 << 30  # residuals a harvest holds at most, see `activations.WINDOW_BYTES`
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
+BLOCK_TOKENS = 1 << 16  # of the examples' pass, whose codes are sorted together
+BLOCK = 64  # bytes a nonzero takes while they are
+WINDOWS_EACH = 25  # documents of a latent's windows that no other latent's are of, about
+EXAMPLES = 256 * MB  # blocks of cosines and of direct logits, each
 
 # Work.
 ADAM = 28  # bytes read and written for a parameter
@@ -213,6 +217,15 @@ def memory_mb(run: Setting) -> dict[str, int]:
     needs["evaluation"] = (
         2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
     )
+    shown, validation = ExampleSettings(**c["examples"]), run.tokens("validation")
+    windows = (shown.strongest + 3 * shown.per_band) * (4 * (2 * shown.context + 1) + 8)
+    kept = most * (windows + 8 * shown.firings + 8 * 20 * len(c["tokens"]["sources"]))
+    codes = LATENTS * (BLOCK * min(BLOCK_TOKENS, validation) + 24 * min(shown.sample_tokens, validation))
+    products = min(EXAMPLES, 4 * most**2) + 2 * min(EXAMPLES, 12 * most * shape.vocabulary)
+    needs["examples"] = model + 2 * weights + CODES + kept + codes + products
+    needs["losses"] = (
+        2 * model + logits(batches[0], length, 2 * 2 * w) + 2 * LOGITS_AT_ONCE + forward(batches[0] * length)
+    )
     # labelled tokens alone: all nonzeros of one dictionary's code, ranked
     labels = any(opened(source).labelled for source in c["tokens"]["sources"].values())
     labelled = run.tokens("validation") if labels else 0
@@ -333,6 +346,11 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     lower, upper = shape.flops(0, shape.layer + 1), shape.flops(shape.layer + 1, shape.n_layers, logits=True)
     held_out = len(c["tokens"]["sources"]) * c["evaluation"]["documents"] * FILLED * c["tokens"]["max_length"]
     spliced = len(dictionaries) * held_out * 2 * (lower + 3 * upper)  # per dictionary both models, each three times
+    found = min(
+        validation, len(dictionaries) * c["examples"]["losses_latents"] * WINDOWS_EACH * c["tokens"]["max_length"]
+    )
+    directions = 2 * shape.d_model * sum(size * (2 * shape.vocabulary + 2 * size) for size in dictionaries)
+    looked = Work(2 * FILLED * found * (lower + upper), encoded * validation + directions)
     asked = c["conversations"]
     answers, answered = asked["count"] * ANSWERED * asked["max_tokens"], asked["answers"] == "generate"
     calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
@@ -349,6 +367,7 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
         "training": learned,
         "latent tables": tables,
         "held-out metrics": Work(spliced, 2 * encoded * validation),
+        "examples": looked,
         "answers": Work(
             answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, calls * FORWARD_SECONDS
         ),
