@@ -11,6 +11,7 @@ from scipy.stats import norm
 
 from analysis_fixtures import SOURCES, VOCAB, activation_store, random_crosscoder, tiny_model, token_store
 from causal_fixtures import F, latent_table
+from figure_tables import LABELS, steering_table
 from tunediff.config.settings import LatentSettings, SteeringSettings
 from tunediff.data.masks import Mask
 from tunediff.dictionaries.crosscoder import Crosscoder
@@ -387,16 +388,12 @@ def test_prompts_of_the_base_model_have_its_replacements(models) -> None:
 def rates(**changes):
     """A table of one latent whose own rates are given per arm, and the ends 0.1 around them."""
     values = {"unsteered": 0.1, "steered": 0.9, "sign_flip": 0.0, "base_row": 0.3, "shared": 0.1, "random": 0.2}
-    rows = []
-    for arm, value in (values | changes).items():
-        latent = -1 if arm == "unsteered" else 7
-        row = {"crosscoder": "" if latent < 0 else "l1-seed0", "latent": latent, "place": int(latent > 0), "arm": arm}
-        row |= {"model": "chat", "direction": latent, "draw": 0, "alpha": 0.0 if latent < 0 else 2.0, "cosine": 1.0}
-        row |= {"positions": "all", "dose": 3.0, "dose_share": 0.5, "n": 50}
-        row |= {"low": value - 0.1, "high": value + 0.1, "value": value}
-        rows.append(row | {"measure": "rate", "kind": "joke", "own": latent > 0})
-        rows.append(row | {"measure": "kl", "kind": "", "own": False})
-    return steering.typed(rows, COLUMNS)
+    frame = steering_table()
+    frame = frame[(frame["crosscoder"].isin(["", LABELS[0]])) & frame["latent"].isin([-1, 11]) & (frame["draw"] == 0)]
+    frame = frame[frame["measure"].isin(["kl", "rate"]) & (frame["kind"] != "refusal") & (frame["model"] == "chat")]
+    frame = frame[(frame["arm"] == "unsteered") | ((frame["alpha"] == 0.25) & (frame["positions"] == "all"))]
+    value = frame["arm"].map(values | changes)
+    return frame.assign(value=value, low=value - 0.1, high=value + 0.1)
 
 
 def test_a_rate_moves_where_its_interval_is_beyond_every_control() -> None:

@@ -172,6 +172,33 @@ class ResidualModel:
             logits = traced.output.logits.save()
         return logits
 
+    @contextmanager
+    def _adding(
+        self, add: Tensor | None, attention_mask: Tensor, positions: Literal["all", "prompt"]
+    ) -> Iterator[None]:
+        """Add a vector per row to the output of block `layer` while generating: a hook that sees the prompt first."""
+        if add is None:
+            yield
+            return
+        added = add.to(self.device, self.dtype)[:, None]
+        real = attention_mask.to(self.device, self.dtype)[:, :, None]
+        calls = 0
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1 and positions == "prompt":
+                return output
+            stream = output[0] if isinstance(output, tuple) else output
+            stream = stream + (added * real if calls == 1 else added)
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        handle = self._block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     @property
     def final_norm(self) -> nn.Module:
         """The norm between the last block and the output matrix."""
@@ -199,33 +226,6 @@ class ResidualModel:
             output: Any = self.model.get_output_embeddings()
             step = max(1, LOGITS_AT_ONCE // self.d_model)
             return torch.cat([scaled @ part.float().T for part in output.weight.split(step)], dim=1)
-
-    @contextmanager
-    def _adding(
-        self, add: Tensor | None, attention_mask: Tensor, positions: Literal["all", "prompt"]
-    ) -> Iterator[None]:
-        """Add a vector per row to the output of block `layer` while generating: a hook that sees the prompt first."""
-        if add is None:
-            yield
-            return
-        added = add.to(self.device, self.dtype)[:, None]
-        real = attention_mask.to(self.device, self.dtype)[:, :, None]
-        calls = 0
-
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > 1 and positions == "prompt":
-                return output
-            stream = output[0] if isinstance(output, tuple) else output
-            stream = stream + (added * real if calls == 1 else added)
-            return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-        handle = self._block.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def generate(
         self,
