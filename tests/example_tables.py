@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunediff.latents.examples import BAND_FROM, BANDS, HISTOGRAM_BINS, Examples, lists, writing
+from tunediff.latents.examples import BAND_FROM, BANDS, HISTOGRAM_BINS, SCHEMAS, Examples, lists, writing
 
 SOURCES = ("web", "chat")
 PER_BAND = {"strongest": 20, "inactive": 15, "inactive_hard": 15} | dict.fromkeys(BAND_FROM, 10)
@@ -89,7 +89,7 @@ def example_tables(
                         {"latent": latent, "direction": direction, "end": end, "place": place}
                         | {"token_id": token_id, "value": value}
                     )
-    tables = {name: pd.DataFrame(found) for name, found in rows.items()}
+    tables = {name: pd.DataFrame(found, columns=SCHEMAS[name].names) for name, found in rows.items()}
     columns: dict[str, dict[str, Any]] = {
         name: {column: frame[column].to_numpy() for column in frame} for name, frame in tables.items()
     }

@@ -85,7 +85,7 @@ def test_more_conversations_spare_training() -> None:
 def test_a_further_seed_adds_its_own_work_and_the_comparison() -> None:
     before, after = keys_with(("training.seeds", [0])), keys_with(("training.seeds", [0, 1, 2]))
     added = after.keys() - before.keys()
-    stages = ("crosscoders", "latents", "evaluation")
+    stages = ("crosscoders", "latents", "evaluation", "examples")
     of_pairs = [f"{pair}{stage}" for pair in ("", *(f"nulls/{null}/" for null in DEMO["nulls"])) for stage in stages]
     of_pairs.append("twins")
     assert added == {f"{stage}/{kind}-seed{n}" for stage in of_pairs for kind in ("l1", "batchtopk") for n in (1, 2)}
