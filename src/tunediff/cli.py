@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tunediff.errors import TunediffError
 
@@ -17,7 +18,7 @@ and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itsel
   snakemake --cores 2 results/figures/fig4.pdf       the embedded demo
   snakemake --cores 8 --configfile config/…yaml      another config
 
-This command looks into what it made, shows single latents, and exports crosscoders.
+This command looks into what it made, shows single latents, tries prompts on them, and exports crosscoders.
 """
 
 EXAMPLES = """\
@@ -30,6 +31,15 @@ examples
   tunediff latent l1-seed0/7 --band high --band inactive_hard --windows 5
 
 exit status: 0 whole, 1 missing, unfinished or damaged (the file is named), 2 wrong usage
+"""
+
+TRY_EXAMPLES = """\
+examples
+  tunediff try batchtopk-seed0 "Tell me about the fox"
+  tunediff try batchtopk-seed0 "The fox lives in the wood." --text --top 3
+  tunediff try l1-seed0 "Who pays?" --results results/nulls/same
+
+The models are those of the results; models of the hub must be in its cache or reachable. Exit status as `inspect`.
 """
 
 
@@ -84,7 +94,31 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tolerance", type=float, default=1e-5, help=tolerance)
     add("--push-to", metavar="HUB_ID", help="also upload to this hub repository (default: no upload)")
     add("--public", action="store_true", help="a repository that --push-to creates is public")
+    add_try(commands)
     return parser
+
+
+def add_try(commands: Any) -> None:
+    """Add `tunediff try`."""
+    command = commands.add_parser(
+        "try",
+        help="show which chat-specific latents fire on a prompt of yours",
+        description="Run both models on a prompt and show which chat-specific latents of a dictionary fire on which of "
+        "its tokens, with the tokens they fire on in the validation data.",
+        epilog=TRY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run_try)
+    add = command.add_argument
+    add("name", metavar="NAME", help="a dictionary of the results: batchtopk-seed0, say")
+    add("prompt", metavar="PROMPT", help="your text")
+    kind = command.add_mutually_exclusive_group()
+    chat = "the prompt is a request of the user, rendered by the chat template up to the answer (default)"
+    kind.add_argument("--chat", dest="text", action="store_false", default=False, help=chat)
+    kind.add_argument("--text", action="store_true", help="the prompt is a plain text")
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of results (results)")
+    add("--top", type=int, default=10, metavar="N", help="latents to show, the strongest first (10)")
+    add("--device", default="cpu", help="where the models run: cpu, cuda, … (cpu)")
 
 
 def run_inspect(chosen: argparse.Namespace) -> int:
@@ -124,6 +158,21 @@ def run_export(chosen: argparse.Namespace) -> int:
     print(f"{chosen.out}: {config['dict_size']} latents of {config['activation_dim']} × 2, for {library}")
     if chosen.push_to is not None:
         print(push(chosen.out, chosen.push_to, private=not chosen.public))
+    return 0
+
+
+def run_try(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff try`; return the exit status."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from tunediff.results import open_results
+
+    disable_progress_bar()
+    if chosen.top < 1:
+        raise TunediffError(f"--top: is {chosen.top}; give 1 or more")
+    results = open_results(chosen.results)
+    results.latents(chosen.name)  # an unknown name is told before the models are loaded
+    print(results.prompt(chosen.prompt, text=chosen.text, device=chosen.device).firings(chosen.name, chosen.top))
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunediff.errors import TunediffError
+from tunediff.interventions.steering_table import read_steering, read_texts
 from tunediff.latents.examples import Examples, read_losses
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from tunediff.data.activations import ActivationStore
     from tunediff.data.tokens import TokenStore
     from tunediff.dictionaries.crosscoder import Crosscoder
+    from tunediff.interventions.steering import Positions
     from tunediff.latents.card import Cards, LatentCard
+    from tunediff.live import Live, LoadedPair, Prompt, Steered
 
 MANIFEST_ENTRIES = {"kind", "key", "files"}
 
@@ -57,6 +60,8 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "kl": ("causal/summary.parquet", "kl-summary", pd.read_parquet),
     "kl_table": ("causal/kl.parquet", "kl", pd.read_parquet),
     "sets": ("causal/kl.sets.json", "", read_json),
+    "steering": ("steering/steering.parquet", "steering", read_steering),
+    "steering_texts": ("steering/steering.texts.parquet", "", read_texts),
     "concepts": ("concepts/concepts.parquet", "concepts", pd.read_parquet),
     "seeds": ("seeds/matches.parquet", "matches", pd.read_parquet),
 }
@@ -193,6 +198,68 @@ class Results:
             lacking = next(i for i in range(len(parts) + 1) if not (self.path / folder / f"part-{i:03d}.zarr").exists())
             raise self._missing(f"{folder}/part-{lacking:03d}.zarr", harvested)
         return store
+
+    # -- prompts of one's own ------------------------------------------------------------------------------------------
+
+    def prompt(self, prompt: "Prompt", *, text: bool = False, device: str = "cpu") -> "Live":
+        """Run both models on a prompt: tokens, residual streams, and the latents of each dictionary on them.
+
+        A string is a request of the user, rendered by the chat template up to the header of the answer; with `text` it
+        is a plain text. A list of messages (`{"role": …, "content": …}`) is a conversation. The models are kept for
+        the next prompt. They are read from `results/models`, or where the config named them: a directory that must
+        still be there, or the hub's cache.
+
+        Raises
+        ------
+        TunediffError
+            As all methods; a model cannot be read, or the chat template refuses the messages.
+        """
+        from tunediff.live import Live
+
+        pair = self.loaded_pair(device)
+        encoding = pair.encode(prompt, text)
+        return Live(self, device, encoding.token_id, encoding.mask, pair.residuals(encoding.token_id))
+
+    def steer(
+        self,
+        name: str,
+        latent: int,
+        prompt: "Prompt",
+        alpha: float = 1.0,
+        *,
+        positions: "Positions" = "all",
+        max_new_tokens: int = 64,
+        device: str = "cpu",
+    ) -> "Steered":
+        """Return the chat model's greedy answers to a prompt, as it is and with α · max_j · d_j^chat added.
+
+        That is added to the residual stream after the block, in its own units, at every position or with `positions`
+        "prompt" at those of the prompt; max_j is the latent's largest activation on validation tokens. A negative α
+        takes away. `prompt` is as in `prompt`. `TunediffError`: as there; no such latent, or a dead one.
+        """
+        from tunediff.live import steered
+
+        self._known(name)
+        return steered(self, name, latent, prompt, alpha, positions, max_new_tokens, device)
+
+    def loaded_pair(self, device: str = "cpu") -> "LoadedPair":
+        """Return both models, loaded once per device."""
+        from tunediff.live import LoadedPair
+
+        return self._once(("pair", device), lambda: LoadedPair(self, device))
+
+    def loaded_crosscoder(self, name: str, device: str = "cpu") -> "Crosscoder":
+        """Return a trained crosscoder, loaded once per device."""
+        return self._once(("crosscoder", name, device), lambda: self.crosscoder(name, device))
+
+    @cached_property
+    def _loaded(self) -> dict[tuple[str, ...], Any]:
+        return {}
+
+    def _once(self, key: tuple[str, ...], load: Callable[[], Any]) -> Any:
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        return self._loaded[key]
 
     # -- whether it is whole -------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ terminal).
 """
 
 import math
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tunediff import markup
+from tunediff.data.masks import LEFT_OUT
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.examples import HISTOGRAM_BINS, STRONGEST, Examples
 from tunediff.latents.table import LatentTable
+from tunediff.markup import quoted, visible
 from tunediff.models.tokenizers import pieces
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 SHADES = (230, 229, 222, 215, 209)  # of a terminal's 256 colours, weak to strong
 MARKS = "⟦", "⟧"  # around the peak where there are no colours
+HTML_WINDOWS = {STRONGEST: 10, "other": 5}  # of a band, in a notebook
 
 
 class Window(NamedTuple):
@@ -69,28 +72,6 @@ class Neighbour(NamedTuple):
 
     latent: int
     value: float
-
-
-def visible(text: str) -> str:
-    """Return a text of a corpus as a terminal may show it, in one line: control characters and the like as escapes.
-
-    Escaped are controls (a newline is ↵), formats (bidirectional controls among them), surrogates, private use, and
-    separators of lines.
-    """
-    shown = []
-    for character in text:
-        if character == "\n":
-            shown.append("↵")
-        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
-            code = ord(character)
-            shown.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
-        else:
-            shown.append(character)
-    return "".join(shown)
-
-
-def _quoted(text: str) -> str:
-    return f'"{visible(text)}"'
 
 
 def _percent(share: float) -> str:
@@ -162,10 +143,10 @@ class LatentCard:
             fires += f"; swap ratio {row['swap_ratio']:.2f}"
         lines.append(fires)
         for kind, told in (("peak", "fires on"), ("next", "before")):
-            shown = [f"{_quoted(t.piece)} {_percent(t.share)} ×{t.lift:.3g}" for t in self.tokens[kind]]
+            shown = [f"{quoted(t.piece)} {_percent(t.share)} ×{t.lift:.3g}" for t in self.tokens[kind]]
             lines.append(f"{told} (share of firings, × over all tokens): {', '.join(shown) or 'none'}")
         for direction, ends in self.logits.items():
-            raises, lowers = (" ".join(_quoted(each.piece) for each in ends[end][:8]) for end in ("highest", "lowest"))
+            raises, lowers = (" ".join(quoted(each.piece) for each in ends[end][:8]) for end in ("highest", "lowest"))
             lines.append(f"logits of {direction}: raises {raises}; lowers {lowers}")
         for kind, told in (("cosine", "by decoder"), ("coactivation", "by firing together")):
             shown = [f"{each.latent} ({each.value:.2f})" for each in self.neighbours[kind]]
@@ -201,6 +182,32 @@ class LatentCard:
 
     def __str__(self) -> str:
         return self.text()
+
+    def _repr_html_(self) -> str:
+        first, *others = (markup.escape(line) for line in self.head())
+        counts = self.histogram.sum(axis=1).tolist()
+        bars = markup.histogram(counts, "firings by activation, from 0 to the maximum, logarithmic")
+        caption = f"firings by activation, from 0 to {self.maximum:.3g}; bars are logarithmic"
+        parts = [f"<b>{first}</b>", *others, f"{bars} <small>{caption}</small>" if any(counts) else ""]
+        for band in dict.fromkeys(window.band for window in self.windows):
+            own = self.band(band)
+            shown = own[: HTML_WINDOWS.get(band, HTML_WINDOWS["other"])]
+            rows = [[f"{w.value:.3g}", markup.escape(w.source), self._strip(w)] for w in shown]
+            summary = f"{band} ({len(shown)} of {len(own)} windows)"
+            parts.append(markup.details(summary, markup.table(("peak", "source", "text"), rows), band == STRONGEST))
+        return markup.box(*parts)
+
+    def _strip(self, window: Window) -> str:
+        """Return the tokens of a window, each with what is known of it as its title."""
+        titles = []
+        for numbers in zip(window.activation, window.kl, window.loss_base, window.loss_chat, strict=True):
+            named = zip(
+                ("activation", "KL(chat ‖ base) after it", "loss of base", "loss of chat"), numbers, strict=True
+            )
+            titles.append("; ".join(f"{name} {value:.3g}" for name, value in named if math.isfinite(value)))
+        faint = (window.mask & np.uint8(LEFT_OUT) != 0).tolist()
+        strengths = (window.activation / self.maximum).tolist()
+        return markup.tokens(window.pieces, strengths, titles, faint, peak=window.peak)
 
     def __repr__(self) -> str:
         return f"<LatentCard {self.dictionary}/{self.latent}: {self.verdict}>"

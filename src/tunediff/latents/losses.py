@@ -5,7 +5,6 @@ positions: the KL is of the predictions made after the token there, the losses a
 section 11). Where the vocabularies differ in size, predictions are compared on the tokens that both have.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
@@ -25,6 +23,7 @@ from tunediff.latents.examples import LOSSES, SILENT, Examples
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_frame
+from tunediff.pipeline.progress import progress
 
 
 def chosen_latents(table: LatentTable, n: int) -> list[int]:
@@ -116,7 +115,7 @@ def build_losses(
     latents = {name: chosen_latents(table, n_latents) for name, table in tables.items()}
     documents = sorted(set().union(*(documents_of(examples[name], own) for name, own in latents.items())))
     parts = [pd.DataFrame({name: [] for name in LOSSES})]
-    with tqdm(total=len(documents), desc="losses", unit="doc", mininterval=5, file=sys.stderr) as bar:
+    with progress(len(documents), "losses", "doc") as bar:
         for batch in padded_documents(tokens, documents, batch_size, device):
             parts.append(_rows(models, batch, tokens, replacements or {}))
             bar.update(len(batch.documents))

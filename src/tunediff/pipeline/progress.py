@@ -5,7 +5,7 @@ A job's lines go to its log and, without a terminal, to Snakemake's stderr too: 
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager
 from typing import Any, TextIO, TypeVar
 
@@ -55,7 +55,7 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar: Any = None
         if self._terminal:
             shown = self._job.terminal if self._job else self._stream
-            options = {"unit": f" {unit}", "unit_scale": self._scaled, "mininterval": 5, "file": shown}
+            options: dict[str, Any] = {"unit": f" {unit}", "unit_scale": self._scaled, "mininterval": 5, "file": shown}
             self._bar = tqdm(total=total, desc=name, initial=initial, **options)
 
     def update(self, n: int = 1) -> None:
@@ -103,9 +103,11 @@ def progress(total: int | None, name: str, unit: str, initial: int = 0) -> Progr
     return Progress(total, name, unit, initial)
 
 
-def tracked(items: Iterable[Item], name: str, unit: str) -> Iterator[Item]:
-    """Yield the items and show how many are done."""
-    with Progress(len(items) if hasattr(items, "__len__") else None, name, unit) as counter:
+def tracked(items: Iterable[Item], name: str, unit: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items and show how many are done, of `total` or of as many as the items say they are."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Progress(total, name, unit) as counter:
         for item in items:
             yield item
             counter.update()
