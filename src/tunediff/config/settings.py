@@ -460,15 +460,16 @@ class SteeringSettings(Settings, section="steering"):
         minimum=1,
     )
     alphas: tuple[float, ...] = setting(
-        "Doses α: α times the latent's largest activation on validation tokens times d^chat is added.",
-        (1, 2),
+        "Doses α: α times the latent's largest activation on validation tokens times d^chat is added. Answers break at "
+        "doses that are no longer small beside the residuals (`dose_share`), at `all` positions earlier.",
+        (1, 4),
         minItems=1,
         uniqueItems=True,
         exclusiveMinimum=0,
     )
     positions: tuple[Literal["all", "prompt"], ...] = setting(
         "Where it is added: at `all` positions, or at those of the `prompt` only.",
-        ("all",),
+        ("prompt",),
         minItems=1,
         uniqueItems=True,
     )
