@@ -14,6 +14,8 @@ from tunediff.pipeline.artifacts import check
 from tunediff.results import READERS, Results
 
 if TYPE_CHECKING:
+    from tunediff.data.tokens import TokenStore
+    from tunediff.latents.examples import Examples
     from tunediff.validation.truth import Scores
 
 SPLITS = ("train", "validation")
@@ -91,6 +93,21 @@ class Inputs:
     def models(self) -> dict[str, Mapping[str, Any]]:
         """The models of every pair, the run's own (`""`) first, then those of the nulls."""
         return {"": self.config["models"], **self.config["nulls"]}
+
+    def has(self, role: str) -> bool:
+        """Whether the run has what this role stands for."""
+        return role in vars(self) or bool(self.files.get(role))
+
+    @cached_property
+    def tokens(self) -> "TokenStore":
+        """The validation tokens."""
+        self._names("tokens")
+        return Results(self.folder).tokens("validation")
+
+    @cached_property
+    def examples(self) -> dict[str, "Examples"]:
+        """Examples of every dictionary."""
+        return {name: Results(self.folder).examples(name) for name in self._names("examples")}
 
     @cached_property
     def outliers(self) -> dict[str, OutlierTokens | None]:
