@@ -1,5 +1,6 @@
 """Build the report of a run: `build_report`."""
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from tunediff.latents.examples import Examples
@@ -222,6 +224,7 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["nu"] = raised
     names, rows = overview.comparison(run)
     criterion = look.one_criterion(run.latents)
     return environment.get_template("index.html.j2").render(
@@ -244,6 +247,11 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
         joined=joined,
         version=version("tunediff"),
     )
+
+
+def raised(text: str) -> Markup:
+    """Return a text as HTML, the letters of ν^r, ν^ε and ν^act raised."""
+    return Markup(re.sub(r"\^(r|ε|act)\b", r"<sup>\1</sup>", str(escape(text))))
 
 
 def null_models(run: Inputs) -> dict[str, str]:

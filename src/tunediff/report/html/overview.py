@@ -111,10 +111,10 @@ def kl_texts(run: Inputs, name: str) -> Iterator[str]:
         return
     best, worst = (every.get((name, f"{ranking}_{side}", ranking)) for side in ("best", "worst"))
     if best is not None:
-        half = f"the half of {run.sets[name]['name']} with the {RANKINGS[ranking].extreme}"
-        text = f"{half[0].upper()}{half[1:]}: {change_text(best)} with {_energy(best)} of the edit energy"
+        text = f"The best half by {RANKINGS[ranking].label} of {run.sets[name]['name']}: {change_text(best)} with "
+        text += f"{_energy(best)} of the edit energy"
         if worst is not None:
-            text += f"; the other half: {change_text(worst)} with {_energy(worst)}"
+            text += f"; the worst half: {change_text(worst)} with {_energy(worst)}"
         yield f"{text}."
     matched = every.get((name, MATCHED.name, ranking))
     yield (

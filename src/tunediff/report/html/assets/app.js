@@ -24,7 +24,7 @@
   }
 
   async function route() {
-    const hash = decodeURIComponent(location.hash);
+    const hash = location.hash;
     if (hash === "#main") return main.focus();
     const own = ++turn;
     problem.hidden = true;
@@ -125,7 +125,7 @@
         "li",
         {},
         el("p", { class: "title" }, number, " ", el("bdi", { class: "name" }, each.label || (each.snippets.length ? "" : "no examples")), " ", about.norms ? chip(VERDICTS[each.verdict], each.verdict.replace(" ", "-")) : null, stable),
-        el("p", { class: "small" }, numbers.filter(Boolean).join(" · ")),
+        el("p", { class: "small" }, tunediff.nu(numbers.filter(Boolean).join(" · "))),
         each.snippets.map((snippet) => el("p", { class: "snippet" }, el("span", { class: "where" }, snippet.source), " ", tunediff.passage(snippet, each.max))),
       );
     });

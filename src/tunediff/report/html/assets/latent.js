@@ -71,7 +71,7 @@
   }
   const number_ = (value) => number(value, 2);
 
-  const facts = (pairs) => el("dl", { class: "facts" }, pairs.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  const facts = (pairs) => el("dl", { class: "facts" }, pairs.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, tunediff.nu(name)), el("dd", {}, value))));
 
   const plain = (caption, heads, rows) =>
     el(
@@ -149,11 +149,13 @@
         ["rank", c.rank[latent] ? `${tunediff.count(c.rank[latent])} of ${tunediff.count(table.ranked.length)}` : "none"],
         ["class", table.classes[c.class[latent]]],
         about.norms ? ["Δnorm", number(c.delta[latent], 2)] : null,
-        about.norms ? ["ν^r [95 %]; held out", `${interval(c.nu_r[latent], c.nu_r_low[latent], c.nu_r_high[latent])}; ${number(c.nu_r_validation[latent], 2)}`] : null,
-        about.norms ? ["ν^ε [95 %]; held out", `${interval(c.nu_e[latent], c.nu_e_low[latent], c.nu_e_high[latent])}; ${number(c.nu_e_validation[latent], 2)}`] : null,
+        about.norms ? ["ν^r [95 %]", interval(c.nu_r[latent], c.nu_r_low[latent], c.nu_r_high[latent])] : null,
+        about.norms ? ["ν^r, held out", number(c.nu_r_validation[latent], 2)] : null,
+        about.norms ? ["ν^ε [95 %]", interval(c.nu_e[latent], c.nu_e_low[latent], c.nu_e_high[latent])] : null,
+        about.norms ? ["ν^ε, held out", number(c.nu_e_validation[latent], 2)] : null,
         ["ν^act", number(c.nu_a[latent], 2)],
         ...about.sources.map((source) => [`fires on ${source}`, percent(c[`frequency_${source}`][latent])]),
-        ["on template tokens", `${percent(c.template[latent])} of its firings`],
+        ["firings on template tokens", percent(c.template[latent])],
         ["maximum", significant(c.max[latent])],
         about.seeds ? ["stable over seeds", c.stable[latent] ? "yes" : "no"] : null,
       ]),

@@ -13,7 +13,7 @@
       if (typeof value === "function") node.addEventListener(name.slice(2), value);
       else node.setAttribute(name, value === true ? "" : value);
     }
-    for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+    for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) node.append(child);
     return node;
   });
 
@@ -37,6 +37,9 @@
     const ends = Number.isNaN(low) || Number.isNaN(high) ? "" : ` [${number(low, 2)}, ${number(high, 2)}]`;
     return number(value, 2) + ends;
   };
+
+  // Words with ν^r and its like: nodes with raised letters.
+  tunediff.nu = (text) => text.split(/\^(r|ε|act)/).map((part, i) => (i % 2 ? el("sup", {}, part) : part));
 
   // A link to a latent, with its name beside the number.
   tunediff.latentLink = function (name, latent, label) {

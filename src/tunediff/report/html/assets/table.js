@@ -85,7 +85,7 @@
 
     // the table: a head, and a body between two spacers
     const heads = all.map(function (column) {
-      const button = el("button", { type: "button", title: column.means, onclick: () => sortBy(column) }, column.head);
+      const button = el("button", { type: "button", title: column.means, onclick: () => sortBy(column) }, tunediff.nu(column.head));
       return el("th", { scope: "col", "aria-sort": "none", class: column.label ? "label" : null }, button);
     });
     const body = el("tbody");
