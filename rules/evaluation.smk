@@ -1,4 +1,5 @@
-# Per crosscoder: the held-out metrics; over all: labelled concepts.
+# Per crosscoder: the held-out metrics, and examples of what each latent fires on; over all: both models' losses on the
+# documents of chat-specific latents, and labelled concepts.
 rule evaluation:
     input:
         unpack(reads("{pair}evaluation/{name}")),
@@ -19,6 +20,50 @@ rule evaluation:
         content_keys=keys("{pair}evaluation/{name}"),
     script:
         "../workflow/scripts/evaluation.py"
+
+
+rule examples:
+    input:
+        unpack(reads("{pair}examples/{name}")),
+    output:
+        **makes("examples", "{pair}examples/{name}"),
+    log:
+        f"{R}/logs/{{pair}}examples/{{name}}.log",
+    benchmark:
+        f"{R}/benchmarks/{{pair}}examples/{{name}}.tsv"
+    conda:
+        "../envs/tunediff.yaml"
+    threads: 8
+    resources:
+        mem_mb=MEMORY["examples"],
+        runtime=240,
+        gpu=GPU,
+    params:
+        content_keys=keys("{pair}examples/{name}"),
+    script:
+        "../workflow/scripts/examples.py"
+
+
+rule losses:
+    input:
+        unpack(reads("losses/losses")),
+    output:
+        **makes("losses", "losses/losses"),
+    log:
+        f"{R}/logs/losses/losses.log",
+    benchmark:
+        f"{R}/benchmarks/losses/losses.tsv"
+    conda:
+        "../envs/tunediff.yaml"
+    threads: 8
+    resources:
+        mem_mb=MEMORY["losses"],
+        runtime=240,
+        gpu=GPU,
+    params:
+        content_keys=keys("losses/losses"),
+    script:
+        "../workflow/scripts/losses.py"
 
 
 rule concepts:

@@ -65,7 +65,8 @@ if not PLANTED:
         script:
             "../workflow/scripts/summary.py"
 
-    DRAWN += [f"{R}/summary.txt", f"{R}/concepts/concepts.parquet"]
+    DRAWN += [f"{R}/summary.txt", f"{R}/concepts/concepts.parquet", f"{R}/losses/losses.parquet"]
+    DRAWN += [f"{R}/examples/{name}.json" for name in GRAPH.dictionaries]
 
 
 # What is called chat-specific in the null pairs (config `nulls`), beside the run's own pair. Only on request.
@@ -74,3 +75,4 @@ if NULLS in DRAWINGS:
     rule nulls:
         input:
             f"{R}/{NULLS}.pdf",
+            [f"{R}/{path}.json" for pair in GRAPH.pairs for path in GRAPH.each("examples", GRAPH.trained, pair)],

@@ -66,16 +66,18 @@ def token_store(path: Path, lengths: Sequence[int], seed: int = 0, concepts: Seq
 
 
 def activation_store(
-    path: Path, tokens: TokenStore, activations: np.ndarray, outliers: Sequence[int] = ()
+    path: Path, tokens: TokenStore, activations: np.ndarray, outliers: Sequence[int] = (), shards: int = 1
 ) -> ActivationStore:
-    """Return a one-part store of the given float32 activations [row, model, d_model], rows permuted.
+    """Return a one-part store of the given float32 activations [row, model, d_model], rows permuted in each shard.
 
     `outliers` are the rows marked as massive activations.
     """
     n, _, d_model = activations.shape
-    order = np.random.default_rng(1).permutation(n)
-    settings = HarvestSettings(part_tokens=n, shard_tokens=n, chunk_tokens=n // 4, codec="blosc", dtype="float32")
-    attributes = {"dtype": "float32", "codec": "blosc", "sources": SOURCES, "shard_tokens": n, "chunk_tokens": n // 4}
+    size, g = n // shards, np.random.default_rng(1)
+    order = np.concatenate([start + g.permutation(size) for start in range(0, n, size)])
+    layout = {"shard_tokens": size, "chunk_tokens": size // 4, "codec": "blosc", "dtype": "float32"}
+    settings = HarvestSettings(part_tokens=n, **layout)
+    attributes = {**layout, "sources": SOURCES}
     group = create_part(path, n, d_model, settings, attributes)
     for m, name in enumerate(("base", "chat")):
         group[name][:] = activations[order, m]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunediff.errors import TunediffError
-from tunediff.latents.examples import Examples
+from tunediff.latents.examples import Examples, read_losses
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
 from tunediff.pipeline.artifacts import Manifest, check, manifest_path, store_of
@@ -45,6 +45,7 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "evaluation": ("evaluation/{}.json", "", Evaluation.read),
     "twins": ("twins/{}.parquet", "twins", pd.read_parquet),
     "examples": ("examples/{}", "examples", Examples.open),
+    "losses": ("losses/losses.parquet", "losses", read_losses),
     "histories": ("crosscoders/{}.history.parquet", "", pd.read_parquet),
     "crosscoders": ("crosscoders/{}.json", "", _facts),
     "activations_train": ("activations/train/{}.json", "", _facts),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, NUMBERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
-from tunediff.config.settings import split_tokens
+from tunediff.config.settings import ExampleSettings, split_tokens
 from tunediff.data.corpora import opened
 from tunediff.interventions import registry
 
@@ -38,6 +38,9 @@ CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
 WINDOW = 4 << 30  # residuals a harvest holds at most, see `activations.WINDOW_BYTES`
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
+BLOCK_TOKENS = 1 << 16  # of the examples' pass, whose codes are sorted together
+BLOCK = 64  # bytes a nonzero takes while they are
+EXAMPLES = 256 * MB  # blocks of cosines and of direct logits, each
 
 # Work.
 ADAM = 28  # bytes read and written for a parameter
@@ -211,6 +214,15 @@ def memory_mb(run: Setting) -> dict[str, int]:
     batches = c["evaluation"]["batch_size"], c["causal"]["batch_size"]
     needs["evaluation"] = (
         2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
+    )
+    shown, validation = ExampleSettings(**c["examples"]), run.tokens("validation")
+    windows = (shown.strongest + 3 * shown.per_band) * (4 * (2 * shown.context + 1) + 8)
+    kept = most * (windows + 8 * shown.firings + 8 * 20 * len(c["tokens"]["sources"]))
+    codes = LATENTS * (BLOCK * min(BLOCK_TOKENS, validation) + 24 * min(shown.sample_tokens, validation))
+    products = min(EXAMPLES, 4 * most**2) + 2 * min(EXAMPLES, 12 * most * shape.vocabulary)
+    needs["examples"] = model + 2 * weights + CODES + kept + codes + products
+    needs["losses"] = (
+        2 * model + logits(batches[0], length, 2 * 2 * w) + 2 * LOGITS_AT_ONCE + forward(batches[0] * length)
     )
     # labelled tokens alone: all nonzeros of one dictionary's code, ranked
     labels = any(opened(source).labelled for source in c["tokens"]["sources"].values())

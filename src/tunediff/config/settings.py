@@ -367,6 +367,37 @@ class LatentSettings(Settings, section="latents"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExampleSettings(Settings, section="examples"):
+    """Examples of what each latent fires on, from validation tokens."""
+
+    context: int = setting("Tokens of a window before and after its peak.", 32, minimum=1, maximum=512)
+    strongest: int = setting("Windows of largest activation per latent.", 20, minimum=1, maximum=1000)
+    per_band: int = setting(
+        "Windows drawn per latent from each band of its maximum (0.1 to 0.4, to 0.7, to 1).",
+        10,
+        minimum=1,
+        maximum=1000,
+    )
+    inactive: int = setting(
+        "Windows per latent in which it does not fire; and as many that hold one of its most frequent tokens.",
+        15,
+        minimum=1,
+        maximum=50,
+    )
+    losses_latents: int = setting(
+        "Chat-specific latents per dictionary, the lowest `rank_sum` first, on whose documents both models' losses and "
+        "their KL are measured (of none, the first latent of the ranking).",
+        50,
+        minimum=1,
+    )
+
+    firings: int = 256  # sampled per latent, for the tables of tokens
+    sample_tokens: int = 1 << 18  # of whole documents, of which all firings are kept
+    batch_size: int = 2048  # tokens encoded at once
+    seed: int = 0  # of everything drawn
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(Settings, section="evaluation"):
     """Held-out metrics."""
 
@@ -450,6 +481,7 @@ class Config(Settings, section="config"):
     )
     latents: LatentSettings = setting()
     evaluation: EvaluationSettings = setting()
+    examples: ExampleSettings = setting()
     causal: CausalSettings = setting()
     figures: FigureSettings = setting()
     nulls: dict[str, NullPair] = setting(

@@ -27,7 +27,8 @@ KIND = "examples"
 # this share on. What is below the lowest is in none.
 BAND_FROM = {"high": 0.7, "middle": 0.4, "low": 0.1}
 STRONGEST, INACTIVE, INACTIVE_HARD = "strongest", "inactive", "inactive_hard"
-BANDS = (STRONGEST, *BAND_FROM, INACTIVE, INACTIVE_HARD)
+SILENT = (INACTIVE, INACTIVE_HARD)
+BANDS = (STRONGEST, *BAND_FROM, *SILENT)
 HISTOGRAM_BINS = 20  # of the latent's maximum
 SCHEMAS = {
     "windows": pa.schema(
@@ -80,6 +81,13 @@ SCHEMAS = {
             "value": pa.float32(),  # logit per unit of the latent's activation, before the final norm's division
         }
     ),
+}
+
+LOSSES = {  # of the documents that windows of chat-specific latents come from (`tunediff.latents.losses`), in nats
+    "position": "int64",  # rising
+    "kl": "float32",  # KL(chat ‖ base) of what the models predict after this token
+    "loss_base": "float32",  # −log p of this token given those before it; NaN for the first of a document
+    "loss_chat": "float32",
 }
 
 
@@ -202,6 +210,24 @@ class Examples:
             raise TunediffError(
                 f"{file}: damaged ({_first_line(error)}); delete {self.path} and run snakemake again"
             ) from error
+
+
+def read_losses(path: Path) -> pd.DataFrame:
+    """Return both models' losses per position, having checked the columns (`LOSSES`) and that positions rise.
+
+    `TunediffError`: the file is not Parquet, or holds something else.
+    """
+    remedy = f"delete {path} and run snakemake again"
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise TunediffError(f"{path}: not a readable Parquet file ({_first_line(error)}); {remedy}") from error
+    found = {str(name): str(dtype) for name, dtype in frame.dtypes.items()}
+    if found != LOSSES:
+        raise TunediffError(f"{path}: columns {found} instead of {LOSSES}; {remedy}")
+    if (np.diff(frame["position"]) <= 0).any():
+        raise TunediffError(f"{path}: positions do not rise; {remedy}")
+    return frame
 
 
 def _first_line(error: Exception) -> str:

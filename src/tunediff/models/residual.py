@@ -79,10 +79,10 @@ class ResidualModel:
         # Checkpoints come with sampling and penalties of their own; answers here are greedy.
         self.model.generation_config = GenerationConfig()
         path = find_blocks(model, self.n_layers)
+        parent, _, last = path.rpartition(".")
+        decoder: Any = model.get_submodule(parent) if parent else model
         if not upper:
-            parent, _, last = path.rpartition(".")
-            blocks: Any = model.get_submodule(path)
-            setattr(model.get_submodule(parent) if parent else model, last, blocks[: layer + 1])
+            setattr(decoder, last, decoder.get_submodule(last)[: layer + 1])
             if hasattr(model, "lm_head"):
                 model.lm_head = nn.Identity()
         self._traced = TransformersModel(self.model, tokenizer=tokenizer, task="text-generation")
@@ -91,6 +91,8 @@ class ResidualModel:
             envoy = getattr(envoy, part)
         self._blocks = [envoy[i] for i in range(layer + 1)]
         self._returns_tuple: bool | None = None
+        norms = [module for module in decoder.children() if "norm" in type(module).__name__.lower()]
+        self._norm: nn.Module | None = norms[-1] if norms else None  # beside the blocks, the last one: the final norm
 
     @classmethod
     def load(
@@ -167,6 +169,34 @@ class ResidualModel:
             # The model's output, not lm_head's: Gemma 2 caps its logits after lm_head.
             logits = traced.output.logits.save()
         return logits
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last block and the output matrix."""
+        if self._norm is None:
+            raise TunediffError(
+                f"{self.name}: no final norm found beside its blocks; supported are decoders that keep it there, as "
+                "Gemma 2, Llama 3 and Qwen 2.5 do"
+            )
+        return self._norm
+
+    def direct_logits(self, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Return W_U (γ ⊙ row): what rows of the residual stream add to the logits before the norm divides, float32.
+
+        γ is the scale of the final norm, read off what the norm makes of a vector of alternating signs, whose mean
+        square is 1 and whose mean is 0: so it is right whether a family multiplies by w or by 1 + w. Soft caps of the
+        logits, which are not linear, are left out.
+        """
+        if not self.upper:
+            raise TunediffError(f"{self.name}: loaded without its upper half; load it with upper=True for logits")
+        with torch.no_grad():
+            signs = torch.ones(1, self.d_model, device=self.device, dtype=self.dtype)
+            signs[:, 1::2] = -1
+            scale = signs * (self.final_norm(signs) - self.final_norm(torch.zeros_like(signs)))
+            scaled = rows.to(self.device).float() * scale.float()
+            output: Any = self.model.get_output_embeddings()
+            step = max(1, LOGITS_AT_ONCE // self.d_model)
+            return torch.cat([scaled @ part.float().T for part in output.weight.split(step)], dim=1)
 
     def generate(
         self,

@@ -42,6 +42,8 @@ STAGES = {
     "published": Stage(1, "import_crosscoder", ("/",)),
     "latents": Stage(1, "latents", (".parquet",)),
     "evaluation": Stage(1, "evaluation"),
+    "examples": Stage(1, "examples", ("/",)),
+    "losses": Stage(1, "losses", (".parquet",)),
     "concepts": Stage(2, "concepts", (".parquet",)),
     "causal": Stage(1, "causal", (".parquet", ".sets.json")),
     "causal_summary": Stage(1, "causal_summary", (".parquet",)),
@@ -259,12 +261,16 @@ class Graph:
         self.add("latents", f"{folder}latents/{name}", settings, crosscoder=of, **stores)
 
     def _measures(self, folder: str, name: str) -> None:
-        """Add the latent table and the held-out metrics of a dictionary."""
+        """Add the latent table, the held-out metrics and the examples of a dictionary."""
         self._table(folder, name)
         settings = [_without(self.config["evaluation"], "batch_size")]
         models = {"models": [f"{folder}models"], "hooks": [f"{folder}hooks"], "tokens": ["tokens/validation"]}
         own = {"crosscoder": [f"{folder}crosscoders/{name}"], "validation": self.parts("validation", folder)}
         self.add("evaluation", f"{folder}evaluation/{name}", settings, **models, **own)
+        c = self.config
+        shown = [_without(c["examples"], "losses_latents"), c["models"]["dtype"], c["seed"]]
+        read = {"models": models["models"], "tokens": models["tokens"], "latents": [f"{folder}latents/{name}"], **own}
+        self.add("examples", f"{folder}examples/{name}", shown, **read)
 
     def _across(self) -> None:
         """Add what is measured on the dictionaries of the run's own pair together."""
@@ -272,6 +278,9 @@ class Graph:
         validation = self.parts("validation")
         every = {"crosscoders": self.each("crosscoders", names), "latents": self.each("latents", names)}
         self.add("concepts", "concepts/concepts", [seed], tokens=["tokens/validation"], validation=validation, **every)
+        measured = [c["examples"]["losses_latents"], c["models"]["layer"], c["models"]["dtype"]]
+        read = {"models": ["models"], "tokens": ["tokens/validation"], "latents": every["latents"]}
+        self.add("losses", "losses/losses", measured, **read, examples=self.each("examples", names))
         edits = _without(c["causal"], "batch_size", "bootstrap_samples")
         models = {"models": ["models"], "hooks": ["hooks"], "conversations": ["tokens/conversations"]}
         self.add("causal", "causal/kl", [edits, seed], **models, **every)

@@ -1,0 +1,332 @@
+"""The pass that finds each latent's examples on validation tokens (method.md section 6).
+
+Activations are stored permuted, so the codes of some tokens wait until the documents they belong to are whole. Their
+nonzeros are then sorted by latent and position, once: every step after that is a scan or two binary searches. What is
+kept per latent is a fixed number of entries, each an integer: a priority (the activation, or a hash), then a position.
+So memory does not grow with the tokens, results do not depend on how many are read at a time, and all stays on the
+device. Tokens that no metric counts have no activation here.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tunediff.config.settings import ExampleSettings
+from tunediff.data.activations import ActivationStore, counted_batches
+from tunediff.data.tokens import TokenStore
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.errors import TunediffError
+from tunediff.latents.examples import BAND_FROM, HISTOGRAM_BINS
+
+BLOCK_TOKENS = 1 << 16  # tokens whose codes are sorted together, at least: a shard
+WINDOWS_AT_ONCE = 1 << 17  # whose activations are looked up together
+POSITION = (1 << 32) - 1  # the low bits of an entry: this minus a position, so that of equals the earliest is largest
+
+
+def _signed(value: int) -> int:
+    """Return the low 64 bits of a number as torch reads them."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def hashed(left: Int[Tensor, "*shape"], right: Int[Tensor, "*shape"], seed: int) -> Int[Tensor, "*shape"]:
+    """Return 31 random bits of two numbers (the finaliser of splitmix64), the same on every device."""
+    mixed = left * _signed(0x9E3779B97F4A7C15) + right * _signed(0xD1B54A32D192ED03)
+    mixed = mixed + _signed((seed + 1) * 0x632BE59BD9B4E019)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return (mixed >> 33) & 0x7FFFFFFF
+
+
+@dataclass
+class Texts:
+    """The tokens of a split, on the device."""
+
+    token_id: Int[Tensor, "position"]
+    document: Int[Tensor, "position"]
+    start: Int[Tensor, "document_plus_1"]  # first position of each document, and the number of positions
+    source: Int[Tensor, "document"]
+    sources: list[str]
+
+    @classmethod
+    def of(cls, tokens: TokenStore, device: str) -> "Texts":
+        """Read a store."""
+        arrays = tokens.token_id, tokens.doc, tokens.doc_start, tokens.doc_source
+        return cls(*(torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays), tokens.sources)
+
+    def window(
+        self, centre: Int[Tensor, "*shape"], context: int
+    ) -> tuple[Int[Tensor, "*shape"], Int[Tensor, "*shape"]]:
+        """Return first position and end of the window around a position, inside its document."""
+        document = self.document[centre]
+        return (
+            torch.maximum(self.start[document], centre - context),
+            torch.minimum(self.start[document + 1], centre + context + 1),
+        )
+
+
+class Firings(NamedTuple):
+    """The nonzeros of whole documents, sorted by latent and then position."""
+
+    latent: Int[Tensor, "nonzero"]
+    position: Int[Tensor, "nonzero"]
+    value: Float[Tensor, "nonzero"]
+    place: Int[Tensor, "nonzero"]  # latent · span + position − first: rising
+    first: int  # position of the first token
+    span: int  # number of tokens
+
+    def between(
+        self, latent: Int[Tensor, "window"], start: Int[Tensor, "window"], end: Int[Tensor, "window"]
+    ) -> tuple[Int[Tensor, "window"], Int[Tensor, "window"]]:
+        """Return where a latent's nonzeros on the positions [start, end) begin and end."""
+        at = latent * self.span - self.first
+        return torch.searchsorted(self.place, at + start), torch.searchsorted(self.place, at + end)
+
+
+def sorted_firings(latent: Tensor, position: Tensor, value: Tensor, first: int, span: int) -> Firings:
+    """Return nonzeros on the positions [first, first + span), given in any order."""
+    place, order = torch.sort(latent * span + (position - first))
+    return Firings(latent[order], position[order], value[order], place, first, span)
+
+
+def entries(priority: Int[Tensor, "entry"], position: Int[Tensor, "entry"]) -> Int[Tensor, "entry"]:
+    """Return priority (31 bits, above) and position (below) as one number."""
+    return (priority << 32) | (POSITION - position)
+
+
+def bits(value: Float[Tensor, "entry"]) -> Int[Tensor, "entry"]:
+    """Return positive float32 numbers as integers of the same order."""
+    return value.view(torch.int32).long()
+
+
+class Best:
+    """The `size` largest entries of every group, whatever the order in which they come; 0 is none."""
+
+    def __init__(self, n_groups: int, size: int, device: str) -> None:
+        self.size = size
+        self.entry = torch.zeros(n_groups, size, dtype=torch.int64, device=device)
+
+    @property
+    def found(self) -> Tensor:
+        """Which places of the groups hold an entry."""
+        return self.entry > 0
+
+    @property
+    def position(self) -> Int[Tensor, "group place"]:
+        """Position of every entry (0 of none)."""
+        return torch.where(self.found, POSITION - (self.entry & POSITION), 0)
+
+    def add(self, group: Int[Tensor, "entry"], entry: Int[Tensor, "entry"]) -> tuple[Tensor, Tensor]:
+        """Add entries, positions rising within a group; return the groups that changed and where their entries were.
+
+        Those under `size` were at that place before, the others are new.
+        """
+        above = entry > self.entry[group, -1]
+        group, entry = group[above], entry[above]
+        order = torch.sort((group << 31) | (0x7FFFFFFF - (entry >> 32)), stable=True).indices
+        group, entry = group[order], entry[order]
+        changed, row, count = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
+        rank = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[row]
+        kept = rank < self.size
+        fresh = self.entry.new_zeros(len(changed), self.size)
+        fresh[row[kept], rank[kept]] = entry[kept]
+        best = torch.cat([self.entry[changed], fresh], dim=1).topk(self.size, dim=1)
+        self.entry[changed] = best.values
+        return changed, best.indices
+
+
+class BestWindows(Best):
+    """Entries with the activations of the window around each; group g is of latent g // `per_latent`."""
+
+    def __init__(self, n_latents: int, per_latent: int, size: int, context: int, device: str) -> None:
+        super().__init__(n_latents * per_latent, size, device)
+        self.per_latent, self.context = per_latent, context
+        self.activation = torch.zeros(*self.entry.shape, 2 * context + 1, device=device)  # the peak in the middle
+
+    def look_up(self, group: Tensor, entry: Tensor, firings: Firings, texts: Texts) -> None:
+        """Add entries whose windows lie in `firings`."""
+        changed, origin = self.add(group, entry)
+        if not len(changed):
+            return
+        moved = origin.clamp(max=self.size - 1)[..., None].expand(-1, -1, self.activation.shape[2])
+        kept = self.activation[changed].gather(1, moved)
+        fresh = origin >= self.size
+        kept[fresh] = 0
+        self.activation[changed] = kept
+        row, place = (fresh & self.found[changed]).nonzero(as_tuple=True)
+        slots = changed[row] * self.size + place
+        for slot in slots.split(WINDOWS_AT_ONCE):
+            centre = self.position.view(-1)[slot]
+            start, end = texts.window(centre, self.context)
+            low, high = firings.between(slot // (self.size * self.per_latent), start, end)
+            count = high - low
+            window = torch.repeat_interleave(torch.arange(len(slot), device=slot.device), count)
+            inside = torch.arange(len(window), device=slot.device) - (count.cumsum(0) - count)[window]
+            at = low[window] + inside
+            offset = firings.position[at] - centre[window] + self.context
+            self.activation.view(len(self.activation) * self.size, -1)[slot[window], offset] = firings.value[at]
+
+
+@dataclass
+class Sample:
+    """Whole documents, chosen at random, of which every firing is kept: what says that a window holds none."""
+
+    documents: NDArray[np.int64]  # in random order
+    chosen: Tensor  # per position: whether its document is one of them
+    number: Tensor  # per position: how many such positions are before it
+    place: list[Tensor]  # latent · n_tokens + number, per block
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of its positions."""
+        return int(self.number[-1]) if len(self.number) else 0
+
+    @classmethod
+    def draw(cls, texts: Texts, counted: NDArray[np.bool_], n_tokens: int, seed: int) -> "Sample":
+        """Choose documents that have a counted token, in random order, until they hold `n_tokens` positions."""
+        start = texts.start.cpu().numpy()
+        before = np.concatenate([[0], np.cumsum(counted)])
+        order = np.random.default_rng([seed, 0]).permutation(len(start) - 1)
+        order = order[before[start[order + 1]] > before[start[order]]]
+        length = (start[order + 1] - start[order]).cumsum()
+        documents = order[: np.searchsorted(length, n_tokens) + 1]
+        member = np.zeros(len(start) - 1, dtype=bool)
+        member[documents] = True
+        chosen = np.repeat(member, np.diff(start))
+        number = np.concatenate([[0], np.cumsum(chosen)])
+        device = texts.start.device
+        return cls(documents, torch.from_numpy(chosen).to(device), torch.from_numpy(number).to(device), [])
+
+    def add(self, firings: Firings) -> None:
+        """Keep the firings on the chosen documents."""
+        own = self.chosen[firings.position]
+        self.place.append(firings.latent[own] * self.n_tokens + self.number[firings.position[own]])
+
+    def finish(self) -> None:
+        """Sort what was kept, once all firings are there."""
+        self.place = [torch.cat([*self.place, self.number[:0]]).sort().values]
+
+    def silent(
+        self, latent: Int[Tensor, "*shape"], start: Int[Tensor, "*shape"], end: Int[Tensor, "*shape"]
+    ) -> Bool[Tensor, "*shape"]:
+        """Return whether a latent fires nowhere on positions [start, end) of a chosen document."""
+        (place,), at = self.place, latent * self.n_tokens
+        low = torch.searchsorted(place, at + self.number[start])
+        return low == torch.searchsorted(place, at + self.number[end])
+
+    def codes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return latent and number of the position of every firing, sorted by both."""
+        latent, number = np.divmod(self.place[0].cpu().numpy(), self.n_tokens)
+        return latent, number
+
+
+@dataclass
+class Found:
+    """What the pass keeps."""
+
+    strongest: BestWindows  # by activation; group: latent
+    bands: BestWindows  # at random; group: latent · 3 + band, in the order of BAND_FROM
+    firings: Best  # at random, at least the lowest band's share of the maximum; group: latent
+    histogram: Int[Tensor, "latent source bin"]  # of all firings
+    sample: Sample
+    counted: NDArray[np.bool_]  # per position
+
+    @classmethod
+    def empty(
+        cls, n_latents: int, texts: Texts, counted: NDArray[np.bool_], settings: ExampleSettings, device: str
+    ) -> "Found":
+        """Return the state before the first token."""
+        sizes = settings.context, device
+        return cls(
+            BestWindows(n_latents, 1, settings.strongest, *sizes),
+            BestWindows(n_latents, len(BAND_FROM), settings.per_band, *sizes),
+            Best(n_latents, settings.firings, device),
+            torch.zeros(n_latents, len(texts.sources), HISTOGRAM_BINS, dtype=torch.int64, device=device),
+            Sample.draw(texts, counted, settings.sample_tokens, settings.seed),
+            counted,
+        )
+
+    def add(self, firings: Firings, texts: Texts, maximum: Float[Tensor, "latent"], seed: int) -> None:
+        """Add the firings on whole documents; `maximum` is each latent's largest activation of all."""
+        self.sample.add(firings)
+        latent, position, value = firings[:3]
+        share = value.double() / maximum.double()[latent]
+        document = texts.document[position]
+        cell = latent * len(texts.sources) + texts.source[document]
+        cell = cell * HISTOGRAM_BINS + (share * HISTOGRAM_BINS).long().clamp(max=HISTOGRAM_BINS - 1)
+        self.histogram += torch.bincount(cell, minlength=self.histogram.numel()).view_as(self.histogram)
+
+        lowest = min(BAND_FROM.values())
+        strong = share >= lowest
+        of = latent[strong], position[strong]
+        self.firings.add(of[0], entries(hashed(*of, seed), of[1]))
+
+        # the largest activation of each latent in each document
+        first = torch.ones_like(strong)
+        first[1:] = (latent[1:] != latent[:-1]) | (document[1:] != document[:-1])
+        peak = value.new_zeros(int(first.sum()), dtype=torch.int64)
+        peak.scatter_reduce_(0, first.cumsum(0) - 1, entries(bits(value), position), "amax")
+        latent, document = latent[first], document[first]
+        self.strongest.look_up(latent, peak, firings, texts)
+        share = (peak >> 32).int().view(torch.float32).double() / maximum.double()[latent]
+        own = share >= lowest
+        latent, document, share, peak = latent[own], document[own], share[own], peak[own]
+        band = sum(((share < limit).long() for limit in list(BAND_FROM.values())[:-1]), torch.zeros_like(latent))
+        entry = entries(hashed(latent, document, seed + 1), POSITION - (peak & POSITION))
+        self.bands.look_up(latent * len(BAND_FROM) + band, entry, firings, texts)
+
+
+@torch.no_grad()
+def find(
+    crosscoder: Crosscoder,
+    store: ActivationStore,
+    tokens: TokenStore,
+    maximum: Float[Tensor, "latent"],
+    settings: ExampleSettings,
+    device: str,
+    name: str,
+) -> tuple[Found, Texts]:
+    """Read the store once and return what is kept of every latent; `maximum` as its latent table has it.
+
+    `name` is that of the progress bar.
+    """
+    texts = Texts.of(tokens, device)
+    counted = np.zeros(tokens.n_tokens, dtype=bool)
+    counted[store.row[store.kept()]] = True
+    before = np.concatenate([[0], np.cumsum(counted)])
+    found = Found.empty(crosscoder.dict_size, texts, counted, settings, device)
+    largest = torch.where(maximum > 0, maximum, torch.inf).to(device)
+    start, first = tokens.doc_start, 0
+    waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(end: int) -> None:
+        """Add the documents that end by position `end`; the rest of their tokens' codes wait on."""
+        nonlocal waiting, first
+        latent, position, value = (torch.cat(column) for column in zip(*waiting, strict=True))
+        whole = position < end
+        found.add(
+            sorted_firings(latent[whole], position[whole], value[whole], first, end - first),
+            texts,
+            largest,
+            settings.seed,
+        )
+        waiting, first = [(latent[~whole], position[~whole], value[~whole])], end
+
+    seen = high = since = 0
+    for batch in counted_batches(store, settings.batch_size, device, name):
+        code = crosscoder.encode(batch.activations)
+        position = torch.from_numpy(batch.row).to(device)[code.token]
+        waiting.append((code.latent, position, code.value.float()))
+        seen, since, high = seen + len(batch.row), since + len(batch.row), max(high, int(batch.row.max()) + 1)
+        if since >= BLOCK_TOKENS and seen == before[high]:  # nothing before `high` is missing
+            add(int(start[np.searchsorted(start, high, side="right") - 1]))
+            since = 0
+    if not seen:
+        raise TunediffError(f"{name}: no token to look at; raise the token budget of validation")
+    add(tokens.n_tokens)
+    found.sample.finish()
+    return found, texts
