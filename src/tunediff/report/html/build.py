@@ -2,8 +2,7 @@
 
 import re
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from tunediff.latents.examples import Examples
 from tunediff.latents.table import STABLE_COSINE, TWIN_COSINE
 from tunediff.pipeline.artifacts import building
 from tunediff.report import style as look
@@ -35,7 +33,6 @@ from tunediff.report.html.latents import (
 from tunediff.report.html.shards import Shards, column, encoded
 from tunediff.report.html.text import Pieces, joined, labels
 from tunediff.report.inputs import Inputs
-from tunediff.results import Results
 
 HERE = Path(__file__).parent
 WINDOW_BYTES = 200_000_000  # of all latents' shards; tables, texts and figures come on top
@@ -49,22 +46,18 @@ def build_report(
     decode: Callable[[Sequence[int]], Sequence[str]],
     *,
     keys: Mapping[str, str] | None = None,
-    nulls: Mapping[str, Mapping[str, Examples]] | None = None,
     window_bytes: int = WINDOW_BYTES,
 ) -> dict[str, Any]:
     """Build the report of a run at `out`, a folder with index.html; return what is in it.
 
     `decode` gives the text of each token id alone (`tunediff.models.tokenizers.pieces`), `keys` are the content keys of
-    the run's artifacts by path (for the provenance), `nulls` the examples of the null pairs that have run, by pair and
-    dictionary. `window_bytes` bounds the bytes of the latents' shards: of larger dictionaries, latents that are neither
+    the run's artifacts by path (for the provenance). `window_bytes` bounds the bytes of the latents' shards: of larger dictionaries, latents that are neither
     chat-specific nor among the first of the ranking are shown with fewer windows, and the page says so. What the run
     has not is said in words.
     """
-    started = time.time()
     with building(out) as partial:
         partial.mkdir()
-        facts = _build(run, partial, decode, keys or {}, nulls or {}, window_bytes)
-    return facts | {"seconds": round(time.time() - started, 1)}
+        return _build(run, partial, decode, keys or {}, window_bytes)
 
 
 def _build(
@@ -72,7 +65,6 @@ def _build(
     out: Path,
     decode: Callable[[Sequence[int]], Sequence[str]],
     keys: Mapping[str, str],
-    nulls: Mapping[str, Mapping[str, Examples]],
     window_bytes: int,
 ) -> dict[str, Any]:
     shutil.copytree(HERE / "assets", out / "assets")
@@ -87,14 +79,14 @@ def _build(
         shards.write(f"first/{each.name}", first)
         _write_blocks(each, sources, detail, shards, pieces, corpus)
         shards.write(f"beside/{each.name}", _beside(run, each))
-    _write_nulls(run, nulls, shards, pieces, corpus)
+    nulls = list(_write_nulls(run, shards, pieces, corpus))
     losses = run.losses if run.has("losses") else None
     written = corpus.write(shards, pieces, losses)
     known = sorted(pieces.known)
     shards.write("pieces", {"id": known, "text": [pieces.known[i] for i in known]})
     meta = {
         "dictionaries": {each.name: _about(each) for each in dictionaries},
-        "nulls": {pair: sorted(of) for pair, of in nulls.items()},
+        "nulls": nulls,
         "null_models": null_models(run),
         "sources": sources,
         "bands": BANDS,
@@ -191,15 +183,13 @@ def _beside(run: Inputs, dictionary: Dictionary) -> dict[str, Any]:
     return found
 
 
-def _write_nulls(
-    run: Inputs, nulls: Mapping[str, Mapping[str, Examples]], shards: Shards, pieces: Pieces, corpus: Corpus
-) -> None:
-    for pair, of in nulls.items():
-        for name, examples in of.items():
-            table = Results(run.folder / "nulls" / pair).latents(name)
-            null = Dictionary(name, table, examples, None, None)
-            first = overview.first_latents(null, _labels(null, pieces), pieces, corpus.token_id)
-            shards.write(f"first/{pair}/{name}", first)
+def _write_nulls(run: Inputs, shards: Shards, pieces: Pieces, corpus: Corpus) -> Iterator[list[str]]:
+    """Write the first latents of every null pair that has examples; yield the pairs and the names of dictionaries."""
+    for (pair, name), (table, examples) in run.null_firsts.items():
+        null = Dictionary(name, table, examples, None, None)
+        first = overview.first_latents(null, _labels(null, pieces), pieces, corpus.token_id)
+        shards.write(f"first/{pair}/{name}", first)
+        yield [pair, name]
 
 
 def _about(dictionary: Dictionary) -> dict[str, Any]:

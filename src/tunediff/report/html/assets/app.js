@@ -85,7 +85,7 @@
   }
 
   async function firsts(place, name, about, meta) {
-    const nulls = Object.keys(meta.nulls).filter((pair) => meta.nulls[pair].includes(name));
+    const nulls = meta.nulls.filter((each) => each[1] === name).map((each) => each[0]);
     const own = el("div", { class: "column" }, el("h4", {}, "This pair"), entries(await tunediff.load(`first/${name}`), name, about));
     const columns = el("div", { class: nulls.length ? "columns" : "" }, own);
     const heading = el("h3", {}, about.kind, " ", el("small", {}, name));
