@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tunediff.errors import TunediffError
 
+# as `tunediff.latents.examples.BANDS`, which takes a while to import
+BANDS = ("strongest", "high", "middle", "low", "inactive", "inactive_hard")
 DESCRIPTION = """\
 tunediff finds what fine-tuning changed inside a language model: crosscoders on the residual streams of a base model
 and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itself is run by Snakemake:
@@ -15,7 +17,7 @@ and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itsel
   snakemake --cores 2 results/figures/fig4.pdf       the embedded demo
   snakemake --cores 8 --configfile config/…yaml      another config
 
-This command looks into what it made, and exports it.
+This command looks into what it made, shows single latents, and exports crosscoders.
 """
 
 EXAMPLES = """\
@@ -24,6 +26,8 @@ examples
   tunediff inspect results/activations/train/part-000.zarr       layout, norms, checksums
   tunediff inspect results/crosscoders/l1-seed0 --json
   tunediff inspect results/latents/l1-seed0.json                 a manifest stands for its artifact
+  tunediff latent batchtopk-seed0/1234                           one latent: what it fires on
+  tunediff latent l1-seed0/7 --band high --band inactive_hard --windows 5
 
 exit status: 0 whole, 1 missing, unfinished or damaged (the file is named), 2 wrong usage
 """
@@ -50,6 +54,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--documents", type=int, default=2, metavar="N", help="documents of a token store to show (2)")
     tokenizer = "tokenizer for them (default: the chat model's of these results)"
     add("--tokenizer", type=Path, metavar="DIR", help=tokenizer)
+    latent = commands.add_parser(
+        "latent",
+        help="show one latent: how chat-specific it is, its tokens, logits, neighbours and examples",
+        description="Show one latent of finished results. A line of an example has the activation at its peak, the "
+        "source, the document and the text; on a terminal active tokens are shaded, elsewhere the peak is in ⟦ ⟧.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    latent.set_defaults(run=run_latent)
+    add = latent.add_argument
+    add("latent", metavar="NAME/NUMBER", help="a latent of a dictionary: batchtopk-seed0/1234")
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results (results)")
+    band = "windows of this band; may be repeated (strongest)"
+    add("--band", action="append", choices=BANDS, help=band)
+    add("--windows", type=int, default=10, metavar="N", help="windows of each band to show (10)")
     export = commands.add_parser(
         "export",
         help="write a crosscoder as the paper's library loads it",
@@ -77,6 +96,19 @@ def run_inspect(chosen: argparse.Namespace) -> int:
     for line in result.problems:
         print(f"tunediff: {line}", file=sys.stderr)
     return 1 if result.problems else 0
+
+
+def run_latent(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff latent`; return the exit status."""
+    from tunediff.results import open_results
+
+    name, _, number = chosen.latent.rpartition("/")
+    if not name or not number.isdecimal():
+        raise TunediffError(f"{chosen.latent}: not NAME/NUMBER; write it as batchtopk-seed0/1234")
+    card = open_results(chosen.results).latent(name, int(number))
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(card.text(chosen.band or [BANDS[0]], chosen.windows, colour), flush=True)
+    return 0
 
 
 def run_export(chosen: argparse.Namespace) -> int:

@@ -71,12 +71,14 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
             result.problems.append(str(error))
     if (store / "zarr.json").is_file():
         result.arrays = _zarr_arrays(store, result.problems)
-    if result.problems and result.kind in ("tokens", "activations"):
+    if result.problems and result.kind in ("tokens", "activations", "examples"):
         return result
     if result.kind == "tokens":
         _inspect_tokens(result, store, documents, tokenizer)
     elif result.kind == "activations":
         _inspect_activations(result, store)
+    elif result.kind == "examples":
+        _inspect_examples(result, store)
     elif list(store.glob("*.safetensors")) and (store / "config.json").is_file():
         _inspect_crosscoder(result, store)
     elif store.suffix == ".parquet":
@@ -212,6 +214,23 @@ def _inspect_activations(result: Inspection, store: Path) -> None:
                 for i in largest
             ],
         }
+
+
+def _inspect_examples(result: Inspection, store: Path) -> None:
+    from tunediff.latents.examples import BANDS, SCHEMAS, Examples
+
+    try:
+        examples = Examples.open(store)
+        tables = {name: examples.table(name, ["latent"]) for name in SCHEMAS}
+        band = examples.table("windows", ["band"])["band"]
+    except TunediffError as error:
+        result.problems.append(str(error))
+        return
+    result.summary = {
+        "rows": {name: len(frame) for name, frame in tables.items()},
+        "latents": {name: int(frame["latent"].nunique()) for name, frame in tables.items()},
+        "windows": {name: int((band == name).sum()) for name in BANDS},
+    }
 
 
 def _inspect_crosscoder(result: Inspection, store: Path) -> None:

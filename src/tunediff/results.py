@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +20,12 @@ from tunediff.latents.table import LatentTable, control_passes
 from tunediff.pipeline.artifacts import Manifest, check, manifest_path, store_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tunediff.data.activations import ActivationStore
     from tunediff.data.tokens import TokenStore
     from tunediff.dictionaries.crosscoder import Crosscoder
+    from tunediff.latents.card import Cards, LatentCard
 
 MANIFEST_ENTRIES = {"kind", "key", "files"}
 
@@ -116,6 +120,33 @@ class Results:
     def examples(self, name: str) -> Examples:
         """Return the examples of a dictionary: `.of("windows", latent)`, say."""
         return self._of("examples", name)
+
+    def latent(self, name: str, number: int) -> "LatentCard":
+        """Return all about one latent: its row of the table, windows, tokens, logits, neighbours; `print` shows it."""
+        return self.cards(name).of(number)
+
+    def cards(self, name: str) -> "Cards":
+        """Return what makes the cards of a dictionary's latents; kept, so that the next card is quick."""
+        from tunediff.latents.card import Cards
+
+        if name not in self._cards:
+            measured = (self.path / "losses/losses.parquet").is_file()
+            losses = self.read("losses") if measured else None
+            parts = self.latents(name), self.examples(name), self.tokens("validation"), self.tokenizer
+            self._cards[name] = Cards(name, *parts, losses)
+        return self._cards[name]
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of the pair: the chat model's."""
+        from tunediff.models.pair import load_pair
+
+        self._checked("models", "models")
+        return load_pair(self.path / "models", self.pair.layer, self.pair.dtype).load_tokenizer()
+
+    @cached_property
+    def _cards(self) -> "dict[str, Cards]":
+        return {}
 
     def kl(self) -> pd.DataFrame:
         """Return the mean KL to the chat model of every intervention, in nats per token, with 95 % intervals."""

@@ -40,6 +40,7 @@ PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
 BLOCK_TOKENS = 1 << 16  # of the examples' pass, whose codes are sorted together
 BLOCK = 64  # bytes a nonzero takes while they are
+WINDOWS_EACH = 25  # documents of a latent's windows that no other latent's are of, about
 EXAMPLES = 256 * MB  # blocks of cosines and of direct logits, each
 
 # Work.
@@ -342,6 +343,11 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     lower, upper = shape.flops(0, shape.layer + 1), shape.flops(shape.layer + 1, shape.n_layers, logits=True)
     held_out = len(c["tokens"]["sources"]) * c["evaluation"]["documents"] * FILLED * c["tokens"]["max_length"]
     spliced = len(dictionaries) * held_out * 2 * (lower + 3 * upper)  # per dictionary both models, each three times
+    found = min(
+        validation, len(dictionaries) * c["examples"]["losses_latents"] * WINDOWS_EACH * c["tokens"]["max_length"]
+    )
+    directions = 2 * shape.d_model * sum(size * (2 * shape.vocabulary + 2 * size) for size in dictionaries)
+    looked = Work(2 * FILLED * found * (lower + upper), encoded * validation + directions)
     asked = c["conversations"]
     answers, answered = asked["count"] * ANSWERED * asked["max_tokens"], asked["answers"] == "generate"
     calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
@@ -353,6 +359,7 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
         "training": learned,
         "latent tables": tables,
         "held-out metrics": Work(spliced, 2 * encoded * validation),
+        "examples": looked,
         "answers": Work(
             answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, calls * FORWARD_SECONDS
         ),

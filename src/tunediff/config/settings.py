@@ -391,7 +391,7 @@ class ExampleSettings(Settings, section="examples"):
         minimum=1,
     )
 
-    firings: int = 256  # sampled per latent, for the tables of tokens
+    firings: int = 256  # sampled per latent, about, for the tables of tokens
     sample_tokens: int = 1 << 18  # of whole documents, of which all firings are kept
     batch_size: int = 2048  # tokens encoded at once
     seed: int = 0  # of everything drawn

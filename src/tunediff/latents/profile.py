@@ -47,9 +47,7 @@ def token_tables(found: Found, texts: Texts) -> dict[str, NDArray[Any]]:
     Shown are those with the largest part, share · log lift, of the divergence of the latent's tokens from the corpus: a
     token is typical of a latent where it is both frequent there and rare elsewhere. Counted are the sampled firings.
     """
-    position, latent = found.firings.position, torch.arange(len(found.firings.entry), device=texts.start.device)
-    of = found.firings.found
-    latent, position = latent[:, None].expand_as(of)[of], position[of]
+    latent, position = (torch.cat(column) for column in zip(*found.firings, strict=True))
     counted = torch.from_numpy(np.flatnonzero(found.counted)).to(position.device)
     n_ids = int(texts.token_id.max()) + 1
     tables = []
@@ -60,7 +58,7 @@ def token_tables(found: Found, texts: Texts) -> dict[str, NDArray[Any]]:
         pair = latent[within] * n_ids + texts.token_id[position[within] + shift]
         pair, count = (each.cpu().numpy() for each in torch.unique(pair, return_counts=True))
         own, token_id = np.divmod(pair, n_ids)
-        share = count / np.bincount(own, count, minlength=len(of))[own]
+        share = count / np.bincount(own, count, minlength=1)[own]
         lift = share / share_of.cpu().numpy()[token_id]
         rows = largest_first(own, share * np.log(lift), TOKENS_SHOWN)
         kind = np.full(len(rows), number)
@@ -254,10 +252,9 @@ def window_columns(
 ) -> dict[str, Any]:
     """Return the columns of table `windows` for `latents[rows]`; `silent` is about all of `latents`."""
     block = torch.from_numpy(latents[rows]).to(texts.start.device)
-    bands = block[:, None] * len(BAND_FROM) + torch.arange(len(BAND_FROM), device=block.device)
-    kept = [(found.strongest, block), (found.bands, bands)]
-    centre = [torch.where(best.found[at], best.position[at], -1).flatten(1) for best, at in kept]
-    own = torch.cat([best.activation[at].reshape(len(block), -1, 2 * settings.context + 1) for best, at in kept], dim=1)
+    kept = found.strongest, *found.bands
+    centre = [torch.where(best.found[block], best.position[block], -1) for best in kept]
+    own = torch.cat([best.activation[block] for best in kept], dim=1)
     sizes = {STRONGEST: settings.strongest} | dict.fromkeys(BAND_FROM, settings.per_band)
     sizes |= {INACTIVE: settings.inactive, INACTIVE_HARD: settings.inactive}
     every = torch.cat([*centre, silent.centre[rows], silent.hard[rows]], dim=1)
@@ -349,11 +346,9 @@ def build_examples(
     there is no token to look at.
     """
     started = time.time()
-    frame = table.frame
-    maximum = torch.from_numpy(frame["max_activation"].to_numpy(np.float32, copy=True))
-    found, texts = find(crosscoder, store, tokens, maximum, settings, device, f"{out.name} examples")
+    found, texts = find(crosscoder, table, store, tokens, settings, device, f"{out.name} examples")
     pass_seconds = round(time.time() - started, 2)
-    live = np.flatnonzero(~frame["dead"].to_numpy())
+    live = np.flatnonzero(~table.frame["dead"].to_numpy())
 
     shown = token_tables(found, texts)
     by_count = np.lexsort((-shown["count"], shown["latent"]))
@@ -380,7 +375,7 @@ def build_examples(
             for name, centres in ((INACTIVE, silent.centre), (INACTIVE_HARD, silent.hard))
         },
         "peak": "largest activation of the latent in its document; a band holds one window per document",
-        "tokens": f"up to {settings.firings} random firings of at least {min(BAND_FROM.values())} of the maximum",
+        "tokens": f"of about {settings.firings} random firings, those from {min(BAND_FROM.values())} of the maximum on",
         "inactive": f"silent windows of the sample; hard ones are around one of the {HARD_TOKENS} most frequent tokens",
         "coactivation": f"Jaccard index on the sample, of latents that fire together on {MIN_JOINT} tokens or more",
         "logits": "W_U (γ ⊙ d) of the chat model, γ the scale of its final norm",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
@@ -22,8 +23,10 @@ from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.latents.examples import BAND_FROM, HISTOGRAM_BINS
+from tunediff.latents.table import LatentTable
 
 BLOCK_TOKENS = 1 << 16  # tokens whose codes are sorted together, at least: a shard
+ENTRIES_AT_ONCE = 1 << 24  # compared together
 WINDOWS_AT_ONCE = 1 << 17  # whose activations are looked up together
 POSITION = (1 << 32) - 1  # the low bits of an entry: this minus a position, so that of equals the earliest is largest
 
@@ -87,10 +90,17 @@ class Firings(NamedTuple):
         return torch.searchsorted(self.place, at + start), torch.searchsorted(self.place, at + end)
 
 
-def sorted_firings(latent: Tensor, position: Tensor, value: Tensor, first: int, span: int) -> Firings:
+def sorted_firings(latent: Tensor, position: Tensor, value: Tensor, first: int, span: int, n_latents: int) -> Firings:
     """Return nonzeros on the positions [first, first + span), given in any order."""
-    place, order = torch.sort(latent * span + (position - first))
-    return Firings(latent[order], position[order], value[order], place, first, span)
+    if latent.is_cuda:
+        place, order = torch.sort(latent * span + (position - first))
+        return Firings(latent[order], position[order], value[order], place, first, span)
+    # on a CPU two counting sorts are five times faster
+    columns = value.numpy(), ((position - first).int().numpy(), latent.int().numpy())
+    ordered = scipy.sparse.coo_array(columns, shape=(span, n_latents)).tocsr().tocsc()
+    latent = torch.from_numpy(np.repeat(np.arange(n_latents), np.diff(ordered.indptr)))
+    offset = torch.from_numpy(ordered.indices.astype(np.int64))
+    return Firings(latent, offset + first, torch.from_numpy(ordered.data), latent * span + offset, first, span)
 
 
 def entries(priority: Int[Tensor, "entry"], position: Int[Tensor, "entry"]) -> Int[Tensor, "entry"]:
@@ -121,35 +131,39 @@ class Best:
         return torch.where(self.found, POSITION - (self.entry & POSITION), 0)
 
     def add(self, group: Int[Tensor, "entry"], entry: Int[Tensor, "entry"]) -> tuple[Tensor, Tensor]:
-        """Add entries, positions rising within a group; return the groups that changed and where their entries were.
+        """Add entries, groups rising; return the groups that changed and where their entries were.
 
         Those under `size` were at that place before, the others are new.
         """
         above = entry > self.entry[group, -1]
         group, entry = group[above], entry[above]
-        order = torch.sort((group << 31) | (0x7FFFFFFF - (entry >> 32)), stable=True).indices
-        group, entry = group[order], entry[order]
         changed, row, count = torch.unique_consecutive(group, return_inverse=True, return_counts=True)
-        rank = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[row]
-        kept = rank < self.size
-        fresh = self.entry.new_zeros(len(changed), self.size)
-        fresh[row[kept], rank[kept]] = entry[kept]
-        best = torch.cat([self.entry[changed], fresh], dim=1).topk(self.size, dim=1)
-        self.entry[changed] = best.values
-        return changed, best.indices
+        start = count.cumsum(0) - count
+        rank = torch.arange(len(group), device=group.device) - start[row]
+        origin = torch.empty(len(changed), self.size, dtype=torch.int64, device=group.device)
+        step = max(1, ENTRIES_AT_ONCE // int(count.max())) if len(count) else 1
+        for low in range(0, len(changed), step):
+            some, size = changed[low : low + step], count[low : low + step]
+            own = slice(int(start[low]), int(start[low]) + int(size.sum()))
+            both = self.entry.new_zeros(len(some), self.size + int(size.max()))
+            both[:, : self.size] = self.entry[some]
+            both[row[own] - low, rank[own] + self.size] = entry[own]
+            best = both.topk(self.size, dim=1)
+            self.entry[some], origin[low : low + step] = best.values, best.indices
+        return changed, origin
 
 
 class BestWindows(Best):
-    """Entries with the activations of the window around each; group g is of latent g // `per_latent`."""
+    """The best entries of every latent, with the activations of the window around each."""
 
-    def __init__(self, n_latents: int, per_latent: int, size: int, context: int, device: str) -> None:
-        super().__init__(n_latents * per_latent, size, device)
-        self.per_latent, self.context = per_latent, context
+    def __init__(self, n_latents: int, size: int, context: int, device: str) -> None:
+        super().__init__(n_latents, size, device)
+        self.context = context
         self.activation = torch.zeros(*self.entry.shape, 2 * context + 1, device=device)  # the peak in the middle
 
-    def look_up(self, group: Tensor, entry: Tensor, firings: Firings, texts: Texts) -> None:
-        """Add entries whose windows lie in `firings`."""
-        changed, origin = self.add(group, entry)
+    def look_up(self, latent: Tensor, entry: Tensor, firings: Firings, texts: Texts) -> None:
+        """Add entries whose windows lie in `firings`, latents rising."""
+        changed, origin = self.add(latent, entry)
         if not len(changed):
             return
         moved = origin.clamp(max=self.size - 1)[..., None].expand(-1, -1, self.activation.shape[2])
@@ -162,7 +176,7 @@ class BestWindows(Best):
         for slot in slots.split(WINDOWS_AT_ONCE):
             centre = self.position.view(-1)[slot]
             start, end = texts.window(centre, self.context)
-            low, high = firings.between(slot // (self.size * self.per_latent), start, end)
+            low, high = firings.between(slot // self.size, start, end)
             count = high - low
             window = torch.repeat_interleave(torch.arange(len(slot), device=slot.device), count)
             inside = torch.arange(len(window), device=slot.device) - (count.cumsum(0) - count)[window]
@@ -208,7 +222,8 @@ class Sample:
 
     def finish(self) -> None:
         """Sort what was kept, once all firings are there."""
-        self.place = [torch.cat([*self.place, self.number[:0]]).sort().values]
+        place = torch.cat([*self.place, self.number[:0]])
+        self.place = [place.sort().values if place.is_cuda else torch.from_numpy(np.sort(place.numpy()))]
 
     def silent(
         self, latent: Int[Tensor, "*shape"], start: Int[Tensor, "*shape"], end: Int[Tensor, "*shape"]
@@ -228,78 +243,86 @@ class Sample:
 class Found:
     """What the pass keeps."""
 
-    strongest: BestWindows  # by activation; group: latent
-    bands: BestWindows  # at random; group: latent · 3 + band, in the order of BAND_FROM
-    firings: Best  # at random, at least the lowest band's share of the maximum; group: latent
+    strongest: BestWindows  # by activation
+    bands: list[BestWindows]  # at random, in the order of BAND_FROM
+    firings: list[tuple[Tensor, Tensor]]  # latent and position of random firings from the lowest band on
     histogram: Int[Tensor, "latent source bin"]  # of all firings
     sample: Sample
     counted: NDArray[np.bool_]  # per position
+    maximum: Float[Tensor, "latent"]  # largest activation, float64; infinite of a latent that does not fire
+    kept: Int[Tensor, "latent"]  # a firing is kept whose hash is below this
+    seed: int
 
     @classmethod
     def empty(
-        cls, n_latents: int, texts: Texts, counted: NDArray[np.bool_], settings: ExampleSettings, device: str
+        cls, table: LatentTable, texts: Texts, counted: NDArray[np.bool_], settings: ExampleSettings, device: str
     ) -> "Found":
         """Return the state before the first token."""
-        sizes = settings.context, device
+        columns = (table.frame[name].to_numpy(np.float64, copy=True) for name in ("max_activation", "count_validation"))
+        maximum, count = (torch.from_numpy(column).to(device) for column in columns)
+        n, windows = len(table), (settings.context, device)
         return cls(
-            BestWindows(n_latents, 1, settings.strongest, *sizes),
-            BestWindows(n_latents, len(BAND_FROM), settings.per_band, *sizes),
-            Best(n_latents, settings.firings, device),
-            torch.zeros(n_latents, len(texts.sources), HISTOGRAM_BINS, dtype=torch.int64, device=device),
+            BestWindows(n, settings.strongest, *windows),
+            [BestWindows(n, settings.per_band, *windows) for _ in BAND_FROM],
+            [],
+            torch.zeros(n, len(texts.sources), HISTOGRAM_BINS, dtype=torch.int64, device=device),
             Sample.draw(texts, counted, settings.sample_tokens, settings.seed),
             counted,
+            torch.where(maximum > 0, maximum, torch.inf),
+            ((settings.firings / count).clamp(max=1) * (1 << 31)).long(),
+            settings.seed,
         )
 
-    def add(self, firings: Firings, texts: Texts, maximum: Float[Tensor, "latent"], seed: int) -> None:
-        """Add the firings on whole documents; `maximum` is each latent's largest activation of all."""
+    def add(self, firings: Firings, texts: Texts) -> None:
+        """Add the firings on whole documents."""
         self.sample.add(firings)
         latent, position, value = firings[:3]
-        share = value.double() / maximum.double()[latent]
+        share = value.double() / self.maximum[latent]
         document = texts.document[position]
         cell = latent * len(texts.sources) + texts.source[document]
         cell = cell * HISTOGRAM_BINS + (share * HISTOGRAM_BINS).long().clamp(max=HISTOGRAM_BINS - 1)
         self.histogram += torch.bincount(cell, minlength=self.histogram.numel()).view_as(self.histogram)
 
         lowest = min(BAND_FROM.values())
-        strong = share >= lowest
-        of = latent[strong], position[strong]
-        self.firings.add(of[0], entries(hashed(*of, seed), of[1]))
+        kept = (hashed(latent, position, self.seed) < self.kept[latent]) & (share >= lowest)
+        self.firings.append((latent[kept], position[kept]))
 
         # the largest activation of each latent in each document
-        first = torch.ones_like(strong)
+        first = torch.ones_like(kept)
         first[1:] = (latent[1:] != latent[:-1]) | (document[1:] != document[:-1])
-        peak = value.new_zeros(int(first.sum()), dtype=torch.int64)
-        peak.scatter_reduce_(0, first.cumsum(0) - 1, entries(bits(value), position), "amax")
         latent, document = latent[first], document[first]
+        peak = torch.zeros_like(latent)
+        peak.scatter_reduce_(0, first.cumsum(0) - 1, entries(bits(value), position), "amax")
         self.strongest.look_up(latent, peak, firings, texts)
-        share = (peak >> 32).int().view(torch.float32).double() / maximum.double()[latent]
-        own = share >= lowest
-        latent, document, share, peak = latent[own], document[own], share[own], peak[own]
-        band = sum(((share < limit).long() for limit in list(BAND_FROM.values())[:-1]), torch.zeros_like(latent))
-        entry = entries(hashed(latent, document, seed + 1), POSITION - (peak & POSITION))
-        self.bands.look_up(latent * len(BAND_FROM) + band, entry, firings, texts)
+        share = (peak >> 32).int().view(torch.float32).double() / self.maximum[latent]
+        drawn = (hashed(latent, document, self.seed + 1) << 32) | (peak & POSITION)
+        highest = torch.inf
+        for best, low in zip(self.bands, BAND_FROM.values(), strict=True):
+            own = (share >= low) & (share < highest)
+            best.look_up(latent[own], drawn[own], firings, texts)
+            highest = low
 
 
 @torch.no_grad()
 def find(
     crosscoder: Crosscoder,
+    table: LatentTable,
     store: ActivationStore,
     tokens: TokenStore,
-    maximum: Float[Tensor, "latent"],
     settings: ExampleSettings,
     device: str,
     name: str,
 ) -> tuple[Found, Texts]:
-    """Read the store once and return what is kept of every latent; `maximum` as its latent table has it.
+    """Read the store once and return what is kept of every latent.
 
-    `name` is that of the progress bar.
+    The latent table knows each latent's maximum and count on the same tokens. `name` is that of the progress bar.
+    `TunediffError`: no token is counted.
     """
     texts = Texts.of(tokens, device)
     counted = np.zeros(tokens.n_tokens, dtype=bool)
     counted[store.row[store.kept()]] = True
     before = np.concatenate([[0], np.cumsum(counted)])
-    found = Found.empty(crosscoder.dict_size, texts, counted, settings, device)
-    largest = torch.where(maximum > 0, maximum, torch.inf).to(device)
+    found = Found.empty(table, texts, counted, settings, device)
     start, first = tokens.doc_start, 0
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -308,12 +331,8 @@ def find(
         nonlocal waiting, first
         latent, position, value = (torch.cat(column) for column in zip(*waiting, strict=True))
         whole = position < end
-        found.add(
-            sorted_firings(latent[whole], position[whole], value[whole], first, end - first),
-            texts,
-            largest,
-            settings.seed,
-        )
+        own = latent[whole], position[whole], value[whole]
+        found.add(sorted_firings(*own, first, end - first, len(table)), texts)
         waiting, first = [(latent[~whole], position[~whole], value[~whole])], end
 
     seen = high = since = 0

@@ -1,6 +1,8 @@
 """The tokenizers of a pair, and in what they differ."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -36,6 +38,50 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     if not tokenizer.is_fast:
         raise TunediffError(f"{path}: its tokenizer is not a fast one (no character offsets); save it with tokenizers")
     return tokenizer
+
+
+@cache
+def _bytes_of_characters() -> dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for (GPT-2's table)."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _torn(token: str, decoded: str) -> str:
+    """Return the text of a token that is not text alone, its loose bytes as <0xE2>."""
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return token
+    table = _bytes_of_characters()
+    if not all(character in table for character in token):
+        return decoded
+    text = bytes(table[character] for character in token).decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", text)
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+    """Return the text of each token alone, as it stands within a text: spaces and newlines kept, special tokens shown.
+
+    Bytes that are no text alone come as <0xE2>; an id that the tokenizer does not know as <id 7>.
+    """
+    wanted = [int(i) for i in ids]
+    unique = sorted(set(wanted))
+    # behind another token, or the space that begins a word would be lost
+    anchor = next((i for i in range(len(tokenizer)) if tokenizer.decode([i]).isalnum()), None)
+    before = [] if anchor is None else [anchor]
+    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    head = tokenizer.decode(before, **options)
+    found: dict[int, str] = {}
+    tokens = tokenizer.convert_ids_to_tokens(unique)
+    for i, token, text in zip(
+        unique, tokens, tokenizer.batch_decode([[*before, i] for i in unique], **options), strict=True
+    ):
+        if token is None:
+            found[i] = f"<id {i}>"
+            continue
+        own = text.removeprefix(head) if text.startswith(head) else tokenizer.decode([i], **options)
+        found[i] = _torn(token, own) if "\ufffd" in own else own or token
+    return [found[i] for i in wanted]
 
 
 def load_tokenizers(

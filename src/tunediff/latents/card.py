@@ -1,0 +1,293 @@
+"""All about one latent, gathered from finished results for whoever shows it: terminal, notebook, report.
+
+A card holds texts as they are in the corpus, control characters and all: who shows them escapes them (`visible` for a
+terminal).
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tunediff.data.tokens import TokenStore
+from tunediff.errors import TunediffError
+from tunediff.latents.criterion import Criterion
+from tunediff.latents.examples import HISTOGRAM_BINS, STRONGEST, Examples
+from tunediff.latents.table import LatentTable
+from tunediff.models.tokenizers import pieces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHADES = (230, 229, 222, 215, 209)  # of a terminal's 256 colours, weak to strong
+MARKS = "⟦", "⟧"  # around the peak where there are no colours
+
+
+class Window(NamedTuple):
+    """A piece of a document in which a latent fires, or is silent."""
+
+    band: str  # one of `examples.BANDS`
+    document: int
+    source: str
+    start: int  # position of the first token in the validation tokens
+    peak: int  # index in the window: of the peak, or of the centre where the latent is silent
+    value: float  # activation there
+    pieces: list[str]  # text of each token
+    activation: NDArray[np.float32]  # per token
+    mask: NDArray[np.uint8]  # per token, bits of `Mask`
+    kl: NDArray[np.float32]  # KL(chat ‖ base) after each token, in nats; NaN where it was not measured
+    loss_base: NDArray[np.float32]  # of each token, in nats; NaN likewise
+    loss_chat: NDArray[np.float32]
+
+
+class TokenCount(NamedTuple):
+    """A token that is typical of a latent."""
+
+    token_id: int
+    piece: str
+    count: int  # among the latent's sampled firings
+    share: float  # of them
+    lift: float  # over the token's share of all tokens
+
+
+class Logit(NamedTuple):
+    """What a latent's decoder row adds to the logit of a token, per unit of its activation."""
+
+    token_id: int
+    piece: str
+    value: float
+
+
+class Neighbour(NamedTuple):
+    """A latent that is like another."""
+
+    latent: int
+    value: float
+
+
+def visible(text: str) -> str:
+    """Return a text of a corpus as a terminal may show it, in one line: control characters and the like as escapes.
+
+    Escaped are controls (a newline is ↵), formats (bidirectional controls among them), surrogates, private use, and
+    separators of lines.
+    """
+    shown = []
+    for character in text:
+        if character == "\n":
+            shown.append("↵")
+        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
+            code = ord(character)
+            shown.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+        else:
+            shown.append(character)
+    return "".join(shown)
+
+
+def _quoted(text: str) -> str:
+    return f'"{visible(text)}"'
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+@dataclass(frozen=True, repr=False)
+class LatentCard:
+    """All about one latent; `str(card)` is what `tunediff latent` prints."""
+
+    dictionary: str  # its name, as in the results
+    latent: int
+    row: "pd.Series[Any]"  # of the latent table
+    criterion: Criterion
+    sources: tuple[str, ...]
+    windows: list[Window]  # by band, as in `examples.BANDS`
+    tokens: dict[str, list[TokenCount]]  # peak: tokens it fires on; next: those after them
+    logits: dict[str, dict[str, list[Logit]]]  # by direction (chat, base, difference), then end (highest, lowest)
+    neighbours: dict[str, list[Neighbour]]  # by kind: cosine, coactivation
+    histogram: pd.DataFrame  # firings by bin of the maximum, a column per source
+
+    @property
+    def maximum(self) -> float:
+        """Largest activation on validation tokens."""
+        return float(self.row["max_activation"])
+
+    def band(self, name: str) -> list[Window]:
+        """Return the windows of a band."""
+        return [window for window in self.windows if window.band == name]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the latent is chat-specific, and how sure that is, in words."""
+        row = self.row
+        if row["dead"]:
+            return "dead: it fires on no counted validation token"
+        if row["chat_specific"]:
+            sure = "confirmed" if row["chat_specific_validation"] else "not confirmed"
+            interval = "also with intervals" if row["chat_specific_interval"] else "not with intervals"
+            return f"chat-specific, {sure} on validation tokens, {interval} ({self.criterion.text})"
+        if row["reversed"]:
+            return "reversed: base has the direction with the opposite sign"
+        return f"not chat-specific ({self.criterion.text})"
+
+    def _ratio(self, name: str, symbol: str) -> str:
+        value = float(self.row[f"nu_{name}"])
+        if not math.isfinite(value):
+            return f"{symbol} not measured"
+        ends = [float(self.row.get(f"nu_{name}_{end}", math.nan)) for end in ("low", "high")]
+        interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if all(map(math.isfinite, ends)) else ""
+        return f"{symbol} {value:.2f}{interval}"
+
+    def head(self) -> list[str]:
+        """Return what is known of the latent without its examples, in lines."""
+        row = self.row
+        lines = [f"{self.dictionary}/{self.latent}: {self.verdict}"]
+        if row["dead"]:
+            return lines
+        if math.isfinite(row["norm_difference"]):
+            ratios = self._ratio("reconstruction", "ν^r"), self._ratio("error", "ν^ε")
+            own = f"class {row['class_name']}, Δnorm {row['norm_difference']:.2f}, cosine {row['cosine']:.2f}"
+        else:
+            ratios, own = (self._ratio("activation", "ν^act"),), "of a dictionary of the difference"
+        lines.append("; ".join((own, *ratios)))
+        by_source = ", ".join(f"{source} {_percent(row[f'frequency_{source}'])}" for source in self.sources)
+        fires = f"fires on {_percent(row['frequency'])} of tokens ({by_source}), maximum {self.maximum:.3g}"
+        fires += f"; {_percent(row['template_share'])} of its firings on the chat template's tokens"
+        if "swap_ratio" in row and math.isfinite(row["swap_ratio"]):
+            fires += f"; swap ratio {row['swap_ratio']:.2f}"
+        lines.append(fires)
+        for kind, told in (("peak", "fires on"), ("next", "before")):
+            shown = [f"{_quoted(t.piece)} {_percent(t.share)} ×{t.lift:.3g}" for t in self.tokens[kind]]
+            lines.append(f"{told} (share of firings, × over all tokens): {', '.join(shown) or 'none'}")
+        for direction, ends in self.logits.items():
+            raises, lowers = (" ".join(_quoted(each.piece) for each in ends[end][:8]) for end in ("highest", "lowest"))
+            lines.append(f"logits of {direction}: raises {raises}; lowers {lowers}")
+        for kind, told in (("cosine", "by decoder"), ("coactivation", "by firing together")):
+            shown = [f"{each.latent} ({each.value:.2f})" for each in self.neighbours[kind]]
+            lines.append(f"nearest {told}: {', '.join(shown) or 'none'}")
+        return lines
+
+    def _window(self, window: Window, colour: bool) -> str:
+        shown = []
+        for i, (piece, activation) in enumerate(zip(window.pieces, window.activation, strict=True)):
+            text = visible(piece)
+            if colour and activation > 0:
+                shade = SHADES[min(len(SHADES) - 1, int(len(SHADES) * activation / self.maximum))]
+                text = f"\x1b[{'1;4;' if i == window.peak else ''}30;48;5;{shade}m{text}\x1b[0m"
+            elif colour and i == window.peak:
+                text = f"\x1b[4m{text}\x1b[0m"
+            elif i == window.peak:
+                text = MARKS[0] + text + MARKS[1]
+            shown.append(text)
+        return f"  {window.value:7.3g} {window.source} {window.document:>6}  {''.join(shown).strip()}"
+
+    def text(self, bands: Iterable[str] = (STRONGEST,), windows: int = 10, colour: bool = False) -> str:
+        """Return the latent as text: what is known of it, then some windows of each of `bands`.
+
+        A line of a window has the activation at the peak, the source, the document and the text. With `colour` tokens
+        are shaded by their activation, for a terminal; without, the peak stands in ⟦ ⟧.
+        """
+        lines = self.head()
+        for band in bands:
+            own = self.band(band)
+            lines += ["", f"{band} ({min(windows, len(own))} of {len(own)} windows)"]
+            lines += [self._window(window, colour) for window in own[:windows]]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"<LatentCard {self.dictionary}/{self.latent}: {self.verdict}>"
+
+
+@dataclass
+class Cards:
+    """What cards of a dictionary's latents are made from."""
+
+    dictionary: str
+    table: LatentTable
+    examples: Examples
+    tokens: TokenStore  # validation
+    tokenizer: "PreTrainedTokenizerBase"
+    losses: pd.DataFrame | None = None  # `examples.LOSSES`, where they are measured
+
+    @cached_property
+    def _pieces(self) -> dict[int, str]:
+        return {}
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Return the text of each token (`models.tokenizers.pieces`), remembered."""
+        wanted = [int(i) for i in ids]
+        new = sorted(set(wanted) - self._pieces.keys())
+        if new:
+            self._pieces.update(zip(new, pieces(self.tokenizer, new), strict=True))
+        return [self._pieces[i] for i in wanted]
+
+    @cached_property
+    def _losses(self) -> dict[str, NDArray[Any]]:
+        names = ("position", "kl", "loss_base", "loss_chat")
+        return {name: np.array([]) if self.losses is None else self.losses[name].to_numpy() for name in names}
+
+    def _measured(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Return the losses of positions [start, stop), NaN where they were not measured."""
+        position = self._losses["position"]
+        own = slice(*np.searchsorted(position, (start, stop)))
+        values = np.full(stop - start, np.nan, dtype=np.float32)
+        values[position[own].astype(np.int64) - start] = self._losses[name][own]
+        return values
+
+    def of(self, latent: int) -> LatentCard:
+        """Return the card of a latent.
+
+        `TunediffError`: the dictionary has no latent of this number.
+        """
+        if not 0 <= latent < len(self.table):
+            raise TunediffError(
+                f"{self.dictionary}/{latent}: no such latent; give a number from 0 to {len(self.table) - 1}"
+            )
+        frames = {name: self.examples.of(name, latent) for name in ("tokens", "logits", "neighbours", "histogram")}
+        counted: dict[str, list[TokenCount]] = {"peak": [], "next": []}
+        shown = self.pieces(frames["tokens"]["token_id"])
+        columns = frames["tokens"][["token_id", "count", "share", "lift"]].itertuples(index=False, name=None)
+        for kind, piece, (token_id, *numbers) in zip(frames["tokens"]["kind"], shown, columns, strict=True):
+            counted[kind].append(TokenCount(token_id, piece, *numbers))
+        logits: dict[str, dict[str, list[Logit]]] = {}
+        for row, piece in zip(frames["logits"].itertuples(), self.pieces(frames["logits"]["token_id"]), strict=True):
+            ends = logits.setdefault(row.direction, {"highest": [], "lowest": []})
+            ends[row.end].append(Logit(row.token_id, piece, row.value))
+        near: dict[str, list[Neighbour]] = {"cosine": [], "coactivation": []}
+        for row in frames["neighbours"].itertuples():
+            near[row.kind].append(Neighbour(row.neighbour, row.value))
+        bins = pd.RangeIndex(HISTOGRAM_BINS, name="bin")
+        histogram = frames["histogram"].pivot(index="bin", columns="source", values="count")
+        histogram = histogram.reindex(index=bins, columns=list(self.table.sources)).fillna(0).astype(np.int64)
+        return LatentCard(
+            self.dictionary,
+            latent,
+            self.table.frame.iloc[latent],
+            self.table.criterion,
+            self.table.sources,
+            self.windows(latent),
+            counted,
+            logits,
+            near,
+            histogram,
+        )
+
+    def windows(self, latent: int) -> list[Window]:
+        """Return all windows of a latent, by band."""
+        made = []
+        for row in self.examples.of("windows", latent).itertuples():
+            stop = row.start + len(row.activation)
+            ids, mask = (getattr(self.tokens, name)[row.start : stop] for name in ("token_id", "mask"))
+            losses = (self._measured(name, row.start, stop) for name in ("kl", "loss_base", "loss_chat"))
+            place = row.peak - row.start
+            own = row.band, row.document, row.source, row.start, place, row.value
+            made.append(Window(*own, self.pieces(ids), row.activation, mask, *losses))
+        return made
