@@ -97,7 +97,7 @@ def _build(
         "detail": detail._asdict(),
         "whole": detail == EVERYTHING,
         "first_ranked": FIRST_RANKED,
-        "context": next((each.examples.facts.get("context") for each in dictionaries if each.examples), None),
+        "context": next((_context(each) for each in dictionaries if each.examples is not None), None),
     }
     shards.write("meta", meta)
     (out / "index.html").write_text(_page(run, out, keys, meta), encoding="utf-8")
@@ -115,6 +115,12 @@ def _dictionary(run: Inputs, name: str) -> Dictionary:
     twins = run.twins.get(name) if run.has("twins") else None
     seeds = overview.seeds_of(run.seeds if run.has("seeds") else None, name)
     return Dictionary(name, run.latents[name], examples, twins, seeds)
+
+
+def _context(dictionary: Dictionary) -> int | None:
+    """Return how many tokens a window has on each side of its peak at most."""
+    facts = {} if dictionary.examples is None else dictionary.examples.facts
+    return facts.get("settings", facts).get("context")
 
 
 def _labels(dictionary: Dictionary, pieces: Pieces) -> list[str]:

@@ -44,8 +44,8 @@ class Detail(NamedTuple):
 
     def keeps(self, windows: pd.DataFrame) -> NDArray[np.bool_]:
         """Return which rows are shown."""
-        most = dict(zip(BANDS, (self.strongest, *(self.band,) * 3, *(self.inactive,) * 2), strict=True))
-        return (windows["place"] < windows["band"].map(most).fillna(0)).to_numpy(dtype=bool)
+        most = np.array([self.strongest, *(self.band,) * 3, *(self.inactive,) * 2])
+        return windows["place"].to_numpy() < most[coded(windows, "band", BANDS)]
 
 
 EVERYTHING = Detail(20, 10, 15)
@@ -139,9 +139,9 @@ def _within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
-def coded(rows: pd.DataFrame, name: str, known: Sequence[str]) -> list[int]:
+def coded(rows: pd.DataFrame, name: str, known: Sequence[str]) -> NDArray[np.int64]:
     """Return a column of names as their places in `known`."""
-    return pd.Categorical(rows[name], categories=list(known)).codes.tolist()
+    return pd.Categorical(rows[name], categories=list(known)).codes.astype(np.int64)
 
 
 class Block(NamedTuple):
@@ -165,8 +165,8 @@ def block(tables: Mapping[str, pd.DataFrame], first: int, size: int, kept: NDArr
         "first": first,
         "windows": {
             "count": counts(windows["latent"], first, size),
-            "band": coded(windows, "band", BANDS),
-            "source": coded(windows, "source", of),
+            "band": coded(windows, "band", BANDS).tolist(),
+            "source": coded(windows, "source", of).tolist(),
             "document": windows["document"].tolist(),
             "start": start.tolist(),
             "peak": (windows["peak"].to_numpy(np.int64) - start).tolist(),
@@ -175,20 +175,20 @@ def block(tables: Mapping[str, pd.DataFrame], first: int, size: int, kept: NDArr
         },
         "tokens": {
             **ragged(rows["tokens"], first, size, {"token_id": "token", "share": "share", "lift": "lift"}),
-            "kind": coded(rows["tokens"], "kind", CODES["token"]),
+            "kind": coded(rows["tokens"], "kind", CODES["token"]).tolist(),
         },
         "histogram": {
             **ragged(rows["histogram"], first, size, {"bin": "bin", "count": "tokens"}),
-            "source": coded(rows["histogram"], "source", of),
+            "source": coded(rows["histogram"], "source", of).tolist(),
         },
         "neighbours": {
             **ragged(rows["neighbours"], first, size, {"neighbour": "latent", "value": "value"}),
-            "kind": coded(rows["neighbours"], "kind", CODES["neighbour"]),
+            "kind": coded(rows["neighbours"], "kind", CODES["neighbour"]).tolist(),
         },
         "logits": {
             **ragged(rows["logits"], first, size, {"token_id": "token", "value": "value"}),
-            "direction": coded(rows["logits"], "direction", CODES["direction"]),
-            "end": coded(rows["logits"], "end", CODES["end"]),
+            "direction": coded(rows["logits"], "direction", CODES["direction"]).tolist(),
+            "end": coded(rows["logits"], "end", CODES["end"]).tolist(),
         },
     }
     return Block(value, start, np.asarray(found["length"], dtype=np.int64))

@@ -1,34 +1,26 @@
-"""Texts of a corpus as the report shows them: nothing in them is hidden, reverses what stands around it, or is endless."""
+"""Texts of a corpus as the report shows them: nothing in them is hidden or endless, or turns what is around it."""
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from tunediff.latents.card import visible
+
 LONGEST = 400  # characters of a piece that are shown
-SIGNS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 LABEL_TOKENS = 4  # peak tokens that name a latent
 LABEL_SHARE = 0.02  # of a latent's firings that a token of its name has at least
 
 
-def visible(text: str, *, lines: bool = False, longest: int = LONGEST) -> str:
-    """Return a text with signs for what would not be seen: line breaks ⏎, controls and directions ⟨U+202E⟩.
+def shown(text: str, *, lines: bool = False, longest: int = LONGEST) -> str:
+    """Return a text with escapes for what would not be seen (`visible`); with `lines`, its line breaks stay as they are.
 
-    With `lines`, line breaks stay as they are. What is longer than `longest` is cut, and says so.
+    What is longer than `longest` is cut, and says so.
     """
     cut = f" … ({len(text):,} characters)" if len(text) > longest else ""
     text = text[:longest]
-    if not text.isprintable():
-        text = "".join(_sign(letter, lines) for letter in text)
-    return text + cut
-
-
-def _sign(letter: str, lines: bool) -> str:
-    if letter.isprintable() or unicodedata.category(letter) == "Zs" or (lines and letter == "\n"):
-        return letter
-    return SIGNS.get(letter) or f"⟨U+{ord(letter):04X}⟩"
+    return ("\n".join(map(visible, text.split("\n"))) if lines else visible(text)) + cut
 
 
 class Pieces:
@@ -46,7 +38,7 @@ class Pieces:
         """See to it that these ids are in the report."""
         new = [i for i in np.unique(np.asarray(ids)).tolist() if i not in self.known]
         if new:
-            self.known |= zip(new, map(visible, self.decode(new)), strict=True)
+            self.known |= zip(new, map(shown, self.decode(new)), strict=True)
 
 
 def labels(tokens: pd.DataFrame, pieces: Pieces, size: int) -> list[str]:
@@ -60,9 +52,9 @@ def labels(tokens: pd.DataFrame, pieces: Pieces, size: int) -> list[str]:
     peaks = peaks.assign(telling=telling).sort_values(["latent", "telling"], ascending=[True, False], kind="stable")
     found: list[dict[str, str]] = [{} for _ in range(size)]
     for latent, text in zip(peaks["latent"].tolist(), pieces.of(peaks["token_id"]), strict=True):
-        own, shown = found[latent], text.strip() or text.replace(" ", "␣")
+        own, name = found[latent], text.strip() or text.replace(" ", "␣")
         if len(own) < LABEL_TOKENS:
-            own.setdefault(shown.casefold(), shown)
+            own.setdefault(name.casefold(), name)
     return [" · ".join(own.values()) for own in found]
 
 
