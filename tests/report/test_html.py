@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +104,7 @@ def test_the_table_has_every_latent(report: Path) -> None:
 def windows_of(report: Path, latent: int) -> list[dict]:
     """Return a latent's windows as the page reads them: activations put back, texts from the shards of tokens."""
     shard = value(report, f"latents/{NAME}/{latent // of_latents.BLOCK}")
-    table = shard["windows"]
+    table, read = shard["windows"], cache(lambda number: value(report, f"tokens/{number}"))
     before = sum(table["count"][: latent - shard["first"]])
     fired, found = sum(table["active"][:before]), []
     text = dict(zip(*value(report, "pieces").values(), strict=True))
@@ -114,7 +115,7 @@ def windows_of(report: Path, latent: int) -> list[dict]:
             activation[at] = table["activation"][fired]
             fired += 1
         places = range(table["start"][i], table["start"][i] + table["length"][i])
-        ids = [value(report, f"tokens/{place // SHARD}")[place % SHARD] for place in places]
+        ids = [read(place // SHARD)[place % SHARD] for place in places]
         kept = {key: table[key][i] for key in ("start", "peak", "value", "document")}
         found.append(kept | {"band": BANDS[table["band"][i]], "activation": activation, "text": [text[j] for j in ids]})
     return found

@@ -62,7 +62,9 @@ var tunediff = {};
         tunediff.load("table/" + name).then(function (found) {
           const columns = {};
           for (const [key, values] of Object.entries(found.columns)) {
-            columns[key] = Float32Array.from(values, (value) => (value === null ? NaN : value));
+            const column = new Float32Array(values.length);
+            for (let i = 0; i < values.length; i++) column[i] = values[i] === null ? NaN : values[i];
+            columns[key] = column;
           }
           const ranked = [];
           columns.rank.forEach((rank, latent) => rank && (ranked[rank - 1] = latent));

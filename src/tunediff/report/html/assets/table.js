@@ -47,7 +47,8 @@
       const text = table.lower;
       return rows.sort((a, b) => (text[a] === "") - (text[b] === "") || sign * (text[a] < text[b] ? -1 : text[a] > text[b] ? 1 : 0) || a - b);
     }
-    const values = Float64Array.from({ length: table.n }, (_, i) => (column.value ? column.value(i) : column.key ? table.columns[column.key][i] : i));
+    const values = new Float64Array(table.n);
+    for (let i = 0; i < table.n; i++) values[i] = column.value ? column.value(i) : column.key ? table.columns[column.key][i] : i;
     const missing = (x) => Number.isNaN(x) || (column.key === "rank" && x === 0) || (column.key === "twin" && x < 0);
     return rows.sort(function (a, b) {
       const x = values[a], y = values[b];
