@@ -39,3 +39,26 @@ rule causal_summary:
         content_keys=keys("causal/summary"),
     script:
         "../workflow/scripts/causal_summary.py"
+
+
+# Steering: what both models answer while the direction of a latent is added to their residuals, beside controls.
+rule steering:
+    input:
+        unpack(reads("steering/steering")),
+    output:
+        **makes("steering", "steering/steering"),
+    log:
+        f"{R}/logs/steering/steering.log",
+    benchmark:
+        f"{R}/benchmarks/steering/steering.tsv"
+    conda:
+        "../envs/tunediff.yaml"
+    threads: 8
+    resources:
+        mem_mb=MEMORY["steering"],
+        runtime=240,
+        gpu=GPU,
+    params:
+        content_keys=keys("steering/steering"),
+    script:
+        "../workflow/scripts/steering.py"

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tunediff.interventions.steering_table import COLUMNS, typed
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
@@ -42,6 +43,7 @@ def all_results(criterion: Criterion | None = None) -> dict[str, Any]:
         "histories": histories(),
         "concepts": concepts(),
         "seeds": pd.DataFrame(columns=["crosscoder", "seed", "latent", "class_name", "chat_specific", "stable"]),
+        "steering": steering_table(),
         "crosscoders": {label: {} for label in LABELS},
         "outliers": {"train": None, "validation": None},
         "nulls": nulls_table(criterion),
@@ -221,6 +223,52 @@ def kl_sets(label: str) -> dict:
     chat_only = 286 if label == LABELS[0] else 17
     name = f"the 286 live latents of highest norm difference ({chat_only} of them chat-only)"
     return {"latents": list(range(286)), "size": 286, "half": 143, "name": name, "rule": name, "notes": []}
+
+
+STEERED = {11: "joke", 12: "refusal", 13: ""}  # latents of `steering_table`, and the kind of their own
+
+
+def steering_table(moved: bool = True) -> pd.DataFrame:
+    """Return steering.parquet: latent 11 raises jokes at both α where `moved`, 12 nothing, 13 is of no kind."""
+    rng = np.random.default_rng(7)
+    arms = {"steered": 0, "base_model": 0, "sign_flip": 0, "base_row": 0, "shared": 0, "random": 3}
+    rows: list[dict[str, Any]] = []
+
+    def add(crosscoder: str, latent: int, arm: str, draw: int, alpha: float, positions: str, rate: float) -> None:
+        dose = 10.0 * alpha
+        row = {
+            "crosscoder": crosscoder, "latent": latent, "place": max(0, latent - 10), "arm": arm, "draw": draw,
+            "model": "base" if arm == "base_model" else "chat", "direction": latent, "alpha": alpha,
+            "positions": positions, "cosine": 1.0, "dose": dose, "dose_share": dose / 28, "n": 64,
+        }  # fmt: skip
+        for measure, value in (("kl", 0.1 + alpha), ("nll", 0.9), ("repetition", 0.02), ("logit_shift", 1.5)):
+            value *= 1 + 0.1 * rng.normal()
+            ends = {"value": value, "low": 0.9 * value, "high": 1.1 * value}
+            rows.append(row | ends | {"measure": measure, "kind": "", "own": False})
+        for kind in ("joke", "refusal"):
+            of = rate if kind == STEERED.get(latent, kind) else 0.2
+            ends = {"value": of, "low": max(0.0, of - 0.1), "high": min(1.0, of + 0.1)}
+            own = kind == STEERED.get(latent)
+            rows.append(row | ends | {"measure": "rate", "kind": kind, "own": own})
+
+    for model in ("chat", "base"):
+        add("", -1, "unsteered", 0, 0.0, "all", 0.1)
+        for row in rows[-6:]:
+            row["model"] = model
+    for label in LABELS:
+        for latent in STEERED:
+            for positions in ("all", "prompt"):
+                for alpha in (0.25, 0.5):
+                    for arm, draws in arms.items():
+                        for draw in range(max(1, draws)):
+                            rate = 0.8 if (arm, latent, moved) == ("steered", 11, True) else 0.15
+                            add(label, latent, arm, draw, alpha, positions, rate)
+            for arm, value in (("ablation", 0.3), ("ablation_random", 0.04)):
+                for where, factor in (("firing", 1.0), ("elsewhere", 0.1)):
+                    add(label, latent, arm, 0, np.nan, where, np.nan)
+                    del rows[-5:]  # KL alone
+                    rows[-1] |= {"value": factor * value, "low": 0.0, "high": 1.0}
+    return typed(rows, COLUMNS)
 
 
 def twin_tables() -> dict[str, pd.DataFrame]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunediff.errors import TunediffError
+from tunediff.interventions.steering_table import read_steering, read_texts
 from tunediff.latents.examples import Examples, read_losses
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
@@ -57,6 +58,8 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "kl": ("causal/summary.parquet", "kl-summary", pd.read_parquet),
     "kl_table": ("causal/kl.parquet", "kl", pd.read_parquet),
     "sets": ("causal/kl.sets.json", "", read_json),
+    "steering": ("steering/steering.parquet", "steering", read_steering),
+    "steering_texts": ("steering/steering.texts.parquet", "", read_texts),
     "concepts": ("concepts/concepts.parquet", "concepts", pd.read_parquet),
     "seeds": ("seeds/matches.parquet", "matches", pd.read_parquet),
 }

@@ -22,6 +22,7 @@ from figure_tables import (
     latent_table,
     latent_tables,
     nulls_table,
+    steering_table,
     twin_tables,
     without_chat_only,
 )
@@ -38,6 +39,7 @@ from tunediff.report.figures import (
     fig4b,
     frequency,
     nulls,
+    steering,
     template,
     training,
     twins,
@@ -453,3 +455,22 @@ def test_notes_are_wrapped_by_their_printed_length() -> None:
     text = r"a $\nu^{r}$ b " * 4
     lines = style.wrapped(text, 13).split("\n")
     assert " ".join(lines) == text.strip() and [line.count("$") for line in lines] == [4, 4]
+
+
+def test_steering_shows_rates_of_the_own_kind_and_kl_with_their_intervals() -> None:
+    table = steering_table()
+    drawing = steering.draw(given(steering=table), STYLE)
+    assert set(drawing.numbers["measure"]) == {"kl", "rate"} and "base_model" not in set(drawing.numbers["arm"])
+    rates, kl = drawing.figure.subfigs[0].axes
+    names = [label.get_text() for label in rates.get_yticklabels()]
+    assert len(names) == 3 * 2 * 2 and names[0] == "11, α = 0.25\njoke" and names[-1].endswith("of no kind")
+    marks = [line for line in rates.get_lines() if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marks] == [80] * 4 + [15] * 4
+    faces = {line.get_markerfacecolor() for line in marks[:4]}, {line.get_markerfacecolor() for line in marks[4:]}
+    assert faces == ({style.VERMILLION}, {"white"})  # filled where it is apart from all controls
+    own = table[(table["crosscoder"] == LABELS[0]) & (table["arm"] == "steered") & (table["measure"] == "kl")]
+    drawn_kl = [line.get_xdata()[0] for line in kl.get_lines() if line.get_marker() == "o"]
+    assert sorted(drawn_kl) == pytest.approx(sorted(own["value"]))
+    assert drawing.figure.get_size_inches()[0] == STYLE.width
+    without = table.assign(own=False)
+    assert "no latent fires in answers\nof one labelled kind" in texts(steering.draw(given(steering=without), STYLE))

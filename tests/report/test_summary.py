@@ -14,6 +14,7 @@ from figure_tables import (
     kl_summary,
     latent_tables,
     nulls_table,
+    steering_table,
     without_chat_only,
 )
 from tunediff.report.inputs import Inputs, OutlierTokens
@@ -47,7 +48,7 @@ def run() -> Inputs:
     kl = pd.concat([kl, *matched], ignore_index=True)
     return given(
         kl=kl, sets=sets, latents=latent_tables(), evaluation=evaluations, crosscoders=FACTS, concepts=concepts(),
-        nulls=None, outliers={"train": OUTLIERS},
+        nulls=None, outliers={"train": OUTLIERS}, steering=steering_table(),
     )  # fmt: skip
 
 
@@ -167,6 +168,19 @@ def test_best_against_worst_with_energies_and_at_equal_energy(run: Inputs) -> No
     assert text.count("    Latent Scaling, energy-matched subsets: none") == 2
     assert "    no energy-matched halves by latent_scaling: 0 pairs" in text
     assert "(17 of them chat-only)" in text and "effective chat-only" not in text
+
+
+def test_steering_says_which_latents_move_the_rate_of_their_kind_or_that_none_does(run: Inputs) -> None:
+    text = summary(run)
+    assert "2 of 4 latents with a kind of answer of their own (of 6 steered) move its rate" in text
+    line = line_with(text, f"{FIRST} latent 11 raises joke from 10 % to 80 % [70 %, 90 %] at α = 0.25 (all positions; ")
+    assert line.endswith("9 % of the residuals' norm); controls within 0 % and 25 %")
+    none = line_with(summary(replace(run, steering=steering_table(moved=False))), "Steering, 64 requests")
+    assert "none of 4 latents with a kind of answer of their own (of 6 steered) moves its rate beyond" in none
+    assert "latent 11 raises" not in summary(replace(run, steering=steering_table(moved=False)))
+    table = steering_table()
+    unlabelled = summary(replace(run, steering=table[table["measure"] != "rate"]))
+    assert "no kinds of answers are labelled" in line_with(unlabelled, "Steering")
 
 
 def test_labelled_concepts(run: Inputs) -> None:

@@ -17,6 +17,7 @@ from figure_tables import (
     latent_table,
     latent_tables,
     nulls_table,
+    steering_table,
     twin_tables,
     without_chat_only,
 )
@@ -28,6 +29,7 @@ from tunediff.report.style import Drawn, Style, save
 from tunediff.report.tables import published as published_table
 from tunediff.report.tables import ranking as ranking_table
 from tunediff.report.tables import seeds as seeds_table
+from tunediff.report.tables import steering as steering_drawing
 from tunediff.report.tables import table1 as first_table
 from tunediff.report.tables.published import PUBLISHED, published
 from tunediff.report.tables.ranking import ranking
@@ -239,3 +241,19 @@ def test_tables_of_different_criteria_are_an_error_of_one_line() -> None:
     for make in (lambda: table1(tables, EVALUATIONS), lambda: ranking(tables)):
         with pytest.raises(TunediffError, match="state different criteria"):
             make()
+
+
+def test_steering_is_printed_beside_its_controls() -> None:
+    rows = steering_table()
+    drawn = steering_drawing.draw(given(steering=rows), STYLE)
+    first = drawn.numbers.iloc[0]
+    own = rows[(rows["crosscoder"] == LABELS[0]) & (rows["latent"] == 11) & (rows["positions"] == "all")]
+    own = own[(own["alpha"] == 0.25) & (own["measure"] == "kl")].set_index("arm")["value"]
+    assert (first["kl"], first["kl_random"]) == pytest.approx((own["steered"], own["random"].mean()))
+    assert (first["ablation_firing"], first["ablation_elsewhere"], first["ablation_random"]) == (0.3, 0.03, 0.04)
+    assert len(drawn.numbers) == 2 * 3 * 2 * 2
+    printed = [text.get_text() for text in drawn.figure.axes[0].texts]
+    assert "11, α = 0.25" in printed and "11, α = 0.5, prompt only" in printed
+    assert f"{first['kl']:.2f} ({first['kl_random']:.2f})" in printed
+    assert "joke 80 [70, 90] %" in printed and "0–25 %" in printed and printed.count("raises") == 2 * 2 * 2
+    assert printed.count("0.300 | 0.030 | 0.040") == 6 and printed.count("of no kind") == 8

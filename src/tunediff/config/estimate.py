@@ -48,6 +48,7 @@ ADAM = 28  # bytes read and written for a parameter
 MODEL_EFFICIENCY = 0.5  # of a large product's rate: the harvest of Gemma 3 270M on 2 cores
 HALF_ON_CPU = 1 / 7  # of the rate in float32, on a CPU without bfloat16 products (measured)
 FILLED = 0.6  # of their allowed length that texts have, and the longest conversation of a batch
+STEERED_ARMS = 5  # beside random directions, see `steering.arms`
 ANSWERED = 0.3  # the same of all conversations: 0.18 in the demo
 TOKENS_PER_SECOND = 50_000  # tokenisation, one core
 STEP_SECONDS = 0.002  # of a training step, beside its products
@@ -233,6 +234,9 @@ def memory_mb(run: Setting) -> dict[str, int]:
     codes = FILLED * c["conversations"]["count"] * asked * (4 * d + 20 * LATENTS * len(dictionaries))
     edits = sum(6 * 4 * d * size for size in dictionaries)  # weights, and two decoders made of them
     needs["causal"] = model + lower + edits + codes + logits(batches[1], asked, 2 * w + 8) + forward(batches[1] * asked)
+    weighed = sum(4 * parameters(d, size) for size in dictionaries)
+    batch = c["steering"]["batch_size"]
+    needs["steering"] = 2 * model + weighed + CODES + logits(batch, asked, 5 * 4 + w) + forward(batch * asked)
     return _rounded(needs)
 
 
@@ -353,6 +357,11 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
     runs = interventions(c, len(dictionaries))
     batches = math.ceil(asked["count"] / c["causal"]["batch_size"])
+    steered, arms = c["steering"], STEERED_ARMS + c["steering"]["random_directions"]
+    doses = steered["latents"] * len(steered["alphas"]) * len(steered["positions"])
+    asked_again = len(dictionaries) * doses * arms * steered["prompts"]  # requests
+    words = asked_again * steered["max_new_tokens"]
+    passes = math.ceil(asked_again / steered["batch_size"]) * (steered["max_new_tokens"] + 2)
     return {
         "tokens": texts,
         "activations": Work((train + validation) * 2 * lower),
@@ -364,6 +373,9 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
             answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, calls * FORWARD_SECONDS
         ),
         "KL": Work(answers * (4 * lower + runs * upper), 0, 0, batches * runs * FORWARD_SECONDS),
+        "steering": Work(
+            words * (2 * lower + 3 * upper), 0, passes * run.itemsize * shape.parameters, passes * FORWARD_SECONDS
+        ),
         "starts of jobs": Work(seconds=starts),
     }
 

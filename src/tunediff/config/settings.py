@@ -450,6 +450,47 @@ class CausalSettings(Settings, section="causal"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SteeringSettings(Settings, section="steering"):
+    """Steering: answers while the direction of a latent is added to the residual stream."""
+
+    latents: int = setting(
+        "Latents per crosscoder, the first of the ranking by both ν; each costs as many answers as prompts, times "
+        "alphas, positions, and arms (five and random_directions).",
+        3,
+        minimum=1,
+    )
+    alphas: tuple[float, ...] = setting(
+        "Doses α: α times the latent's largest activation on validation tokens times d^chat is added.",
+        (1, 2),
+        minItems=1,
+        uniqueItems=True,
+        exclusiveMinimum=0,
+    )
+    positions: tuple[Literal["all", "prompt"], ...] = setting(
+        "Where it is added: at `all` positions, or at those of the `prompt` only.",
+        ("all",),
+        minItems=1,
+        uniqueItems=True,
+    )
+    prompts: int = setting(
+        "Requests that are answered, drawn from the conversations; the others say what kind of answer a latent is of.",
+        64,
+        minimum=2,
+    )
+    max_new_tokens: int = setting("Length of an answer at most.", 48, minimum=1)
+    random_directions: int = setting("Random directions of the same dose, per latent.", 3, minimum=1)
+    batch_size: int = setting(
+        "Answers per generation batch, and conversations per forward pass",
+        16,
+        rule="16, fewer where the logits of a pass were more than 1 GiB",
+        minimum=1,
+    )
+
+    bootstrap_samples: int = 1000  # of requests, for the intervals of all that is no rate
+    seed: int = 0  # of the requests, of the random directions and of the bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
 class FigureSettings(Settings, section="figures"):
     """Appearance only."""
 
@@ -483,6 +524,7 @@ class Config(Settings, section="config"):
     evaluation: EvaluationSettings = setting()
     examples: ExampleSettings = setting()
     causal: CausalSettings = setting()
+    steering: SteeringSettings = setting()
     figures: FigureSettings = setting()
     nulls: dict[str, NullPair] = setting(
         "Named pairs of models of which the second learned nothing that the first lacks. On the run's tokens its "

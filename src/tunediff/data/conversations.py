@@ -2,12 +2,15 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from tunediff.config.settings import ConversationSettings
@@ -22,12 +25,40 @@ from tunediff.models.pair import PairInfo
 from tunediff.models.residual import ResidualModel
 
 
+class LeftPadded(NamedTuple):
+    """Prompts of similar length, padded on the left, as generation reads them."""
+
+    prompts: list[int]  # which of the prompts
+    ids: Int[Tensor, "prompt position"]
+    attention_mask: Int[Tensor, "prompt position"]
+    shortest: int  # tokens of the shortest
+
+
+def left_padded(prompts: Sequence[NDArray[np.integer]], batch_size: int, fill: int) -> Iterator[LeftPadded]:
+    """Yield prompts in batches by length, padded with the id `fill`."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        shortest, width = (len(prompts[i]) for i in (chosen[0], chosen[-1]))
+        ids = torch.full((len(chosen), width), fill, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(chosen):
+            ids[row, width - len(prompts[i]) :] = torch.from_numpy(prompts[i].astype(np.int64))
+            mask[row, width - len(prompts[i]) :] = 1
+        yield LeftPadded(chosen, ids, mask, shortest)
+
+
+def until_stop(answer: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """Return generated ids up to and with the first stop token."""
+    stops = (i for i, token in enumerate(answer) if token in stop_ids)
+    return list(answer[: next(stops, len(answer)) + 1])
+
+
 def _answered(encoding: Encoding, answer: Sequence[int], stop_ids: Sequence[int], length: int) -> Encoding:
     """Append generated ids to a prompt, up to and with the first stop token, cut to `length`."""
-    stops = [i for i, token in enumerate(answer) if token in stop_ids]
-    ids = np.array(answer[: stops[0] + 1] if stops else answer, dtype=np.int32)
+    ids = np.array(until_stop(answer, stop_ids), dtype=np.int32)
     mask = np.full(len(ids), Mask.ASSISTANT, dtype=np.uint8)
-    if stops:
+    if len(ids) and ids[-1] in stop_ids:
         mask[-1] |= np.uint8(Mask.TEMPLATE)
     own = Encoding(ids, mask, np.zeros(len(ids), dtype=np.uint64))
     return cut(Encoding(*(np.concatenate(pair) for pair in zip(encoding, own, strict=True))), length)
@@ -37,22 +68,14 @@ def _generate(
     model: ResidualModel, prompts: Sequence[Encoding], stop_ids: Sequence[int], settings: ConversationSettings
 ) -> list[Encoding]:
     """Answer every prompt greedily, in batches of prompts of similar length."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_id))
     answers: dict[int, Encoding] = {}
     with tqdm(total=len(prompts), desc="answers", unit="conv", mininterval=5, file=sys.stderr) as bar:
-        for start in range(0, len(order), settings.batch_size):
-            chosen = order[start : start + settings.batch_size]
-            shortest, width = (len(prompts[i].token_id) for i in (chosen[0], chosen[-1]))
-            ids = torch.full((len(chosen), width), stop_ids[0], dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(chosen):
-                length = len(prompts[i].token_id)
-                ids[row, width - length :] = torch.from_numpy(prompts[i].token_id.astype(np.int64))
-                mask[row, width - length :] = 1
-            new = model.generate(ids, mask, settings.max_tokens - shortest, stop_ids).cpu().tolist()
-            for i, answer in zip(chosen, new, strict=True):
+        for batch in left_padded([each.token_id for each in prompts], settings.batch_size, stop_ids[0]):
+            longest = settings.max_tokens - batch.shortest
+            new = model.generate(batch.ids, batch.attention_mask, longest, stop_ids).cpu().tolist()
+            for i, answer in zip(batch.prompts, new, strict=True):
                 answers[i] = _answered(prompts[i], answer, stop_ids, settings.max_tokens)
-            bar.update(len(chosen))
+            bar.update(len(batch.prompts))
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -113,10 +136,7 @@ def build_conversations(
             f"{settings.count} ({why}{part if shared_with else ''}); lower the count or give a larger source"
         )
     if settings.answers == "generate":
-        stop_ids = [i for i in dict.fromkeys((renderer.end_of_turn, tokenizer.eos_token_id)) if i is not None]
-        if not stop_ids:
-            raise TunediffError(f"{pair.chat}: its tokenizer has no end-of-turn and no eos token; set eos_token")
-        kept = _generate(pair.load_chat(device, upper=True), kept, stop_ids, settings)
+        kept = _generate(pair.load_chat(device, upper=True), kept, renderer.stop_ids, settings)
     attributes = {
         "sources": ["requests"],
         "kinds": ["chat"],

@@ -54,6 +54,14 @@ class Source:
         """Return the labelled concepts."""
         return Labels([], set(), {})
 
+    def answer_kinds(self) -> tuple[str, ...]:
+        """Return the kinds that `kind_of_answer` tells apart; none where it tells nothing."""
+        return ()
+
+    def kind_of_answer(self, text: str) -> str:
+        """Return of which of these kinds an answer to a request of this source is, "" where of none."""
+        return ""
+
     def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
         """Yield the documents of a split, as `documents`."""
         own_split = any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
@@ -74,6 +82,16 @@ class Demo(Source):
 
         names = list(grammar.CONCEPTS)
         return Labels(names, set(names[: names.index(FIRST_SHARED_CONCEPT)]), dict(grammar.KIND_OF))
+
+    def answer_kinds(self) -> tuple[str, ...]:
+        from tunediff.demo import grammar
+
+        return tuple(grammar.OPENINGS)
+
+    def kind_of_answer(self, text: str) -> str:
+        from tunediff.demo import grammar
+
+        return grammar.kind_of_answer(text)
 
     def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
         from tunediff.demo import grammar

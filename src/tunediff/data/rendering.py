@@ -128,6 +128,20 @@ class ChatRenderer:
         closing = (encoding.mask & np.uint8(Mask.ASSISTANT) != 0) & (encoding.mask & np.uint8(Mask.TEMPLATE) != 0)
         return int(encoding.token_id[closing][-1]) if closing.any() else None
 
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: the template's end of turn and the tokenizer's end of a text.
+
+        `TunediffError`: the tokenizer has neither.
+        """
+        ends = dict.fromkeys((self.end_of_turn, self.tokenizer.eos_token_id))
+        found = [int(i) for i in ends if i is not None]
+        if not found:
+            raise TunediffError(
+                f"{self.tokenizer.name_or_path}: its tokenizer has no end-of-turn and no eos token; set eos_token"
+            )
+        return found
+
     def _finish(self, token_id: NDArray[Any], mask: NDArray[Any], label: NDArray[Any]) -> Encoding:
         if len(token_id) and self._bos is not None and token_id[0] == self._bos:
             mask[0] = Mask.BOS

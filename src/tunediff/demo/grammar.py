@@ -1014,6 +1014,11 @@ def behaviour(answer: Message) -> str | None:
     return next((span.concept for span in answer.spans if span.concept in BEHAVIOURS), None)
 
 
+def kind_of_answer(text: str) -> str:
+    """The kind of an answer by how it opens, one of OPENINGS; "" where it opens otherwise."""
+    return next((concept for concept, openings in OPENINGS.items() if text.startswith(openings)), "")
+
+
 def shows(concept: str, reference: Message, answer: str) -> bool:
     """Whether an answer shows the behaviour, judged against the reference answer to the same request.
 

@@ -44,7 +44,7 @@ def _finite(values: Tensor, batch: Padded, row: Tensor, what: str) -> None:
     if bad.any():
         conversation = batch.documents[int(row[bad][0])]
         raise TunediffError(
-            f"causal: {what} of conversation {conversation} is not finite; give `models.dtype` more range "
+            f"{what} of conversation {conversation} is not finite; give `models.dtype` more range "
             "(bfloat16 or float32), or check the models and the crosscoder"
         )
 
@@ -61,10 +61,12 @@ class Lower:
     replacements: Mapping[int, int]  # token ids that the base model is fed otherwise (see `models.replace_tokens`)
 
     def __iter__(self) -> Iterator[tuple[Padded, Tensor, Tensor]]:
+        return self.over(range(self.conversations.n_documents))
+
+    def over(self, documents: Sequence[int]) -> Iterator[tuple[Padded, Tensor, Tensor]]:
         """Yield each batch with the residuals (conversation, position, d_model) of base and chat, all finite."""
-        if not self.conversations.n_documents:
+        if not documents:
             raise TunediffError("conversations: none in the store; raise conversations.count")
-        documents = range(self.conversations.n_documents)
         for batch in padded_documents(self.conversations, documents, self.batch_size, self.device):
             fed = replace_tokens(batch.token_id, self.replacements)
             base = self.base.residual(fed, batch.attention_mask).to(self.device)

@@ -47,11 +47,11 @@ SCHEMAS = {
     "tokens": pa.schema(
         {
             "latent": pa.int32(),
-            "kind": pa.string(),  # peak: the token it fires on; next: the one after it
+            "kind": pa.string(),  # peak: the token it fires on; next: the one after it; by falling share · log lift
             "token_id": pa.int32(),
             "count": pa.int32(),  # among the latent's sampled firings
             "share": pa.float32(),  # of them
-            "lift": pa.float32(),  # share over the token's share of the counted validation tokens
+            "lift": pa.float32(),  # share over the token's share of the counted validation tokens, above 1
         }
     ),
     "histogram": pa.schema(

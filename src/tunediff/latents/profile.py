@@ -45,7 +45,7 @@ def token_tables(found: Found, texts: Texts) -> dict[str, NDArray[Any]]:
     """Return the tokens that latents fire on, and those that follow: the columns of table `tokens`.
 
     Shown are those with the largest part, share · log lift, of the divergence of the latent's tokens from the corpus: a
-    token is typical of a latent where it is both frequent there and rare elsewhere. Counted are the sampled firings.
+    token is typical of a latent where it is both frequent there and rarer elsewhere. Counted are the sampled firings.
     """
     latent, position = (torch.cat(column) for column in zip(*found.firings, strict=True))
     counted = torch.from_numpy(np.flatnonzero(found.counted)).to(position.device)
@@ -61,6 +61,7 @@ def token_tables(found: Found, texts: Texts) -> dict[str, NDArray[Any]]:
         share = count / np.bincount(own, count, minlength=1)[own]
         lift = share / share_of.cpu().numpy()[token_id]
         rows = largest_first(own, share * np.log(lift), TOKENS_SHOWN)
+        rows = rows[lift[rows] > 1]
         kind = np.full(len(rows), number)
         tables.append(np.stack([own[rows], kind, token_id[rows], count[rows], share[rows], lift[rows]]))
     both = np.concatenate(tables, axis=1)

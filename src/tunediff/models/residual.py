@@ -3,9 +3,10 @@
 `layer` always means the OUTPUT of block `layer`, which is ``hidden_states[layer + 1]`` of transformers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -79,6 +80,7 @@ class ResidualModel:
         # Checkpoints come with sampling and penalties of their own; answers here are greedy.
         self.model.generation_config = GenerationConfig()
         path = find_blocks(model, self.n_layers)
+        self._block: nn.Module = model.get_submodule(f"{path}.{layer}")
         parent, _, last = path.rpartition(".")
         decoder: Any = model.get_submodule(parent) if parent else model
         if not upper:
@@ -170,6 +172,33 @@ class ResidualModel:
             logits = traced.output.logits.save()
         return logits
 
+    @contextmanager
+    def _adding(
+        self, add: Tensor | None, attention_mask: Tensor, positions: Literal["all", "prompt"]
+    ) -> Iterator[None]:
+        """Add a vector per row to the output of block `layer` while generating: a hook that sees the prompt first."""
+        if add is None:
+            yield
+            return
+        added = add.to(self.device, self.dtype)[:, None]
+        real = attention_mask.to(self.device, self.dtype)[:, :, None]
+        calls = 0
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1 and positions == "prompt":
+                return output
+            stream = output[0] if isinstance(output, tuple) else output
+            stream = stream + (added * real if calls == 1 else added)
+            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+        handle = self._block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     @property
     def final_norm(self) -> nn.Module:
         """The norm between the last block and the output matrix."""
@@ -204,11 +233,17 @@ class ResidualModel:
         attention_mask: Int[Tensor, "batch prompt"],
         max_new_tokens: int,
         stop_ids: Sequence[int],
+        add: Float[Tensor, "batch d_model"] | None = None,
+        positions: Literal["all", "prompt"] = "all",
     ) -> Int[Tensor, "batch new"]:
-        """Answer greedily; prompts are padded on the LEFT, rows that have stopped are filled with the stop id."""
+        """Answer greedily; prompts are padded on the LEFT, rows that have stopped are filled with the stop id.
+
+        `add` is added to the residual stream after block `layer`: at every real position of the prompt and, with
+        `positions` "all", at those of the answer; padding is left as it is. With the cache each position runs once.
+        """
         if not self.upper:
             raise TunediffError(f"{self.name}: loaded without its upper half; load it with upper=True to generate")
-        with torch.no_grad():
+        with torch.no_grad(), self._adding(add, attention_mask, positions):
             ids = self.model.generate(
                 input_ids=input_ids.to(self.device),
                 attention_mask=attention_mask.to(self.device),

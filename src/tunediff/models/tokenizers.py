@@ -72,13 +72,11 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     head = tokenizer.decode(before, **options)
     found: dict[int, str] = {}
-    tokens = tokenizer.convert_ids_to_tokens(unique)
-    for i, token, text in zip(
-        unique, tokens, tokenizer.batch_decode([[*before, i] for i in unique], **options), strict=True
-    ):
+    for i, token in zip(unique, tokenizer.convert_ids_to_tokens(unique), strict=True):
         if token is None:
             found[i] = f"<id {i}>"
             continue
+        text = tokenizer.decode([*before, i], **options)
         own = text.removeprefix(head) if text.startswith(head) else tokenizer.decode([i], **options)
         found[i] = _torn(token, own) if "\ufffd" in own else own or token
     return [found[i] for i in wanted]

@@ -47,6 +47,7 @@ STAGES = {
     "concepts": Stage(2, "concepts", (".parquet",)),
     "causal": Stage(1, "causal", (".parquet", ".sets.json")),
     "causal_summary": Stage(1, "causal_summary", (".parquet",)),
+    "steering": Stage(1, "steering", (".parquet", ".texts.parquet")),
     "twins": Stage(2, "twin_pairs", (".parquet",)),
     "seeds": Stage(2, "seed_matches", (".parquet",)),
     "planted": Stage(1, "planted_stores", (".zarr/",)),
@@ -57,7 +58,7 @@ STAGES = {
 }
 # What a drawing reads of an artifact where it is not the store: manifests of large ones, files beside others.
 FILES = {
-    **{"sets": ".sets.json", "histories": ".history.parquet"},
+    **{"sets": ".sets.json", "histories": ".history.parquet", "steering_texts": ".texts.parquet"},
     **dict.fromkeys(("crosscoders", "activations_train", "activations_validation"), ".json"),
 }
 
@@ -286,6 +287,9 @@ class Graph:
         models = {"models": ["models"], "hooks": ["hooks"], "conversations": ["tokens/conversations"]}
         self.add("causal", "causal/kl", [edits, seed], **models, **every)
         self.add("causal_summary", "causal/summary", [c["causal"]["bootstrap_samples"], seed], kl=["causal/kl"])
+        labelled = self._source("conversations", c["conversations"]["source"])  # tells kinds of answers
+        steered = [_without(c["steering"], "batch_size"), labelled, seed]
+        self.add("steering", "steering/steering", steered, **models, **every)
         for name in self.with_norms:
             own = {"crosscoder": [f"crosscoders/{name}"], "latents": [f"latents/{name}"]}
             self.add("twins", f"twins/{name}", [seed], **own, validation=validation)
@@ -304,6 +308,8 @@ class Graph:
             "twins": self.each("twins", self.with_norms),
             "kl": ["causal/summary"],
             "sets": ["causal/kl"],
+            "steering": ["steering/steering"],
+            "steering_texts": ["steering/steering"],
             "histories": self.each("crosscoders", self.trained),
             "concepts": ["concepts/concepts"],
             "seeds": ["seeds/matches"],

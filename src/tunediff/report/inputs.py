@@ -61,6 +61,8 @@ class Inputs:
     crosscoders: dict[str, dict[str, Any]]
     kl: pd.DataFrame
     sets: dict[str, Any]
+    steering: pd.DataFrame
+    steering_texts: pd.DataFrame
     concepts: pd.DataFrame
     seeds: pd.DataFrame
 

@@ -30,6 +30,8 @@ READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what 
     "twins": "pairs of a chat-only and a base-only latent, by dictionary",
     "kl": "the KL experiment's means and intervals",
     "sets": "the KL experiment's sets of latents, by dictionary",
+    "steering": "steering: measures of every arm, with intervals",
+    "steering_texts": "answers with and without steering, side by side",
     "histories": "training histories, by dictionary that is trained here",
     "concepts": "labelled concepts and the latents that detect them",
     "seeds": "matches of latents between training seeds",
@@ -41,7 +43,7 @@ READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what 
     "scores": "scores of the planted benchmark, whose drawings these are",
 }
 SUMMARY_READS = (  # what `tunediff.report.summary` reads, as a drawing does
-    *("kl", "sets", "latents", "evaluation", "crosscoders", "concepts", "nulls"),
+    *("kl", "sets", "steering", "latents", "evaluation", "crosscoders", "concepts", "nulls"),
     *("activations_train", "activations_validation"),
 )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunediff.config.dictionaries import L0_TOLERANCE
 from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
+from tunediff.interventions.steering_table import verdicts
 from tunediff.latents.concepts import detected
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
@@ -19,7 +20,7 @@ ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimensi
 def summary(run: Inputs) -> str:
     """Return what the run shows: what was found, how far to trust it, and where the figures are."""
     parts = (
-        _found, _fve, warnings, _outliers, _classes, _ranking, _kl, _concepts,
+        _found, _fve, warnings, _outliers, _classes, _ranking, _kl, _steering, _concepts,
         lambda run: [f"Figures: {run.folder}/figures/fig4.pdf and beside it; tables: {run.folder}/tables"],
     )  # fmt: skip
     return "\n".join(line for part in parts for line in part(run))
@@ -207,6 +208,33 @@ def change_text(row: Mapping[Any, Any], unit: str = "%") -> str:
     numbers = (round(-100 * row[name], decimals) for name in ("reduction", "reduction_high", "reduction_low"))
     value, low, high = (f"{x:+.{decimals}f}".replace("-", "−") if x else "0" for x in numbers)
     return f"{value} {unit} [{low}, {high}]"
+
+
+def _steering(run: Inputs) -> Iterator[str]:
+    table = run.steering
+    cells = verdicts(table)
+    n = int(table.loc[table["arm"] == "unsteered", "n"].max())
+    told = f"Steering, {n} requests answered with α · max · d^chat added to the chat model's residuals"
+    if not (table["measure"] == "rate").any():
+        yield f"{told}: no kinds of answers are labelled; KL, loss and repetition beside controls: tables/steering."
+        return
+    latents = cells.drop_duplicates(["crosscoder", "latent"])
+    own = int((latents["kind"] != "").sum())
+    moving = cells[cells["moves"] != ""]
+    found = len(moving.drop_duplicates(["crosscoder", "latent"]))
+    yield (
+        f"{told}: {found or 'none'} of {own} latents with a kind of answer of their own (of {len(latents)} steered) "
+        f"{'move' if found > 1 else 'moves'} its rate beyond the unsteered answers and every control of equal dose "
+        f"(Wilson's 95 % intervals apart){':' if found else '.'}"
+    )
+    for row in moving.to_dict("records"):
+        rate, low, high = (look.per_cent(row[name]) for name in ("rate", "low", "high"))
+        yield (
+            f"  {row['crosscoder']} latent {row['latent']} {row['moves']} {row['kind']} from "
+            f"{look.per_cent(row['unsteered'])} to {rate} [{low}, {high}] at α = {row['alpha']:g} ({row['positions']} "
+            f"positions; {look.per_cent(row['dose_share'])} of the residuals' norm); controls within "
+            f"{look.per_cent(row['control_low'])} and {look.per_cent(row['control_high'])}"
+        )
 
 
 def _concepts(run: Inputs) -> Iterator[str]:
