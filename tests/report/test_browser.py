@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import figure_tables
@@ -211,8 +213,6 @@ def test_it_can_be_read_on_a_phone_and_without_a_mouse(browser: Browser, report:
 
 
 def test_a_figure_is_enlarged(browser: Browser, tmp_path: Path) -> None:
-    from PIL import Image
-
     run = run_with_examples(tmp_path, size=16, documents=25)
     for suffix in ("csv", "png"):
         (tmp_path / "figures").mkdir(exist_ok=True)
@@ -231,8 +231,6 @@ def test_a_figure_is_enlarged(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_losses_are_told_with_the_activation(browser: Browser, tmp_path: Path) -> None:
-    import pandas as pd
-
     n = 25 * 90
     losses = pd.DataFrame({"position": np.arange(n)}).assign(kl=0.5, loss_base=2.0, loss_chat=1.25)
     run = run_with_examples(tmp_path, size=64, documents=25, losses=losses.astype({"kl": "float32"}))
@@ -265,6 +263,26 @@ def test_a_null_pair_stands_beside(browser: Browser, tmp_path: Path) -> None:
     )
     assert beside.locator("a").count() == 0
     assert "No examples of a null pair" in page.locator(".first").nth(1).inner_text()
+    assert opened.problems == []
+
+
+def test_answers_stand_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    run = run_with_examples(tmp_path, size=64, documents=25)
+    latent = int(run.latents[L1].first(1)["latent"].iloc[0])
+    of = {"crosscoder": L1, "latent": latent, "draw": 0, "positions": "all", "request": 3}
+    rows = [
+        of | {"arm": arm, "alpha": alpha, "prompt": "<i>why?</i>", "unsteered": "a", "steered": f"{arm} {alpha}"}
+        for arm in ("steered", "sign_flip")
+        for alpha in (0.5, 1.0)
+    ]
+    vars(run)["steering_texts"] = pd.DataFrame(rows)
+    build_report(run, tmp_path / "report", decode)
+    opened = Opened(browser, tmp_path / "report", offline=True)
+    page = opened.go(f"#{L1}/{latent}")
+    answers = page.locator(".answers")
+    assert "<i>why?</i>" in answers.inner_text() and "steered 0.5" in answers.inner_text()
+    page.get_by_label("Answers with").select_option("3")
+    assert "sign_flip 1.0" in answers.inner_text()
     assert opened.problems == []
 
 

@@ -13,6 +13,7 @@ import pytest
 import figure_tables
 import report_fixtures
 from report_fixtures import HOSTILE, SHOWN, built, decode, run_with_examples
+from tunediff.interventions.steering_table import verdicts
 from tunediff.report.html import latents as of_latents
 from tunediff.report.html.build import build_report, raised
 from tunediff.report.html.corpus import SHARD, Corpus
@@ -196,9 +197,7 @@ def test_counts_stand_beside_their_controls_and_nulls(report: Path) -> None:
 
 
 def test_what_a_run_has_not_is_said(tmp_path: Path) -> None:
-    run = run_with_examples(
-        tmp_path, examples=None, twins=None, seeds=None, concepts=None
-    )
+    run = run_with_examples(tmp_path, examples=None, twins=None, seeds=None, concepts=None)
     vars(run)["nulls"] = None
     build_report(run, tmp_path / "report", decode)
     text = (tmp_path / "report/index.html").read_text()
@@ -229,3 +228,21 @@ def test_seeds_and_twins_stand_beside_their_latents(tmp_path: Path) -> None:
     beside = value(tmp_path / "report", f"beside/{NAME}")
     assert beside["seeds"] == [[5, 6], [1, 1], [7, -1], [0.95, None]]
     assert beside["twins"] == [[3, 3], [8, 9], [0.95, 0.97], [0.25, 0.25]]
+
+
+def test_steering_stands_with_its_latent(tmp_path: Path) -> None:
+    rows = [
+        {"crosscoder": NAME, "latent": 11, "arm": "steered", "draw": 0, "alpha": 1.0, "positions": "all"}
+        | {"request": i, "prompt": f"<b>{i}</b>", "unsteered": "one\ntwo", "steered": "\u202ehidden"}
+        for i in range(2)
+    ]
+    run = run_with_examples(tmp_path, steering_texts=pd.DataFrame(rows))
+    build_report(run, tmp_path / "report", decode)
+    found = value(tmp_path / "report", f"steering/{NAME}")
+    (answers,) = found["11"]["answers"]
+    assert answers["prompt"] == ["<b>0</b>", "<b>1</b>"] and answers["unsteered"] == ["one\ntwo"] * 2
+    assert answers["steered"] == ["\\u202ehidden"] * 2 and answers["arm"].startswith("steered: the latent's chat")
+    told = verdicts(run.steering[run.steering["crosscoder"].isin([NAME, ""])])
+    own = told[told["latent"] == 11]
+    assert [row["moves"] for row in found["11"]["measures"]] == own["moves"].tolist()
+    assert value(tmp_path / "report", "meta")["dictionaries"][NAME]["steered"] == [11]

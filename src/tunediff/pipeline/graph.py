@@ -347,7 +347,9 @@ class Graph:
     @cached_property
     def nulls_examples(self) -> dict[str, str]:
         """Keys of the nulls' examples by path, of those that are there for this config."""
-        found = {path: of.key for path, of in self.artifacts.items() if path.startswith("nulls/") and of.stage == "examples"}
+        found = {
+            path: of.key for path, of in self.artifacts.items() if path.startswith("nulls/") and of.stage == "examples"
+        }
         return {path: key for path, key in found.items() if stored_key(self.results / f"{path}.json") == key}
 
     # What rules and starts ask

@@ -49,7 +49,7 @@ SUMMARY_READS = (  # what `tunediff.report.summary` reads, as a drawing does
 
 REPORT_READS = (  # what `tunediff.report.html` reads, beside the tokens, the tokenizer and all drawings
     *SUMMARY_READS,
-    *("examples", "losses", "twins", "seeds", "steering", "steering_texts"),
+    *("examples", "losses", "twins", "seeds", "steering_texts"),
 )
 
 

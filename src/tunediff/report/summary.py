@@ -20,7 +20,7 @@ ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimensi
 def summary(run: Inputs) -> str:
     """Return what the run shows: what was found, how far to trust it, and where the figures are."""
     parts = (
-        _found, _fve, warnings, _outliers, _classes, _ranking, _kl, _steering, _concepts,
+        _found, _fve, warnings, _outliers, _classes, _ranking, _kl, steering, _concepts,
         lambda run: [f"Figures: {run.folder}/figures/fig4.pdf and beside it; tables: {run.folder}/tables"],
     )  # fmt: skip
     return "\n".join(line for part in parts for line in part(run))
@@ -183,8 +183,9 @@ def _kl(run: Inputs) -> Iterator[str]:
                     yield f"    {printed}, {difference.text}: none"
                     continue
                 yield (
-                    f"    {printed}, {difference.text}: {change_text(best)} with {look.per_cent(best['energy_share'], 1)} "
-                    f"of the edit energy against {change_text(worst)} with {look.per_cent(worst['energy_share'], 1)}; "
+                    f"    {printed}, {difference.text}: {change_text(best)} with "
+                    f"{look.per_cent(best['energy_share'], 1)} of the edit energy against {change_text(worst)} with "
+                    f"{look.per_cent(worst['energy_share'], 1)}; "
                     f"difference {change_text(pair, 'points')}"
                 )
             random = every.get((name, BEST_RANDOM.name, key))
@@ -210,7 +211,8 @@ def change_text(row: Mapping[Any, Any], unit: str = "%") -> str:
     return f"{value} {unit} [{low}, {high}]"
 
 
-def _steering(run: Inputs) -> Iterator[str]:
+def steering(run: Inputs) -> Iterator[str]:
+    """Yield whether steering by a latent moves the rate of its own kind of answer beyond all controls, line by line."""
     table = run.steering
     cells = verdicts(table)
     n = int(table.loc[table["arm"] == "unsteered", "n"].max())

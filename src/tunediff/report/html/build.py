@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from tunediff.report.html.latents import (
 from tunediff.report.html.shards import Shards, column, encoded
 from tunediff.report.html.text import Pieces, joined, labels
 from tunediff.report.inputs import Inputs
+from tunediff.report.summary import steering
 
 HERE = Path(__file__).parent
 WINDOW_BYTES = 200_000_000  # of all latents' shards; tables, texts and figures come on top
@@ -51,9 +53,9 @@ def build_report(
     """Build the report of a run at `out`, a folder with index.html; return what is in it.
 
     `decode` gives the text of each token id alone (`tunediff.models.tokenizers.pieces`), `keys` are the content keys of
-    the run's artifacts by path (for the provenance). `window_bytes` bounds the bytes of the latents' shards: of larger dictionaries, latents that are neither
-    chat-specific nor among the first of the ranking are shown with fewer windows, and the page says so. What the run
-    has not is said in words.
+    the run's artifacts by path (for the provenance). `window_bytes` bounds the bytes of the latents' shards: of larger
+    dictionaries, latents that are neither chat-specific nor among the first of the ranking are shown with fewer
+    windows, and the page says so. What the run has not is said in words.
     """
     with building(out) as partial:
         partial.mkdir()
@@ -73,19 +75,25 @@ def _build(
     sources = run.tokens.sources
     detail = _detail(dictionaries, sources, window_bytes)
     names = {each.name: _labels(each, pieces) for each in dictionaries}
+    steered: dict[str, dict[str, Any]] = {}
     for each in dictionaries:
         write_table(each, names[each.name], shards)
         first = overview.first_latents(each, names[each.name], pieces, corpus.token_id)
         shards.write(f"first/{each.name}", first)
         _write_blocks(each, sources, detail, shards, pieces, corpus)
         shards.write(f"beside/{each.name}", _beside(run, each))
+        if run.has("steering_texts"):
+            steered[each.name] = pages.steered(run, each.name)
+            shards.write(f"steering/{each.name}", steered[each.name])
     nulls = list(_write_nulls(run, shards, pieces, corpus))
     losses = run.losses if run.has("losses") else None
     written = corpus.write(shards, pieces, losses)
     known = sorted(pieces.known)
     shards.write("pieces", {"id": known, "text": [pieces.known[i] for i in known]})
     meta = {
-        "dictionaries": {each.name: _about(each) for each in dictionaries},
+        "dictionaries": {
+            each.name: {**_about(each), "steered": list(map(int, steered.get(each.name, ())))} for each in dictionaries
+        },
         "nulls": nulls,
         "null_models": null_models(run),
         "sources": sources,
@@ -129,6 +137,12 @@ def _labels(dictionary: Dictionary, pieces: Pieces) -> list[str]:
     return labels(dictionary.examples.table("tokens"), pieces, len(dictionary))
 
 
+def _tables(dictionary: Dictionary, first: int, size: int) -> dict[str, pd.DataFrame]:
+    """Return the rows of some latents in every table of the examples."""
+    examples = dictionary.examples
+    return {} if examples is None else {name: examples.between(name, first, first + size) for name in TABLES}
+
+
 def _kept(dictionary: Dictionary, windows: Any, whole: NDArray[np.bool_], detail: Detail) -> NDArray[np.bool_]:
     return detail.keeps(windows) | (whole[windows["latent"].to_numpy()] & EVERYTHING.keeps(windows))
 
@@ -144,7 +158,7 @@ def _detail(dictionaries: Sequence[Dictionary], sources: Sequence[str], window_b
             size = {True: 0, False: 0}
             latents = sum(n for _, n in chosen)
             for first, n in chosen:
-                tables = {name: each.examples.between(name, first, first + n) for name in TABLES}
+                tables = _tables(each, first, n)
                 for all_of_it in size:
                     kept = (EVERYTHING if all_of_it else detail).keeps(tables["windows"])
                     size[all_of_it] += len(encoded(block(tables, first, n, kept, sources).value))
@@ -167,7 +181,7 @@ def _write_blocks(
         return
     whole, called = dictionary.shown_whole(), dictionary.table.frame["chat_specific"].to_numpy()
     for first, size in blocks(len(dictionary)):
-        tables = {name: dictionary.examples.between(name, first, first + size) for name in TABLES}
+        tables = _tables(dictionary, first, size)
         kept = _kept(dictionary, tables["windows"], whole, detail)
         made = block(tables, first, size, kept, sources)
         shards.write(f"latents/{dictionary.name}/{first // BLOCK}", made.value)
@@ -229,6 +243,7 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
         found=overview.found(run),
         none_kl=overview.none_kl(run),
         warnings=overview.warning_texts(run),
+        steering=list(steering(run)) if run.has("steering") else [],
         nulls_how=overview.NULLS_HOW,
         nulls_run=run.nulls is not None,
         null_models=meta["null_models"],

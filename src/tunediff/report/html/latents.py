@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from tunediff.latents.examples import Examples
 from tunediff.latents.table import LatentTable
-from tunediff.report.html.shards import Shards, column, counts, encoded, ragged, rounded
-from tunediff.report.html.text import Pieces, labels
+from tunediff.report.html.shards import Shards, column, counts, ragged, rounded
 
 BLOCK = 256  # latents per shard
 FLAGS = ("dead", "chat_specific", "chat_specific_validation", "chat_specific_interval", "reversed")  # bits, 1 first
+ENDS = ("", "_low", "_high", "_validation")
 FLOATS = {  # columns of the latent table -> names of the page
     "norm_difference": "delta", "cosine": "cosine", "frequency": "frequency", "template_share": "template",
     "max_activation": "max", "nu_activation": "nu_a",
-    **{f"nu_{name}{end}": f"nu_{name[0]}{end}" for name in ("reconstruction", "error") for end in ("", "_low", "_high")},
-    **{f"nu_{name}_validation": f"nu_{name[0]}_validation" for name in ("reconstruction", "error")},
+    **{f"nu_{name}{end}": f"nu_{name[0]}{end}" for name in ("reconstruction", "error") for end in ENDS},
 }  # fmt: skip
 BANDS = ("strongest", "high", "middle", "low", "inactive", "inactive_hard")
 CODES: dict[str, Sequence[str]] = {  # names that stand in shards as their number
@@ -152,7 +151,9 @@ class Block(NamedTuple):
     length: NDArray[np.int64]
 
 
-def block(tables: Mapping[str, pd.DataFrame], first: int, size: int, kept: NDArray[np.bool_], of: Sequence[str]) -> Block:
+def block(
+    tables: Mapping[str, pd.DataFrame], first: int, size: int, kept: NDArray[np.bool_], of: Sequence[str]
+) -> Block:
     """Return the shard of the latents `first` to `first + size − 1`.
 
     `tables` are their rows of the examples' tables, `kept` says which windows are shown, `of` are the sources.

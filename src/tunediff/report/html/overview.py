@@ -1,4 +1,4 @@
-"""The first screen in words and numbers: the pair, the data, what was found, beside its controls, and how sure it is."""
+"""The first screen in words and numbers: the pair, the data, what was found beside its controls, how sure it is."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,9 @@ from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, null_pairs,
 FIRST = 20  # latents of the ranking on the first screen
 SNIPPETS = 2  # windows of each
 AROUND = 12  # tokens of a snippet before and after its peak
-NULLS_HOW = "No null pair has run, so how many latents are called where nothing was learned is not known: snakemake nulls"
+NULLS_HOW = (
+    "No null pair has run, so how many latents are called where nothing was learned is not known: snakemake nulls"
+)
 
 
 class Cell(NamedTuple):
@@ -48,7 +50,7 @@ def data_text(run: Inputs) -> str:
         return ""
     train = joined(f"{n:,} of {source}" for source, n in budgets["train"].items())
     validation = joined(f"{n:,} of {source}" for source, n in budgets["validation"].items())
-    text = f"Dictionaries were trained on {train} tokens; what is shown here is of other, held-out text: {validation} tokens"
+    text = f"Dictionaries were trained on {train} tokens; what latents fire on is shown in {validation} held-out ones"
     conversations = run.config.get("conversations", {}).get("count")
     return f"{text}, and {conversations:,} conversations for the KL experiment." if conversations else f"{text}."
 
@@ -160,7 +162,7 @@ def comparison(run: Inputs) -> tuple[list[str], list[Cell]]:
         line("95 % intervals below too", "chat_specific_interval_any_class"),
         line("reversed", "reversed", note="base uses the direction with the opposite sign"),
         *(
-            Cell(f"control: pass {name}", [f"{_count(row, f'{key}_passing')} of {_count(row, f'{key}_measured')}" for row in rows])
+            Cell(f"control: pass {name}", [" of ".join(_count(row, f"{key}_{end}") for end in OF) for row in rows])
             for key, name in CONTROL_NAMES.items()
         ),
         *(
@@ -176,6 +178,7 @@ def comparison(run: Inputs) -> tuple[list[str], list[Cell]]:
     return list(table["crosscoder"]), cells
 
 
+OF = ("passing", "measured")
 FVE_OF = {"difference": "of the difference chat − base", "base": "of base", "chat": "of chat"}
 
 

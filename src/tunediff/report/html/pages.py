@@ -8,11 +8,15 @@ from typing import Any
 
 import yaml
 
+from tunediff.interventions.steering_table import ARMS, verdicts
+from tunediff.report.html.text import shown
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import drawings
 from tunediff.report.tables.table1 import NULL_KINDS
 
 CONFIG_WIDTH = 110  # characters of a line of the config
+ANSWER = 4000  # characters of an answer that are shown
+ANSWERED = ("prompt", "unsteered", "steered")  # texts of a request
 
 
 def copied_drawings(run: Inputs, out: Path) -> list[dict[str, str]]:
@@ -64,6 +68,32 @@ def concept_rows(run: Inputs, name: str) -> list[dict[str, Any]]:
     own = table[(table["crosscoder"] == name) & table["scored"].astype(bool) & (table["latent"] >= 0)]
     columns = ("latent", "concept", "among", "pool", "auroc", "auroc_among", "precision", "recall", "control_share")
     return json.loads(own[list(columns)].round(4).to_json(orient="records"))
+
+
+def steered(run: Inputs, name: str) -> dict[str, Any]:
+    """Return per steered latent of a dictionary what its steering measured, and answers side by side.
+
+    `measures` are rows of `verdicts`; `answers` are per arm, α, positions and draw, with the texts of each request.
+    """
+    table, texts = run.steering, run.steering_texts
+    of = texts[texts["crosscoder"] == name].sort_values(["latent", "positions", "alpha", "draw"], kind="stable")
+    rows = verdicts(table[table["crosscoder"].isin([name, ""])])
+    kept = [column for column in rows if column not in ("crosscoder", "place")]
+    measures = json.loads(rows[kept].round(5).to_json(orient="records", double_precision=5)) if len(rows) else []
+    found: dict[str, Any] = {}
+    for latent, own in of.groupby("latent"):
+        answers = []
+        for (arm, alpha, positions, draw), each in own.groupby(["arm", "alpha", "positions", "draw"], sort=False):
+            arm_text = f"{arm}: {ARMS[str(arm)]}" + (f", draw {draw}" if draw else "")
+            columns = {key: [shown(text, lines=True, longest=ANSWER) for text in each[key]] for key in ANSWERED}
+            answers.append({"arm": arm_text, "alpha": round(float(str(alpha)), 4), "positions": positions, **columns})
+        found[str(latent)] = {
+            "measures": [
+                {k: v for k, v in row.items() if k != "latent"} for row in measures if row["latent"] == latent
+            ],
+            "answers": answers,
+        }
+    return found
 
 
 def provenance(run: Inputs, keys: Mapping[str, str]) -> dict[str, Any]:

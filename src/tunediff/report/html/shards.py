@@ -1,7 +1,7 @@
 """The data of the report: shards, which the page loads one by one when it needs them.
 
-A browser refuses `fetch` from `file://`, but it loads scripts. So a shard is a script that hands a key and a text to the
-page: JSON, compressed (zlib) and in base64. No character of a corpus stands in it as itself, so none can end the script.
+A browser refuses `fetch` from `file://`, but it loads scripts. So a shard is a script that hands a key and a text to
+the page: JSON, compressed (zlib) and in base64. No character of a corpus stands in it as itself: none can end it.
 """
 
 import base64

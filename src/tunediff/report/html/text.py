@@ -14,7 +14,7 @@ LABEL_SHARE = 0.02  # of a latent's firings that a token of its name has at leas
 
 
 def shown(text: str, *, lines: bool = False, longest: int = LONGEST) -> str:
-    """Return a text with escapes for what would not be seen (`visible`); with `lines`, its line breaks stay as they are.
+    """Return a text with escapes for what would not be seen (`visible`); with `lines`, line breaks stay as they are.
 
     What is longer than `longest` is cut, and says so.
     """

@@ -129,6 +129,45 @@
     return parts;
   }
 
+  // Steering by the latent: what was measured, and answers side by side.
+  function steering(found) {
+    const rate = (row) => (row.rate === null ? "–" : `${percent(row.rate)} [${percent(row.low)}, ${percent(row.high)}]`);
+    const rows = found.measures.map((row) => [
+      number(row.alpha, 2),
+      row.positions,
+      percent(row.dose_share),
+      `${number(row.kl, 3)} (${number(row.kl_random, 3)})`,
+      `${number(row.nll, 2)} (${number(row.nll_random, 2)})`,
+      `${percent(row.repetition)} (${percent(row.repetition_random)})`,
+      `${number(row.logit_shift, 2)} (${number(row.logit_shift_random, 2)})`,
+      row.kind || "none of its own",
+      rate(row),
+      row.unsteered === null ? "–" : percent(row.unsteered),
+      row.control_low === null ? "–" : `${percent(row.control_low)} to ${percent(row.control_high)}`,
+      row.moves || "no",
+    ]);
+    const heads = ["α", "positions", "dose / residual norm", "KL (random)", "loss (random)", "repetition (random)", "logit shift (random)", "kind of answer", "rate [95 %]", "unsteered", "controls within", "moves the rate"];
+    const place = el("ol", { class: "answers" });
+    const choice = el(
+      "select",
+      { onchange: () => put() },
+      found.answers.map((each, i) => el("option", { value: `${i}` }, `${each.arm}; α = ${each.alpha}, ${each.positions}`)),
+    );
+    const text = (head, value) => el("div", {}, el("h4", {}, head), el("p", {}, el("bdi", { class: "answer" }, value)));
+    const put = function () {
+      const own = found.answers[Number(choice.value)];
+      place.replaceChildren(
+        ...own.prompt.map((prompt, i) => el("li", {}, text("Request", prompt), el("div", { class: "pair" }, text("Unsteered", own.unsteered[i]), text("Steered", own.steered[i])))),
+      );
+    };
+    if (found.answers.length) put();
+    return part(
+      "Steering",
+      rows.length ? el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Measures of steering" }, plain("Adding α · maximum · chat direction to the chat model's residuals; in brackets random directions of equal dose", heads, rows)) : null,
+      found.answers.length ? [el("p", {}, el("label", {}, "Answers with ", choice)), place] : null,
+    );
+  }
+
   tunediff.latentPage = async function (section, name, latent, meta) {
     const about = meta.dictionaries[name];
     const [table, found] = await Promise.all([tunediff.table(name), tunediff.load(`beside/${name}`)]);
@@ -197,6 +236,7 @@
       const own = [...near.kind.keys()].filter((i) => near.kind[i] === code);
       return plain(kinds[kind][0], ["latent", kinds[kind][1]], own.map((i) => [tunediff.latentLink(name, near.latent[i], table.label[near.latent[i]]), number(near.value[i], 2)]));
     });
+    const steered = about.steered.includes(latent) ? (await tunediff.load(`steering/${name}`))[latent] : null;
     const measuredText = meta.losses.length && called ? " Pointing at a token also tells both models' losses and the KL." : "";
     const content = [
       ...head,
@@ -206,6 +246,7 @@
       part("Direct logits", el("p", { class: "small" }, "What each decoder direction adds to the chat model's logits per unit of activation, through its final norm's scale and unembedding, if nothing after the block interferes."), el("div", { class: "row" }, logits(rows("logits"), pieces, meta.codes))),
       part("Nearest latents", el("div", { class: "row" }, neighbours)),
       ...beside(name, latent, found, table),
+      steered ? steering(steered) : null,
     ];
     section.replaceChildren(...content.filter(Boolean));
   };
