@@ -1,4 +1,4 @@
-# make demo: environment, then the whole chain to Figure 4. make test: the tests. make check: lint, types, format.
+# make demo: environment, then the whole chain to Figure 4 and the report. make test: the tests. make check: lint, types, format.
 # make paper: all figures and tables of the demo, three seeds. make planted, make nulls: the two truth tests.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,8 +15,9 @@ $(STAMP): envs/requirements.lock pyproject.toml
 	touch $@
 
 demo: env
-	$(BIN)/snakemake --cores all results/figures/fig4.pdf results/summary.txt
+	$(BIN)/snakemake --cores all results/figures/fig4.pdf results/summary.txt results/report
 	@cat results/summary.txt
+	@echo "Report: open $(CURDIR)/results/report/index.html in a browser"
 
 paper: env
 	$(BIN)/snakemake --cores all --configfile config/config.yaml config/seeds.yaml
@@ -24,10 +25,10 @@ paper: env
 planted: env
 	$(BIN)/snakemake --cores all --configfile config/planted.yaml
 
-# the second start prints the nulls' counts in table 1 and the summary
+# the second start puts the nulls into table 1, the summary and the report
 nulls: env
 	$(BIN)/snakemake --cores all nulls
-	$(BIN)/snakemake --cores all results/tables/table1.pdf results/summary.txt
+	$(BIN)/snakemake --cores all results/tables/table1.pdf results/summary.txt results/report
 
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile

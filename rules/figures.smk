@@ -65,6 +65,33 @@ if not PLANTED:
         script:
             "../workflow/scripts/summary.py"
 
+    # A folder that opens from the disk. It shows everything, so it is made last; of the nulls, what is there.
+    rule report:
+        input:
+            unpack(reads("report")),
+        output:
+            store=report(
+                directory(f"{R}/report"), htmlindex="index.html", caption="../report/report.rst", category="Report"
+            ),
+            manifest=f"{R}/report.json",
+        log:
+            f"{R}/logs/report.log",
+        benchmark:
+            f"{R}/benchmarks/report.tsv"
+        conda:
+            "../envs/tunediff.yaml"
+        resources:
+            mem_mb=MEMORY["report"],
+            runtime=30,
+        params:
+            content_keys=keys("report"),
+            nulls=GRAPH.nulls_key,
+            nulls_examples=list(GRAPH.nulls_examples),
+            artifacts={path: artifact.key for path, artifact in GRAPH.artifacts.items()},
+        script:
+            "../workflow/scripts/report.py"
+
+    DRAWN += [f"{R}/report"]
     DRAWN += [f"{R}/summary.txt", f"{R}/concepts/concepts.parquet", f"{R}/losses/losses.parquet"]
     DRAWN += [f"{R}/examples/{name}.json" for name in GRAPH.dictionaries]
 

@@ -1,4 +1,4 @@
-"""Steering (method.md section 11): what the models answer while the direction of a latent is added to their residuals.
+"""Steering (method.md section 12): what the models answer while the direction of a latent is added to their residuals.
 
 h + α · max_j · d_j^chat after the block, f_j's maximum and the decoder row both in the units of raw residuals. Other
 directions of the same norm are the controls. Latents are chosen on train tokens; the requests are other texts.

@@ -195,6 +195,14 @@ class Examples:
         table = self._read(name, lambda file: file.read_row_groups(groups, columns=wanted))
         return table.filter(pc.equal(table["latent"], latent)).to_pandas()
 
+    def between(self, name: str, first: int, stop: int) -> pd.DataFrame:
+        """Return the rows of the latents `first` to `stop` − 1, numbered from 0."""
+        low, high = self._bounds[name].T
+        groups = np.flatnonzero((low < stop) & (first <= high)).tolist()
+        table = self._read(name, lambda file: file.read_row_groups(groups))
+        inside = pc.and_(pc.greater_equal(table["latent"], first), pc.less(table["latent"], stop))
+        return table.filter(inside).to_pandas()
+
     def _read(self, name: str, read: Any) -> pa.Table:
         try:
             return read(self._files[name])

@@ -18,7 +18,7 @@ from tunediff.data.corpora import opened, reads_same_data
 from tunediff.demo import DEMO_MODELS
 from tunediff.demo import VERSION as DEMO_VERSION
 from tunediff.pipeline.keys import content_key, fingerprint, stored_key
-from tunediff.report.registry import SUMMARY_READS, drawings_of
+from tunediff.report.registry import REPORT_READS, SUMMARY_READS, drawings_of
 
 SPLITS = ("train", "validation")
 NULLS = "nulls/summary"  # the drawing of the nulls' counts
@@ -54,6 +54,7 @@ STAGES = {
     "scores": Stage(1, "planted_scores", ("/",)),
     "drawing": Stage(1, "draw", (".csv", ".pdf", ".png")),
     "summary": Stage(1, "summary", (".txt",)),
+    "report": Stage(1, "report", ("/",)),
 }
 # What a drawing reads of an artifact where it is not the store: manifests of large ones, files beside others.
 FILES = {
@@ -302,6 +303,8 @@ class Graph:
         every = {
             "latents": self.each("latents", dictionaries),
             "evaluation": self.each("evaluation", dictionaries),
+            "examples": self.each("examples", dictionaries),
+            "losses": ["losses/losses"],
             "twins": self.each("twins", self.with_norms),
             "kl": ["causal/summary"],
             "sets": ["causal/kl"],
@@ -318,7 +321,7 @@ class Graph:
         return {role: every[role] for role in roles if role in every}
 
     def _drawings(self) -> None:
-        """Add figures, tables and the summary.
+        """Add figures, tables, the summary and the report.
 
         The nulls run on request only (snakemake nulls). What prints their counts depends on them where they have run
         for this very config, by their key: were they among what it reads, every run could start their whole chain.
@@ -329,6 +332,10 @@ class Graph:
             self.add("drawing", path, shown, drawing.version, **self.read_by(drawing.reads))
         if "planted" not in c:
             self.add("summary", "summary", [self.nulls_key], **self.read_by(SUMMARY_READS))
+            drawn = [path for path in drawings_of(self) if path != NULLS or self.nulls_key]
+            own = {"models": ["models"], "tokens": ["tokens/validation"], "drawings": drawn}
+            shown = [self.nulls_key, self.nulls_examples, c["models"]["layer"]]
+            self.add("report", "report", shown, **self.read_by(REPORT_READS), **own)
 
     @cached_property
     def nulls_key(self) -> str:
@@ -336,6 +343,14 @@ class Graph:
         counts = self.artifacts.get(NULLS)
         stored = stored_key(self.results / f"{NULLS}.json")
         return counts.key if counts and stored == counts.key else ""
+
+    @cached_property
+    def nulls_examples(self) -> dict[str, str]:
+        """Keys of the nulls' examples by path, of those that are there for this config."""
+        found = {
+            path: of.key for path, of in self.artifacts.items() if path.startswith("nulls/") and of.stage == "examples"
+        }
+        return {path: key for path, key in found.items() if stored_key(self.results / f"{path}.json") == key}
 
     # What rules and starts ask
 
@@ -347,7 +362,7 @@ class Graph:
     def inputs(self, path: str) -> tuple[dict[str, list[str]], list[str]]:
         """Return the stores that an artifact's job reads, by role, and all their manifests."""
         artifact = self.artifacts[path]
-        reads, files = artifact.reads, FILES if artifact.stage in ("drawing", "summary") else {}
+        reads, files = artifact.reads, FILES if artifact.stage in ("drawing", "summary", "report") else {}
         stores = {
             role: [f"{self.results / name}{files[role]}" if role in files else self.store(name) for name in paths]
             for role, paths in reads.items()

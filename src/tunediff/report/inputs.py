@@ -14,6 +14,8 @@ from tunediff.pipeline.artifacts import check
 from tunediff.results import READERS, Results
 
 if TYPE_CHECKING:
+    from tunediff.data.tokens import TokenStore
+    from tunediff.latents.examples import Examples
     from tunediff.validation.truth import Scores
 
 SPLITS = ("train", "validation")
@@ -47,11 +49,13 @@ class Inputs:
     """What a drawing reads; attributes are those of `tunediff.report.registry.READS`, mappings are by dictionary.
 
     `files` are those of each that is declared, asking for another is an error; `config` is the run's, `nulls_key` that
-    of the counts of the nulls (empty where they have not run).
+    of the counts of the nulls (empty where they have not run), `nulls_examples` the paths of their examples.
     """
 
     latents: dict[str, LatentTable]
     evaluation: dict[str, Evaluation]
+    examples: dict[str, "Examples"]
+    losses: pd.DataFrame
     twins: dict[str, pd.DataFrame]
     histories: dict[str, pd.DataFrame]
     crosscoders: dict[str, dict[str, Any]]
@@ -63,9 +67,13 @@ class Inputs:
     seeds: pd.DataFrame
 
     def __init__(
-        self, files: Mapping[str, Sequence[Path]], config: Mapping[str, Any], nulls_key: str | None = None
+        self,
+        files: Mapping[str, Sequence[Path]],
+        config: Mapping[str, Any],
+        nulls_key: str | None = None,
+        nulls_examples: Sequence[str] = (),
     ) -> None:
-        self.files, self.config, self.nulls_key = files, config, nulls_key
+        self.files, self.config, self.nulls_key, self.nulls_examples = files, config, nulls_key, nulls_examples
         self.folder, self.seed = Path(config["results"]), config["seed"]
 
     @classmethod
@@ -73,7 +81,7 @@ class Inputs:
         """Return what the rule of a job lists as its input; its parameter `nulls` is the key of the nulls' counts."""
         listed = {name: [one] if isinstance(one, str) else one for name, one in snakemake.input.items()}
         files = {name: [Path(one) for one in several] for name, several in listed.items()}
-        return cls(files, snakemake.config, snakemake.params.get("nulls"))
+        return cls(files, snakemake.config, snakemake.params.get("nulls"), snakemake.params.get("nulls_examples", ()))
 
     def __getattr__(self, role: str) -> Any:
         """Read a role of `READERS` and keep it."""
@@ -93,6 +101,23 @@ class Inputs:
     def models(self) -> dict[str, Mapping[str, Any]]:
         """The models of every pair, the run's own (`""`) first, then those of the nulls."""
         return {"": self.config["models"], **self.config["nulls"]}
+
+    def has(self, role: str) -> bool:
+        """Whether the run has what this role stands for."""
+        return role in vars(self) or bool(self.files.get(role))
+
+    @cached_property
+    def tokens(self) -> "TokenStore":
+        """The validation tokens."""
+        self._names("tokens")
+        return Results(self.folder).tokens("validation")
+
+    @cached_property
+    def null_firsts(self) -> dict[tuple[str, str], tuple[LatentTable, "Examples"]]:
+        """Latent table and examples of the nulls that have examples, by pair and dictionary."""
+        places = [path.split("/") for path in self.nulls_examples]  # nulls/PAIR/examples/NAME
+        runs = {(pair, name): Results(self.folder / "nulls" / pair) for _, pair, _, name in places}
+        return {key: (run.latents(key[1]), run.examples(key[1])) for key, run in runs.items()}
 
     @cached_property
     def outliers(self) -> dict[str, OutlierTokens | None]:

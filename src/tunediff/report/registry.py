@@ -25,6 +25,8 @@ ROOMS = ("figures", "tables")  # folders beside this file
 READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what it is
     "latents": "latent tables, by dictionary",
     "evaluation": "held-out metrics, by dictionary",
+    "examples": "what latents fire on, by dictionary",
+    "losses": "both models' losses on the documents of chat-specific latents",
     "twins": "pairs of a chat-only and a base-only latent, by dictionary",
     "kl": "the KL experiment's means and intervals",
     "sets": "the KL experiment's sets of latents, by dictionary",
@@ -43,6 +45,11 @@ READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what 
 SUMMARY_READS = (  # what `tunediff.report.summary` reads, as a drawing does
     *("kl", "sets", "steering", "latents", "evaluation", "crosscoders", "concepts", "nulls"),
     *("activations_train", "activations_validation"),
+)
+
+REPORT_READS = (  # what `tunediff.report.html` reads, beside the tokens, the tokenizer and all drawings
+    *SUMMARY_READS,
+    *("examples", "losses", "twins", "seeds", "steering_texts"),
 )
 
 

@@ -20,7 +20,7 @@ ONE_DIMENSION = 0.5  # share of a variance above which FVE is mostly one dimensi
 def summary(run: Inputs) -> str:
     """Return what the run shows: what was found, how far to trust it, and where the figures are."""
     parts = (
-        _found, _fve, _warnings, _outliers, _classes, _ranking, _kl, _steering, _concepts,
+        _found, _fve, warnings, _outliers, _classes, _ranking, _kl, steering, _concepts,
         lambda run: [f"Figures: {run.folder}/figures/fig4.pdf and beside it; tables: {run.folder}/tables"],
     )  # fmt: skip
     return "\n".join(line for part in parts for line in part(run))
@@ -89,7 +89,8 @@ def _asked_l0(facts: Mapping[str, Any]) -> float | None:
     return settings.get("target_l0") or settings.get("k")
 
 
-def _warnings(run: Inputs) -> Iterator[str]:
+def warnings(run: Inputs) -> Iterator[str]:
+    """Yield one line per reason not to trust a dictionary's numbers."""
     for row in _rows(run):
         name = row["crosscoder"]
         rests = []
@@ -167,7 +168,7 @@ def _kl(run: Inputs) -> Iterator[str]:
         f"{template['mean']:.3f}. Changes of it, a minus is nearer to chat, with 95 % intervals over conversations:"
     )
     for name in run.latents:
-        whole = _change(every[name, "all", ""])
+        whole = change_text(every[name, "all", ""])
         yield f"  {name}: all latents' differences added {whole}. Sets within {run.sets[name]['name']}:"
         ranked = {ranking for crosscoder, _, ranking in every if crosscoder == name}
         labels = {key: ranking.label for key, ranking in RANKINGS.items() if key in ranked}
@@ -182,16 +183,17 @@ def _kl(run: Inputs) -> Iterator[str]:
                     yield f"    {printed}, {difference.text}: none"
                     continue
                 yield (
-                    f"    {printed}, {difference.text}: {_change(best)} with {look.per_cent(best['energy_share'], 1)} "
-                    f"of the edit energy against {_change(worst)} with {look.per_cent(worst['energy_share'], 1)}; "
-                    f"difference {_change(pair, 'points')}"
+                    f"    {printed}, {difference.text}: {change_text(best)} with "
+                    f"{look.per_cent(best['energy_share'], 1)} of the edit energy against {change_text(worst)} with "
+                    f"{look.per_cent(worst['energy_share'], 1)}; "
+                    f"difference {change_text(pair, 'points')}"
                 )
             random = every.get((name, BEST_RANDOM.name, key))
             if random is not None:
-                yield f"    {printed}, {BEST_RANDOM.text}: {_change(random, 'points')}"
+                yield f"    {printed}, {BEST_RANDOM.text}: {change_text(random, 'points')}"
         areas = [(RANKINGS[key], every.get((name, AREA, key))) for key in labels]
         values = [
-            f"{ranking.label}{' (the baseline)' if ranking.baseline else ''} {_change(row, 'points')}"
+            f"{ranking.label}{' (the baseline)' if ranking.baseline else ''} {change_text(row, 'points')}"
             for ranking, row in areas
             if row is not None
         ]
@@ -201,7 +203,7 @@ def _kl(run: Inputs) -> Iterator[str]:
             yield f"    {note}"
 
 
-def _change(row: Mapping[Any, Any], unit: str = "%") -> str:
+def change_text(row: Mapping[Any, Any], unit: str = "%") -> str:
     """Return a reduction as a change of None's KL with its interval: 0.22 -> −22 % [−23, −21]."""
     decimals = 0 if unit == "%" else 1
     numbers = (round(-100 * row[name], decimals) for name in ("reduction", "reduction_high", "reduction_low"))
@@ -209,7 +211,8 @@ def _change(row: Mapping[Any, Any], unit: str = "%") -> str:
     return f"{value} {unit} [{low}, {high}]"
 
 
-def _steering(run: Inputs) -> Iterator[str]:
+def steering(run: Inputs) -> Iterator[str]:
+    """Yield whether steering by a latent moves the rate of its own kind of answer beyond all controls, line by line."""
     table = run.steering
     cells = verdicts(table)
     n = int(table.loc[table["arm"] == "unsteered", "n"].max())
