@@ -45,6 +45,13 @@ onstart:
     estimate()
 
 
+onsuccess:
+    # what changed, in ten lines
+    headline = Path(R) / "report/headline.txt"
+    if "report" in GRAPH.on_disk()[0] and headline.is_file():
+        print(headline.read_text(encoding="utf-8"), end="")
+
+
 wildcard_constraints:
     pair="|".join(f"({pair})" for pair in GRAPH.pairs),
     split="train|validation",

@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from tunediff.latents.table import STABLE_COSINE, TWIN_COSINE
 from tunediff.pipeline.artifacts import building
 from tunediff.report import style as look
 from tunediff.report.html import overview, pages
 from tunediff.report.html.corpus import SHARD, Corpus
+from tunediff.report.html.headline import headline
 from tunediff.report.html.latents import (
     BANDS,
     BLOCK,
@@ -37,6 +37,7 @@ from tunediff.report.inputs import Inputs
 from tunediff.report.summary import steering
 
 HERE = Path(__file__).parent
+HEADLINE = "headline.txt"  # beside index.html, printed at the end of a run
 WINDOW_BYTES = 200_000_000  # of all latents' shards; tables, texts and figures come on top
 SAMPLED = 2  # blocks of each dictionary that their size is estimated on
 TABLES = ("windows", "tokens", "histogram", "neighbours", "logits")
@@ -75,11 +76,12 @@ def _build(
     sources = run.tokens.sources
     detail = _detail(dictionaries, sources, window_bytes)
     names = {each.name: _labels(each, pieces) for each in dictionaries}
+    first: dict[str, list[dict[str, Any]]] = {}
     steered: dict[str, dict[str, Any]] = {}
     for each in dictionaries:
         write_table(each, names[each.name], shards)
-        first = overview.first_latents(each, names[each.name], pieces, corpus.token_id)
-        shards.write(f"first/{each.name}", first)
+        first[each.name] = overview.first_latents(each, names[each.name], pieces, corpus.token_id)
+        shards.write(f"first/{each.name}", first[each.name])
         _write_blocks(each, sources, detail, shards, pieces, corpus)
         shards.write(f"beside/{each.name}", _beside(run, each))
         if run.has("steering_texts"):
@@ -109,6 +111,7 @@ def _build(
     }
     shards.write("meta", meta)
     (out / "index.html").write_text(_page(run, out, keys, meta), encoding="utf-8")
+    (out / HEADLINE).write_text(f"{headline(run, first)}\n", encoding="utf-8")
     return {
         "latents": {each.name: len(each) for each in dictionaries},
         "detail": detail._asdict(),
@@ -237,6 +240,7 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
     environment.filters["nu"] = raised
     names, rows = overview.comparison(run)
     criterion = look.one_criterion(run.latents)
+    twins = run.twins.values() if run.has("twins") else ()
     return environment.get_template("index.html.j2").render(
         pair=overview.pair_text(run),
         data=overview.data_text(run),
@@ -253,8 +257,8 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
         drawings=pages.copied_drawings(run, out),
         provenance=pages.provenance(run, keys),
         criterion=criterion,
-        twin_cosine=TWIN_COSINE,
-        stable_cosine=STABLE_COSINE,
+        twin_cosine=next((table.attrs["twin_cosine"] for table in twins), None),
+        stable_cosine=run.seeds.attrs["stable_cosine"] if run.has("seeds") else None,
         joined=joined,
         version=version("tunediff"),
     )
