@@ -218,3 +218,27 @@ def test_differing_tokens_need_a_replacement(tiny_pairs, tmp_path: Path) -> None
     with pytest.raises(TunediffError, match=rf"1 ids differ.*{end}: '<\|im_end\|>' / '<\|done\|>'"):
         load_tokenizers(pair.base, chat, {})
     assert load_tokenizers(pair.base, chat, {end: 5}).convert_tokens_to_ids("<|done|>") == end
+
+
+def test_direct_logits_are_those_of_the_plain_norm_and_output_matrix(
+    tiny_pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A root mean square norm makes γ ⊙ d / rms(d) of d: times rms(d), what the output matrix makes of it is exact."""
+    monkeypatch.setattr("tunediff.models.residual.LOGITS_AT_ONCE", 32 * 50)  # the vocabulary in pieces
+    model = ResidualModel.load(tiny_pair.chat, 1)
+    rows = torch.randn(5, model.d_model, generator=torch.Generator().manual_seed(0))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_pair.chat)
+    assert plain.model.norm.weight.std() > 0.01  # a scale that matters
+    with torch.no_grad():
+        wanted = plain.lm_head(plain.model.norm(rows)) * rows.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(model.direct_logits(rows), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TunediffError, match="loaded without its upper half"):
+        ResidualModel.load(tiny_pair.chat, 1, upper=False).direct_logits(rows)
+
+
+def test_a_model_without_a_norm_beside_its_blocks_has_no_direct_logits(tiny_pair: TinyPair) -> None:
+    hf = AutoModelForCausalLM.from_pretrained(tiny_pair.chat)
+    del hf.model.norm
+    model = ResidualModel(hf, tiny_pair.tokenizer, 1)
+    with pytest.raises(TunediffError, match="no final norm found beside its blocks"):
+        model.direct_logits(torch.zeros(1, model.d_model))

@@ -166,15 +166,17 @@ class BestWindows(Best):
         changed, origin = self.add(latent, entry)
         if not len(changed):
             return
-        moved = origin.clamp(max=self.size - 1)[..., None].expand(-1, -1, self.activation.shape[2])
-        kept = self.activation[changed].gather(1, moved)
         fresh = origin >= self.size
-        kept[fresh] = 0
-        self.activation[changed] = kept
+        step = max(1, WINDOWS_AT_ONCE // self.size)
+        for some, new, place in zip(changed.split(step), fresh.split(step), origin.split(step), strict=True):
+            kept = self.activation[some].gather(
+                1, place.clamp(max=self.size - 1)[..., None].expand(-1, -1, self.activation.shape[2])
+            )
+            self.activation[some] = kept.masked_fill_(new[..., None], 0)
         row, place = (fresh & self.found[changed]).nonzero(as_tuple=True)
         slots = changed[row] * self.size + place
         for slot in slots.split(WINDOWS_AT_ONCE):
-            centre = self.position.view(-1)[slot]
+            centre = POSITION - (self.entry.view(-1)[slot] & POSITION)
             start, end = texts.window(centre, self.context)
             low, high = firings.between(slot // self.size, start, end)
             count = high - low
