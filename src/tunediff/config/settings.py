@@ -480,13 +480,9 @@ class SteeringSettings(Settings, section="steering"):
     )
     max_new_tokens: int = setting("Length of an answer at most.", 48, minimum=1)
     random_directions: int = setting("Random directions of the same dose, per latent.", 3, minimum=1)
-    batch_size: int = setting(
-        "Answers per generation batch, and conversations per forward pass",
-        16,
-        rule="16, fewer where the logits of a pass were more than 1 GiB",
-        minimum=1,
-    )
 
+    generation_batch_size: int = 16  # of `conversations`: answers generated at once
+    batch_size: int = 16  # of `causal`: conversations per forward pass
     bootstrap_samples: int = 1000  # of requests, for the intervals of all that is no rate
     seed: int = 0  # of the requests, of the random directions and of the bootstrap
 
