@@ -22,6 +22,7 @@ LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
 SAMPLED_CHUNKS = 64  # chunks of an activation store that norms are measured on, spread evenly
 SHOWN_TOKENS = 160  # of each document
 SHOWN_COLUMNS = 40  # of a table
+BESIDE = {".history.parquet": "history", ".texts.parquet": "texts"}  # tables of another store's artifact: their kinds
 
 
 @dataclass
@@ -65,8 +66,9 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
         made = store.with_suffix(".provenance.json")
         result.made_by = {"key": manifest.key} | (read_json(made) if made.is_file() else {})
     except TunediffError as error:
-        if store.name.endswith(".history.parquet"):  # belongs to a crosscoder's artifact
-            result.kind = "history"
+        beside = [suffix for suffix in BESIDE if store.name.endswith(suffix)]
+        if beside:
+            result.kind = BESIDE[beside[0]]
         else:
             result.problems.append(str(error))
     if (store / "zarr.json").is_file():

@@ -38,7 +38,7 @@ LAYER, D = 1, 16
 STOP = [1]
 SETTINGS = SteeringSettings(
     latents=2, alphas=(0.5, 2), positions=("all", "prompt"), prompts=4, max_new_tokens=6, random_directions=2,
-    batch_size=5, bootstrap_samples=100,
+    generation_batch_size=5, batch_size=3, bootstrap_samples=100,
 )  # fmt: skip
 REPLACEMENTS = {5: 6, 7: 8}
 

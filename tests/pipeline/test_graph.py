@@ -82,6 +82,13 @@ def test_more_conversations_spare_training() -> None:
     assert not any(name.startswith(("activations", "crosscoders", "latents")) for name in names)
 
 
+def test_another_dose_moves_steering_and_what_shows_it() -> None:
+    names = moved(("steering.alphas", [3]))
+    assert names >= {"steering/steering", "figures/steering", "tables/steering", "summary"}
+    assert all(name.startswith(("steering/", "figures/", "tables/", "summary", "report")) for name in names)
+    assert "causal/kl" in keys_with() and "steering/steering" in moved(("conversations.count", 100))
+
+
 def test_a_further_seed_adds_its_own_work_and_the_comparison() -> None:
     before, after = keys_with(("training.seeds", [0])), keys_with(("training.seeds", [0, 1, 2]))
     added = after.keys() - before.keys()

@@ -118,6 +118,7 @@ SMALL: dict[str, Any] = {
     "latents": {"min_count": 4, "blocks": 8, "bootstrap_samples": 100},
     "evaluation": {"documents": 4},
     "causal": {"set_size": 16, "random_sets": 1, "bootstrap_samples": 100},
+    "steering": {"latents": 1, "alphas": [1], "prompts": 3, "max_new_tokens": 4, "random_directions": 1},
 }
 
 QUESTIONS = ("What is a river?", "Tell me about the fox, please.", "How is the weather in Zürich today?", "Who pays?")

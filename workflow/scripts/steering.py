@@ -20,7 +20,12 @@ with job(snakemake) as work:
         work.open(TokenStore.open, "conversations"),
         ChatRenderer(pair.load_tokenizer()),
         opened(config["conversations"]["source"]),
-        SteeringSettings(**config["steering"], seed=config["seed"]),
+        SteeringSettings(
+            **config["steering"],
+            generation_batch_size=config["conversations"]["batch_size"],
+            batch_size=config["causal"]["batch_size"],
+            seed=config["seed"],
+        ),
         work.out,
         key=work.own_key,
         device=device,

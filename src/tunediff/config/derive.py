@@ -408,8 +408,7 @@ def _derive_causal(config: Mapping[str, Any], blanks: Blanks) -> None:
 def _derive_batches(config: Mapping[str, Any], shipped: Path, blanks: Blanks) -> None:
     """Fill in how many documents are run at once: its logits take 1 GiB in float32 at most."""
     vocabulary = shape_value(model_config(config["models"], shipped, fetch=False), "vocab_size")
-    asked = config["conversations"]["max_tokens"]
-    lengths = {"evaluation": config["tokens"]["max_length"], "causal": asked, "steering": asked}
+    lengths = {"evaluation": config["tokens"]["max_length"], "causal": config["conversations"]["max_tokens"]}
     for section, length in lengths.items():
         fitting = 4 if vocabulary is None else LOGITS_BYTES // (4 * length * vocabulary)
         blanks.fill(section, config[section], {"batch_size": partial(min, 16, max(1, fitting))})

@@ -235,8 +235,8 @@ def memory_mb(run: Setting) -> dict[str, int]:
     edits = sum(6 * 4 * d * size for size in dictionaries)  # weights, and two decoders made of them
     needs["causal"] = model + lower + edits + codes + logits(batches[1], asked, 2 * w + 8) + forward(batches[1] * asked)
     weighed = sum(4 * parameters(d, size) for size in dictionaries)
-    batch = c["steering"]["batch_size"]
-    needs["steering"] = 2 * model + weighed + CODES + logits(batch, asked, 5 * 4 + w) + forward(batch * asked)
+    batch, most = batches[1], max(batches[1], c["conversations"]["batch_size"])
+    needs["steering"] = 2 * model + weighed + CODES + logits(batch, asked, 2 * w + 12) + forward(most * asked)
     return _rounded(needs)
 
 
@@ -359,9 +359,9 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     batches = math.ceil(asked["count"] / c["causal"]["batch_size"])
     steered, arms = c["steering"], STEERED_ARMS + c["steering"]["random_directions"]
     doses = steered["latents"] * len(steered["alphas"]) * len(steered["positions"])
-    asked_again = len(dictionaries) * doses * arms * steered["prompts"]  # requests
-    words = asked_again * steered["max_new_tokens"]
-    passes = math.ceil(asked_again / steered["batch_size"]) * (steered["max_new_tokens"] + 2)
+    again = len(dictionaries) * doses * arms * min(steered["prompts"], asked["count"] // 2)  # answers
+    words = again * steered["max_new_tokens"]
+    passes = math.ceil(again / asked["batch_size"]) * steered["max_new_tokens"]  # of generation
     return {
         "tokens": texts,
         "activations": Work((train + validation) * 2 * lower),
@@ -374,7 +374,10 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
         ),
         "KL": Work(answers * (4 * lower + runs * upper), 0, 0, batches * runs * FORWARD_SECONDS),
         "steering": Work(
-            words * (2 * lower + 3 * upper), 0, passes * run.itemsize * shape.parameters, passes * FORWARD_SECONDS
+            words * (2 * lower + 3 * upper),
+            0,
+            passes * run.itemsize * shape.parameters,
+            (passes + 2 * math.ceil(again / c["causal"]["batch_size"])) * FORWARD_SECONDS,
         ),
         "starts of jobs": Work(seconds=starts),
     }

@@ -460,15 +460,16 @@ class SteeringSettings(Settings, section="steering"):
         minimum=1,
     )
     alphas: tuple[float, ...] = setting(
-        "Doses α: α times the latent's largest activation on validation tokens times d^chat is added.",
-        (1, 2),
+        "Doses α: α times the latent's largest activation on validation tokens times d^chat is added. Answers break at "
+        "doses that are no longer small beside the residuals (`dose_share`), at `all` positions earlier.",
+        (1, 4),
         minItems=1,
         uniqueItems=True,
         exclusiveMinimum=0,
     )
     positions: tuple[Literal["all", "prompt"], ...] = setting(
         "Where it is added: at `all` positions, or at those of the `prompt` only.",
-        ("all",),
+        ("prompt",),
         minItems=1,
         uniqueItems=True,
     )
@@ -479,13 +480,9 @@ class SteeringSettings(Settings, section="steering"):
     )
     max_new_tokens: int = setting("Length of an answer at most.", 48, minimum=1)
     random_directions: int = setting("Random directions of the same dose, per latent.", 3, minimum=1)
-    batch_size: int = setting(
-        "Answers per generation batch, and conversations per forward pass",
-        16,
-        rule="16, fewer where the logits of a pass were more than 1 GiB",
-        minimum=1,
-    )
 
+    generation_batch_size: int = 16  # of `conversations`: answers generated at once
+    batch_size: int = 16  # of `causal`: conversations per forward pass
     bootstrap_samples: int = 1000  # of requests, for the intervals of all that is no rate
     seed: int = 0  # of the requests, of the random directions and of the bootstrap
 

@@ -1,4 +1,4 @@
-"""Steering (method.md section 6): what the models answer while the direction of a latent is added to their residuals.
+"""Steering (method.md section 11): what the models answer while the direction of a latent is added to their residuals.
 
 h + α · max_j · d_j^chat after the block, f_j's maximum and the decoder row both in the units of raw residuals. Other
 directions of the same norm are the controls. Latents are chosen on train tokens; the requests are other texts.
@@ -357,7 +357,7 @@ class Bench:
             for (model, positions, _), members in groups.items():
                 prompts = [self.fed(model, torch.from_numpy(prompt)).numpy() for prompt in self.prompts] * len(members)
                 add = torch.stack([runs[i].added for i in members]).repeat_interleave(len(self.prompts), dim=0)
-                of, size = self.models[model], self.settings.batch_size
+                of, size = self.models[model], self.settings.generation_batch_size
                 new = answer(of, prompts, self.stop_ids, self.settings.max_new_tokens, size, add, positions)
                 for k, i in enumerate(members):
                     found[i] = new[k * len(self.prompts) : (k + 1) * len(self.prompts)]
@@ -561,7 +561,7 @@ def build_steering(
     with building(out.with_suffix(".texts.parquet")) as partial:
         typed(shown, TEXTS).to_parquet(partial, index=False)
     facts = {
-        "settings": {name: value for name, value in asdict(settings).items() if name != "batch_size"},
+        "settings": {name: value for name, value in asdict(settings).items() if not name.endswith("batch_size")},
         "requests": asked,
         "mean_norm": seen.norm,
         "kinds": {f"{e.crosscoder}/{e.latent}": {"kind": kind, "auroc": score} for e, (kind, score) in own.items()},

@@ -288,7 +288,7 @@ class Graph:
         self.add("causal", "causal/kl", [edits, seed], **models, **every)
         self.add("causal_summary", "causal/summary", [c["causal"]["bootstrap_samples"], seed], kl=["causal/kl"])
         labelled = self._source("conversations", c["conversations"]["source"])  # tells kinds of answers
-        steered = [_without(c["steering"], "batch_size"), labelled, seed]
+        steered = [c["steering"], labelled, seed]
         self.add("steering", "steering/steering", steered, **models, **every)
         for name in self.with_norms:
             own = {"crosscoder": [f"crosscoders/{name}"], "latents": [f"latents/{name}"]}
