@@ -296,6 +296,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report"
 
 
+def slowdown() -> float:
+    """Return how many times longer work takes than on a core of one's own: a busy machine is not an error."""
+    wall, own = time.perf_counter(), time.process_time()
+    while time.process_time() - own < 0.1:
+        pass
+    return max(1.0, (time.perf_counter() - wall) / 0.1)
+
+
 def test_a_large_dictionary_stays_fluid(browser: Browser, large: Path) -> None:
     opened = Opened(browser, large, offline=True)
 
@@ -317,10 +325,11 @@ def test_a_large_dictionary_stays_fluid(browser: Browser, large: Path) -> None:
         took["scroll"] = seconds(lambda: page.locator(".view").evaluate("e => e.scrollTo(0, e.scrollHeight / 2)"))
         return took | {"latent": seconds(lambda: opened.go(f"#{name}/5"))}
 
+    busy = slowdown()
     first_page = seconds(lambda: opened.go(""))
     tries = [every(name) for name in (L1, BATCHTOPK)]  # the quicker one counts: other jobs may run beside the test
     took = {name: min(each[name] for each in tries) for name in tries[0]}
     assert page.locator("#table tbody tr").count() < 100  # only what is in view
-    assert first_page <= 2 and max(took.values()) <= 1, (first_page, took)
-    print(f"first page {first_page:.2f} s;", {name: round(value, 2) for name, value in took.items()})
+    busy = max(busy, slowdown())
+    assert first_page <= 2 * busy and max(took.values()) <= busy, (busy, first_page, took)
     assert opened.problems == []
