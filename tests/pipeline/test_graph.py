@@ -43,7 +43,7 @@ def test_style_moves_figures_only() -> None:
     names = moved(("figures.font_size", 9))
     before = keys_with()
     drawn = {name for name in before if name.startswith(("figures/", "tables/"))}
-    assert names == drawn | {"nulls/summary"}
+    assert names == drawn | {"nulls/summary", "report"}
     assert names >= {"figures/fig4", "figures/twins", "figures/cosine", "tables/published", "tables/seeds"}
 
 
@@ -188,7 +188,7 @@ def test_what_another_config_made_is_found_by_its_key(tmp_path: Path) -> None:
     again = graph_with(("results", str(tmp_path)))
     # the counts of the nulls are on disk now, and these print them
     own, others = again.on_disk()
-    assert others == {"tables/table1", "summary"} and own == again.artifacts.keys() - others
+    assert others == {"tables/table1", "summary", "report"} and own == again.artifacts.keys() - others
     other = graph_with(("results", str(tmp_path)), ("crosscoders.batchtopk.k", 21))
     own, others = other.on_disk()
     assert {"crosscoders/batchtopk-seed0", "latents/batchtopk-seed0", "causal/kl"} <= others

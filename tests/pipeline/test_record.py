@@ -96,3 +96,8 @@ def test_a_constant_added_to_a_module_is_a_change_of_its_units(
     after = digests()
     names = {name for name in before if before[name] != after[name]}
     assert changed <= names and not names & spared
+
+
+def test_the_page_of_the_report_counts() -> None:
+    names = {path.name for path in recording.units(SCRIPTS)["stage report"].start}
+    assert {"report.py", "app.js", "style.css", "index.html.j2"} <= names

@@ -4,6 +4,7 @@ Chromium is the system's (apt-get install chromium); Playwright only drives it.
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import figure_tables
 from report_fixtures import SHOWN, built, decode, run_with_examples, tables
@@ -52,7 +53,8 @@ class Opened:
         if self.page.url == address:
             return self.page
         self.page.goto(address)
-        self.page.wait_for_function("before => (document.documentElement.dataset.ready || '0') !== before", arg=before)
+        shown = self.page.locator(f"html[data-ready]:not([data-ready='{before}'])")
+        shown.wait_for(state="attached")  # wait_for_function evaluates texts, which the page's policy forbids
         return self.page
 
     def texts(self, selector: str) -> list[str]:
@@ -126,7 +128,7 @@ def test_a_deep_link_opens_a_latent_with_its_examples(opened: Opened) -> None:
     neighbour = page.locator("table:has(caption:text('By decoder cosine')) a").nth(0)
     wanted = neighbour.get_attribute("href")
     neighbour.click()
-    page.wait_for_function("wanted => location.hash === wanted", arg=wanted)
+    expect(page).to_have_url(re.compile(f"{re.escape(wanted or '')}$"))
 
 
 def test_search_sort_filter(opened: Opened) -> None:
@@ -258,9 +260,7 @@ def test_a_null_pair_stands_beside(browser: Browser, tmp_path: Path) -> None:
     assert beside.locator(".entries > li").count() == 20
     first = figure_tables.latent_table(1, size=64).first(1)["latent"].iloc[0]
     beside.locator("select").select_option("reseeded")
-    page.wait_for_function(
-        "wanted => document.querySelector('.null .title').textContent.startsWith(wanted)", arg=f"latent {first} "
-    )
+    expect(beside.locator(".title").first).to_contain_text(f"latent {first} ")
     assert beside.locator("a").count() == 0
     assert "No examples of a null pair" in page.locator(".first").nth(1).inner_text()
     assert opened.problems == []
@@ -296,6 +296,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report"
 
 
+def slowdown() -> float:
+    """Return how many times longer work takes than on a core of one's own: a busy machine is not an error."""
+    wall, own = time.perf_counter(), time.process_time()
+    while time.process_time() - own < 0.1:
+        pass
+    return max(1.0, (time.perf_counter() - wall) / 0.1)
+
+
 def test_a_large_dictionary_stays_fluid(browser: Browser, large: Path) -> None:
     opened = Opened(browser, large, offline=True)
 
@@ -317,10 +325,11 @@ def test_a_large_dictionary_stays_fluid(browser: Browser, large: Path) -> None:
         took["scroll"] = seconds(lambda: page.locator(".view").evaluate("e => e.scrollTo(0, e.scrollHeight / 2)"))
         return took | {"latent": seconds(lambda: opened.go(f"#{name}/5"))}
 
+    busy = slowdown()
     first_page = seconds(lambda: opened.go(""))
     tries = [every(name) for name in (L1, BATCHTOPK)]  # the quicker one counts: other jobs may run beside the test
     took = {name: min(each[name] for each in tries) for name in tries[0]}
     assert page.locator("#table tbody tr").count() < 100  # only what is in view
-    assert first_page <= 2 and max(took.values()) <= 1, (first_page, took)
-    print(f"first page {first_page:.2f} s;", {name: round(value, 2) for name, value in took.items()})
+    busy = max(busy, slowdown())
+    assert first_page <= 2 * busy and max(took.values()) <= busy, (busy, first_page, took)
     assert opened.problems == []

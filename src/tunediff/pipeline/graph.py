@@ -335,7 +335,9 @@ class Graph:
             drawn = [path for path in drawings_of(self) if path != NULLS or self.nulls_key]
             own = {"models": ["models"], "tokens": ["tokens/validation"], "drawings": drawn}
             shown = [self.nulls_key, self.nulls_examples, c["models"]["layer"]]
-            self.add("report", "report", shown, **self.read_by(REPORT_READS), **own)
+            read = self.read_by(REPORT_READS).items()  # of published dictionaries alone there are no seeds
+            made = {role: [path for path in paths if path in self.artifacts] for role, paths in read}
+            self.add("report", "report", shown, **made, **own)
 
     @cached_property
     def nulls_key(self) -> str:

@@ -2,8 +2,9 @@
 
 workflow/stages.json holds the version and a digest of the code of every stage, dictionary kind, drawing and of the
 demo. The digest is over the syntax trees, without docstrings, of the modules that the stage's script imports, directly
-or not. Kinds, drawings and the demo have versions of their own, so a stage's code ends where theirs begins; config and
-pipeline decide what is computed and where it lies, not how, and belong to no stage. Write it: make stages
+or not (of the report, over its page as well). Kinds, drawings and the demo have versions of their own, so a stage's
+code ends where theirs begins; config and pipeline decide what is computed and where it lies, not how, and belong to no
+stage. Write it: make stages
 """
 
 import ast
@@ -46,7 +47,10 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 @cache
 def _read(path: Path) -> tuple[str, frozenset[Path]]:
     """Return the digest of a file's code and the modules of this package that it imports."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":  # what a browser runs
+        return hashlib.sha256(text.encode()).hexdigest(), frozenset()
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
@@ -77,6 +81,8 @@ def units(scripts: Path) -> dict[str, Unit]:
     demo = tuple(sorted((PACKAGE / "demo").glob("*.py")))
     found = {"demo": Unit(VERSION, demo)}
     found |= {f"stage {name}": Unit(stage.version, (scripts / f"{stage.script}.py",)) for name, stage in STAGES.items()}
+    page = tuple(sorted(path for path in (PACKAGE / "report/html").glob("*/*") if path.suffix != ".pyc"))
+    found["stage report"] = found["stage report"]._replace(start=(*found["stage report"].start, *page))
     for kind, settings in CrosscoderSettings.kinds.items():
         path = _module_path(f"tunediff.dictionaries.{kind}")
         if path is not None:  # a published one has no code that trains it

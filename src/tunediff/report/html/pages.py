@@ -22,7 +22,7 @@ ANSWERED = ("prompt", "unsteered", "steered")  # texts of a request
 def copied_drawings(run: Inputs, out: Path) -> list[dict[str, str]]:
     """Copy PNG and CSV of every drawing below `out`; return how each is shown, figures first."""
     known, shown = drawings(), []
-    for store in sorted(run.files.get("drawings", ()), key=lambda path: (path.parent.name != "figures", path.name)):
+    for store in sorted(run.files.get("drawings", ()), key=_place):
         path = f"{store.parent.name}/{store.stem}"
         about = known[path].about(run.config)
         for file in (store, store.with_suffix(".png")):
@@ -32,6 +32,11 @@ def copied_drawings(run: Inputs, out: Path) -> list[dict[str, str]]:
         place = f"drawings/{path}"
         shown.append({"name": path, **about, "png": f"{place}.png", "csv": f"{place}.csv"})
     return shown
+
+
+def _place(path: Path) -> tuple[bool, bool, str]:
+    """Return where a drawing comes: the paper's figures first, then other figures, then tables."""
+    return path.parent.name != "figures", not path.name.startswith("fig"), path.name
 
 
 def null_rows(run: Inputs) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@
   };
   tunediff.count = (value) => Number(value).toLocaleString("en");
   tunediff.interval = function (value, low, high) {
-    const ends = Number.isNaN(low) || Number.isNaN(high) ? "" : ` [${number(low, 2)}, ${number(high, 2)}]`;
+    const ends = Number.isNaN(low) || Number.isNaN(high) ? "" : `\u00a0[${number(low, 2)},\u00a0${number(high, 2)}]`;
     return number(value, 2) + ends;
   };
 
