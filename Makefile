@@ -1,5 +1,5 @@
-# make demo: environment, then the whole chain to Figure 4 and the report. make test: the tests. make check: lint, types, format.
-# make paper: all figures and tables of the demo, three seeds. make planted, make nulls: the two truth tests.
+# make demo: environment, then the whole chain to Figure 4 and the report. make test: the tests. make check: lint, types,
+# format. make paper: all figures and tables of the demo, three seeds. make planted, make nulls: the two truth tests.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -16,7 +16,6 @@ $(STAMP): envs/requirements.lock pyproject.toml
 
 demo: env
 	$(BIN)/snakemake --cores all results/figures/fig4.pdf results/summary.txt results/report
-	@cat results/summary.txt
 	@echo "Report: open $(CURDIR)/results/report/index.html in a browser"
 
 paper: env
