@@ -58,8 +58,12 @@ class Texts:
     @classmethod
     def of(cls, tokens: TokenStore, device: str) -> "Texts":
         """Read a store."""
-        arrays = tokens.token_id, tokens.doc, tokens.doc_start, tokens.doc_source
-        return cls(*(torch.from_numpy(array.astype(np.int64)).to(device) for array in arrays), tokens.sources)
+
+        def moved(array: NDArray[np.integer]) -> Tensor:
+            return torch.from_numpy(array.astype(np.int64)).to(device)
+
+        per_position = moved(tokens.token_id), moved(tokens.doc)
+        return cls(*per_position, moved(tokens.doc_start), moved(tokens.doc_source), tokens.sources)
 
     def window(
         self, centre: Int[Tensor, "*shape"], context: int

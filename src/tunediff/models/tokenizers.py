@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -66,18 +67,20 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
     """
     wanted = [int(i) for i in ids]
     unique = sorted(set(wanted))
+
+    def decoded(*tokens: int) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     # behind another token, or the space that begins a word would be lost
-    anchor = next((i for i in range(len(tokenizer)) if tokenizer.decode([i]).isalnum()), None)
-    before = [] if anchor is None else [anchor]
-    options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    head = tokenizer.decode(before, **options)
+    anchor = list(islice((i for i in range(len(tokenizer)) if decoded(i).isalnum()), 1))
+    head = decoded(*anchor)
     found: dict[int, str] = {}
     for i, token in zip(unique, tokenizer.convert_ids_to_tokens(unique), strict=True):
         if token is None:
             found[i] = f"<id {i}>"
             continue
-        text = tokenizer.decode([*before, i], **options)
-        own = text.removeprefix(head) if text.startswith(head) else tokenizer.decode([i], **options)
+        text = decoded(*anchor, i)
+        own = text.removeprefix(head) if text.startswith(head) else decoded(i)
         found[i] = _torn(token, own) if "\ufffd" in own else own or token
     return [found[i] for i in wanted]
 
