@@ -246,3 +246,20 @@ def test_steering_stands_with_its_latent(tmp_path: Path) -> None:
     own = told[told["latent"] == 11]
     assert [row["moves"] for row in found["11"]["measures"]] == own["moves"].tolist()
     assert value(tmp_path / "report", "meta")["dictionaries"][NAME]["steered"] == [11]
+
+
+def test_a_dictionary_of_the_difference_is_shown_without_what_it_has_not(tmp_path: Path) -> None:
+    run = run_with_examples(tmp_path)
+    frame = run.latents[NAME].frame
+    missing = [name for name in frame if str(name).startswith(("nu_r", "nu_e", "norm_"))]
+    frame[missing] = np.float32(np.nan)
+    frame["nu_activation"] = np.linspace(-1, 1, len(frame)).astype(np.float32)
+    frame["class_name"] = np.where(frame["dead"], "dead", "difference")
+    frame[["chat_specific", "chat_specific_validation", "chat_specific_interval", "reversed"]] = False
+    build_report(run, tmp_path / "report", decode)
+    text = (tmp_path / "report/index.html").read_text()
+    assert "A dictionary of the difference alone" in text
+    assert not value(tmp_path / "report", "meta")["dictionaries"][NAME]["norms"]
+    first = value(tmp_path / "report", f"first/{NAME}")
+    assert all(each["delta"] is None and each["nu_r"] == "not measured" and each["nu_a"] is not None for each in first)
+    assert set(value(tmp_path / "report", f"table/{NAME}")["columns"]["nu_e"]) == {None}

@@ -265,8 +265,8 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
 
 
 def raised(text: str) -> Markup:
-    """Return a text as HTML, the letters of ν^r, ν^ε and ν^act raised."""
-    return Markup(re.sub(r"\^(r|ε|act)\b", r"<sup>\1</sup>", str(escape(text))))
+    """Return a text as HTML, the letters of ν^r and d^chat raised."""
+    return Markup(re.sub(r"\^(r|ε|act|chat|base)\b", r"<sup>\1</sup>", str(escape(text))))
 
 
 def null_models(run: Inputs) -> dict[str, str]:
