@@ -80,7 +80,7 @@ def test_a_card_holds_what_the_tables_hold(results: Results) -> None:
     for kind in ("peak", "next"):
         own = counted[counted["kind"] == kind]
         assert [each.token_id for each in card.tokens[kind]] == own["token_id"].tolist()
-        assert [each.count for each in card.tokens[kind]] == own["count"].tolist()
+        assert [each.firings for each in card.tokens[kind]] == own["count"].tolist()
         assert [each.piece for each in card.tokens[kind]] == pieces(results.tokenizer, own["token_id"])
     for direction in ("chat", "base", "difference"):
         for end in ("highest", "lowest"):

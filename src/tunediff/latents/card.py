@@ -5,7 +5,7 @@ terminal).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,8 +54,8 @@ class TokenCount(NamedTuple):
 
     token_id: int
     piece: str
-    count: int  # among the latent's sampled firings
-    share: float  # of them
+    firings: int  # of the latent's sampled ones
+    share: float  # of all sampled
     lift: float  # over the token's share of all tokens
 
 
@@ -72,6 +72,13 @@ class Neighbour(NamedTuple):
 
     latent: int
     value: float
+
+
+def _rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, by column."""
+    columns = [frame[name].tolist() for name in frame]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(map(str, frame), values, strict=True))
 
 
 def _percent(share: float) -> str:
@@ -131,10 +138,10 @@ class LatentCard:
         if row["dead"]:
             return lines
         if math.isfinite(row["norm_difference"]):
-            ratios = self._ratio("reconstruction", "ν^r"), self._ratio("error", "ν^ε")
+            ratios = [self._ratio("reconstruction", "ν^r"), self._ratio("error", "ν^ε")]
             own = f"class {row['class_name']}, Δnorm {row['norm_difference']:.2f}, cosine {row['cosine']:.2f}"
         else:
-            ratios, own = (self._ratio("activation", "ν^act"),), "of a dictionary of the difference"
+            ratios, own = [self._ratio("activation", "ν^act")], "of a dictionary of the difference"
         lines.append("; ".join((own, *ratios)))
         by_source = ", ".join(f"{source} {_percent(row[f'frequency_{source}'])}" for source in self.sources)
         fires = f"fires on {_percent(row['frequency'])} of tokens ({by_source}), maximum {self.maximum:.3g}"
@@ -259,18 +266,18 @@ class Cards:
                 f"{self.dictionary}/{latent}: no such latent; give a number from 0 to {len(self.table) - 1}"
             )
         frames = {name: self.examples.of(name, latent) for name in ("tokens", "logits", "neighbours", "histogram")}
+        texts = {name: iter(self.pieces(frames[name]["token_id"])) for name in ("tokens", "logits")}
         counted: dict[str, list[TokenCount]] = {"peak": [], "next": []}
-        shown = self.pieces(frames["tokens"]["token_id"])
-        columns = frames["tokens"][["token_id", "count", "share", "lift"]].itertuples(index=False, name=None)
-        for kind, piece, (token_id, *numbers) in zip(frames["tokens"]["kind"], shown, columns, strict=True):
-            counted[kind].append(TokenCount(token_id, piece, *numbers))
+        for row in _rows(frames["tokens"]):
+            own = row["token_id"], next(texts["tokens"]), row["count"], row["share"], row["lift"]
+            counted[row["kind"]].append(TokenCount(*own))
         logits: dict[str, dict[str, list[Logit]]] = {}
-        for row, piece in zip(frames["logits"].itertuples(), self.pieces(frames["logits"]["token_id"]), strict=True):
-            ends = logits.setdefault(row.direction, {"highest": [], "lowest": []})
-            ends[row.end].append(Logit(row.token_id, piece, row.value))
+        for row in _rows(frames["logits"]):
+            ends = logits.setdefault(row["direction"], {"highest": [], "lowest": []})
+            ends[row["end"]].append(Logit(row["token_id"], next(texts["logits"]), row["value"]))
         near: dict[str, list[Neighbour]] = {"cosine": [], "coactivation": []}
-        for row in frames["neighbours"].itertuples():
-            near[row.kind].append(Neighbour(row.neighbour, row.value))
+        for row in _rows(frames["neighbours"]):
+            near[row["kind"]].append(Neighbour(row["neighbour"], row["value"]))
         bins = pd.RangeIndex(HISTOGRAM_BINS, name="bin")
         histogram = frames["histogram"].pivot(index="bin", columns="source", values="count")
         histogram = histogram.reindex(index=bins, columns=list(self.table.sources)).fillna(0).astype(np.int64)
@@ -290,11 +297,11 @@ class Cards:
     def windows(self, latent: int) -> list[Window]:
         """Return all windows of a latent, by band."""
         made = []
-        for row in self.examples.of("windows", latent).itertuples():
-            stop = row.start + len(row.activation)
-            ids, mask = (getattr(self.tokens, name)[row.start : stop] for name in ("token_id", "mask"))
-            losses = (self._measured(name, row.start, stop) for name in ("kl", "loss_base", "loss_chat"))
-            place = row.peak - row.start
-            own = row.band, row.document, row.source, row.start, place, row.value
-            made.append(Window(*own, self.pieces(ids), row.activation, mask, *losses))
+        for row in _rows(self.examples.of("windows", latent)):
+            start, activation = row["start"], row["activation"]
+            stop = start + len(activation)
+            ids, mask = (getattr(self.tokens, name)[start:stop] for name in ("token_id", "mask"))
+            losses = (self._measured(name, start, stop) for name in ("kl", "loss_base", "loss_chat"))
+            own = row["band"], row["document"], row["source"], start, row["peak"] - start, row["value"]
+            made.append(Window(*own, self.pieces(ids), activation, mask, *losses))
         return made

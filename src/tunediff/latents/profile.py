@@ -20,7 +20,7 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.examples import BAND_FROM, INACTIVE, INACTIVE_HARD, STRONGEST, Writer, lists, writing
 from tunediff.latents.seeds import directions
 from tunediff.latents.table import LatentTable
-from tunediff.latents.windows import Found, Texts, find, hashed
+from tunediff.latents.windows import Found, Texts, find, hashed, positions
 from tunediff.models.residual import ResidualModel
 from tunediff.pipeline.artifacts import provenance
 
@@ -254,7 +254,7 @@ def window_columns(
     """Return the columns of table `windows` for `latents[rows]`; `silent` is about all of `latents`."""
     block = torch.from_numpy(latents[rows]).to(texts.start.device)
     kept = found.strongest, *found.bands
-    centre = [torch.where(best.found[block], best.position[block], -1) for best in kept]
+    centre = [positions(best.entry[block]) for best in kept]
     own = torch.cat([best.activation[block] for best in kept], dim=1)
     sizes = {STRONGEST: settings.strongest} | dict.fromkeys(BAND_FROM, settings.per_band)
     sizes |= {INACTIVE: settings.inactive, INACTIVE_HARD: settings.inactive}
@@ -262,22 +262,22 @@ def window_columns(
     row, column = (each.cpu().numpy() for each in (every >= 0).nonzero(as_tuple=True))
     peak = every[every >= 0]
     (start, end), document = texts.window(peak, settings.context), texts.document[peak]
-    source = texts.source[document].cpu().numpy()
-    start, end, peak, document = (each.cpu().numpy() for each in (start, end, peak, document))
+    source = texts.source[document]
+    first, last, at, number, of = (each.cpu().numpy() for each in (start, end, peak, document, source))
     activation = np.zeros((len(row), own.shape[2]), dtype=np.float32)
     active = column < own.shape[1]
     activation[active] = own.cpu().numpy()[row[active], column[active]]
-    position = peak[:, None] + np.arange(-settings.context, settings.context + 1)
-    inside = (position >= start[:, None]) & (position < end[:, None])
+    position = at[:, None] + np.arange(-settings.context, settings.context + 1)
+    inside = (position >= first[:, None]) & (position < last[:, None])
     return {
         "latent": latents[rows][row].astype(np.int32),
         "band": np.repeat(np.array(list(sizes), dtype=object), list(sizes.values()))[column],
         "place": np.concatenate([np.arange(size) for size in sizes.values()])[column].astype(np.int16),
-        "document": document.astype(np.int32),
-        "start": start,
-        "peak": peak,
+        "document": number.astype(np.int32),
+        "start": first,
+        "peak": at,
         "value": activation[:, settings.context],
-        "source": np.array(texts.sources, dtype=object)[source],
+        "source": np.array(texts.sources, dtype=object)[of],
         "activation": lists(activation[inside], inside.sum(1)),
     }
 

@@ -117,22 +117,17 @@ def bits(value: Float[Tensor, "entry"]) -> Int[Tensor, "entry"]:
     return value.view(torch.int32).long()
 
 
+def positions(entry: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Return the position of every entry; −1 of 0, which is none."""
+    return torch.where(entry > 0, POSITION - (entry & POSITION), -1)
+
+
 class Best:
     """The `size` largest entries of every group, whatever the order in which they come; 0 is none."""
 
     def __init__(self, n_groups: int, size: int, device: str) -> None:
         self.size = size
         self.entry = torch.zeros(n_groups, size, dtype=torch.int64, device=device)
-
-    @property
-    def found(self) -> Tensor:
-        """Which places of the groups hold an entry."""
-        return self.entry > 0
-
-    @property
-    def position(self) -> Int[Tensor, "group place"]:
-        """Position of every entry (0 of none)."""
-        return torch.where(self.found, POSITION - (self.entry & POSITION), 0)
 
     def add(self, group: Int[Tensor, "entry"], entry: Int[Tensor, "entry"]) -> tuple[Tensor, Tensor]:
         """Add entries, groups rising; return the groups that changed and where their entries were.
@@ -177,10 +172,10 @@ class BestWindows(Best):
                 1, place.clamp(max=self.size - 1)[..., None].expand(-1, -1, self.activation.shape[2])
             )
             self.activation[some] = kept.masked_fill_(new[..., None], 0)
-        row, place = (fresh & self.found[changed]).nonzero(as_tuple=True)
+        row, place = (fresh & (self.entry[changed] > 0)).nonzero(as_tuple=True)
         slots = changed[row] * self.size + place
         for slot in slots.split(WINDOWS_AT_ONCE):
-            centre = POSITION - (self.entry.view(-1)[slot] & POSITION)
+            centre = positions(self.entry.view(-1)[slot])
             start, end = texts.window(centre, self.context)
             low, high = firings.between(slot // self.size, start, end)
             count = high - low
