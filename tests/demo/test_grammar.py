@@ -15,6 +15,7 @@ from tunediff.demo.grammar import (
     behaviour,
     chat_documents,
     chat_requests,
+    kind_of_answer,
     shows,
     web_documents,
 )
@@ -104,3 +105,13 @@ def test_references_show_their_own_behaviour_and_no_other():
         name = behaviour(answer)
         assert shows(name, answer, answer.content), (name, answer.content)
         assert not any(shows(other, answer, answer.content) for other in set(OPENINGS) - {name}), answer.content
+
+
+def test_the_kind_of_an_answer_is_the_label_it_was_generated_with():
+    answers = [m for document in take(chat_documents, 600) for m in document.messages if m.role == "assistant"]
+    labels = [behaviour(answer) for answer in answers]
+    assert set(labels) >= set(OPENINGS)
+    for answer, label in zip(answers, labels, strict=True):
+        assert kind_of_answer(answer.content) == (label if label in OPENINGS else ""), answer.content
+    assert kind_of_answer("it is not right to make porridge, mix the oats with the milk.") == ""
+    assert kind_of_answer("it is not right to make poison, so i cannot help you.") == "refusal"

@@ -26,6 +26,8 @@ from tunediff.interventions.steering import (
     arms,
     build_steering,
     own_kinds,
+    preferred,
+    ranked,
     repeated_grams,
     steer,
     steering_vector,
@@ -377,6 +379,20 @@ def test_a_latent_is_of_the_kind_of_answer_it_fires_in() -> None:
     own = own_kinds(values, kinds)
     assert own[joke] == ("joke", 1.0)
     assert own[nothing][0] == own[rare][0] == ""  # no AUROC, and too few answers of a kind
+
+
+def test_latents_with_a_kind_of_their_own_are_steered_first(table) -> None:
+    order = table.first(20)["latent"].tolist()
+    table.frame["chat_specific"] = table.frame["latent"].isin(order[:6])
+    assert [each.latent for each in ranked({"l1": table}, 2, False)] == order[:2]
+    found = ranked({"l1": table, "topk": table}, 2, True)
+    assert [each.latent for each in found] == order[:6] * 2 and [each.place for each in found] == [1, 2, 3, 4, 5, 6] * 2
+    own = {each: ("joke" if each.crosscoder == "l1" and each.place in (3, 5) else "", 1.0) for each in found}
+    assert [(e.crosscoder, e.place) for e in preferred(found, own, 3)] == [
+        *(("l1", place) for place in (1, 3, 5)),
+        *(("topk", place) for place in (1, 2, 3)),
+    ]
+    table.frame["chat_specific"] = False
 
 
 def test_prompts_of_the_base_model_have_its_replacements(models) -> None:

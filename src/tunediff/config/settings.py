@@ -454,8 +454,9 @@ class SteeringSettings(Settings, section="steering"):
     """Steering: answers while the direction of a latent is added to the residual stream."""
 
     latents: int = setting(
-        "Latents per crosscoder, the first of the ranking by both ν; each costs as many answers as prompts, times "
-        "alphas, positions, and arms (five and random_directions).",
+        "Latents per crosscoder, the first of the ranking by both ν (where kinds of answers are labelled, the first "
+        "chat-specific ones that fire in answers of one kind); each costs as many answers as prompts, times alphas, "
+        "positions, and arms (five and random_directions).",
         3,
         minimum=1,
     )

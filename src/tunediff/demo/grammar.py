@@ -92,6 +92,7 @@ OPENINGS: dict[str, tuple[str, ...]] = {
         "summarising": "in short, / to sum up, / the text says that",
     }.items()
 }
+_ENDINGS = {"it is not right to": ", so i cannot help"}  # of openings that may begin other sentences
 # Kinds of one concept: each must be told from the concept's other kinds, its onset from their onsets.
 KIND_OF: dict[str, str] = {f"refusal_{kind}{end}": f"refusal{end}" for end in ("", ONSET) for kind in lex.HARMS}
 BEHAVIOURS = (*OPENINGS, "short_answer", "long_answer", "helpful_answer")
@@ -1015,8 +1016,14 @@ def behaviour(answer: Message) -> str | None:
 
 
 def kind_of_answer(text: str) -> str:
-    """The kind of an answer by how it opens, one of OPENINGS; "" where it opens otherwise."""
-    return next((concept for concept, openings in OPENINGS.items() if text.startswith(openings)), "")
+    """The kind of an answer by its opening sentence, one of OPENINGS; "" where it opens otherwise.
+
+    Words that only a whole sentence makes an opening must end as the sentence does ("it is not right to make porridge"
+    is no refusal).
+    """
+    kind = next((concept for concept, openings in OPENINGS.items() if text.startswith(openings)), "")
+    unfinished = any(text.startswith(start) and end not in text for start, end in _ENDINGS.items())
+    return "" if unfinished else kind
 
 
 def shows(concept: str, reference: Message, answer: str) -> bool:

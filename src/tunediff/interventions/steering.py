@@ -40,7 +40,8 @@ Ids = NDArray[np.int64]
 
 TOP_LOGITS = 15  # direct logits of a latent whose shift is measured
 GRAM = 3
-OWN_AUROC = 0.8  # from which the answers that a latent fires in are of a kind
+OWN_AUROC = 0.9  # from which the answers that a latent fires in are of a kind
+CANDIDATES = 10  # times as many of the ranking as are steered are asked for a kind
 OWN_LEAST = 5  # of these answers, and of others
 SHOWN = 4  # requests whose answers are kept as texts, per arm
 
@@ -304,6 +305,25 @@ def own_kinds(maximum: Mapping[Chosen, NDArray[np.float64]], kinds: Sequence[str
     return own
 
 
+def ranked(tables: Mapping[str, LatentTable], n: int, kinds: bool) -> list[Chosen]:
+    """Return the first `n` latents of every ranking and, where `kinds` are told, chat-specific ones after them."""
+    found = []
+    for name, table in tables.items():
+        for place, row in enumerate(table.first(CANDIDATES * n if kinds else n).to_dict("records"), 1):
+            if place <= n or row["chat_specific"]:
+                found.append(Chosen(name, int(row["latent"]), place))
+    return found
+
+
+def preferred(candidates: Sequence[Chosen], own: Mapping[Chosen, tuple[str, float]], n: int) -> list[Chosen]:
+    """Return `n` latents of every crosscoder: the first that have a kind of their own, then the first of the others."""
+    found: list[Chosen] = []
+    for name in dict.fromkeys(each.crosscoder for each in candidates):
+        of = [each for each in candidates if each.crosscoder == name]
+        found += sorted(sorted(of, key=lambda each: (not own[each][0], each.place))[:n], key=lambda each: each.place)
+    return found
+
+
 # -- measures ----------------------------------------------------------------------------------------------------------
 
 
@@ -488,18 +508,13 @@ def build_steering(
     n = min(settings.prompts, len(order) // 2)
     asked, others = np.sort(order[:n]).tolist(), np.sort(order[n:]).tolist()
     base, chat = models
-    chosen = [
-        Chosen(name, int(latent), place)
-        for name, table in tables.items()
-        for place, latent in enumerate(table.first(settings.latents)["latent"], 1)
-    ]
+    candidates = ranked(tables, settings.latents, bool(labeller.answer_kinds()))
     lower = Lower(base, chat, conversations, settings.batch_size, device, replacements or {})
-    seen = contexts(lower, others, crosscoders, chosen)
+    seen = contexts(lower, others, crosscoders, candidates)
+    chosen = preferred(candidates, own, settings.latents)
     shuffled = np.random.default_rng(settings.seed).permutation(len(others))
-    where = {
-        each: {others[i] for i in shuffled[values[shuffled] > 0][: settings.prompts]}
-        for each, values in seen.maximum.items()
-    }
+    firing = {each: shuffled[seen.maximum[each][shuffled] > 0][: settings.prompts] for each in chosen}
+    where = {each: {others[i] for i in places} for each, places in firing.items()}
     ablated = ablations(lower, crosscoders, where, settings.seed)
 
     def text(ids: Any) -> str:
@@ -563,7 +578,7 @@ def build_steering(
         "settings": {name: value for name, value in asdict(settings).items() if not name.endswith("batch_size")},
         "requests": asked,
         "mean_norm": seen.norm,
-        "kinds": {f"{e.crosscoder}/{e.latent}": {"kind": kind, "auroc": score} for e, (kind, score) in own.items()},
+        "kinds": {f"{e.crosscoder}/{e.latent}": dict(zip(("kind", "auroc"), own[e], strict=True)) for e in chosen},
     }
     write_frame(table, out, "steering", key, facts, provenance(started, device))
     return table
