@@ -475,13 +475,64 @@ def rate(kinds: Sequence[str], kind: str) -> dict[str, float]:
 # -- the stage ---------------------------------------------------------------------------------------------------------
 
 
-def _prompt(conversations: TokenStore, document: int) -> tuple[Ids, Ids, Ids]:
-    """Return the ids of a conversation's prompt, of the user's words in it, and of its answer."""
+class Parts(NamedTuple):
+    """The token ids of a conversation."""
+
+    prompt: Ids  # all before the answer
+    asked: Ids  # the user's words in it
+    answer: Ids
+
+
+def _parts(conversations: TokenStore, document: int) -> Parts:
     span = conversations.document(document)
     ids, mask = conversations.token_id[span].astype(np.int64), conversations.mask[span]
     answered = mask & np.uint8(Mask.ASSISTANT) != 0
     start = int(answered.argmax()) if answered.any() else len(ids)
-    return ids[:start], ids[:start][mask[:start] & np.uint8(Mask.USER) != 0], ids[start:]
+    return Parts(ids[:start], ids[:start][mask[:start] & np.uint8(Mask.USER) != 0], ids[start:])
+
+
+def _runs(
+    chosen: Sequence[Chosen],
+    crosscoders: Mapping[str, Crosscoder],
+    tables: Mapping[str, LatentTable],
+    settings: SteeringSettings,
+    nothing: Float[Tensor, "d_model"],
+) -> list[Run]:
+    """Return every run, those without steering first: of the chat model, then of base."""
+    runs = [Run(Chosen("", -1, 0), Arm("unsteered", model, nothing), 0.0, "all") for model in ("chat", "base")]
+    for each in chosen:
+        found = arms(crosscoders[each.crosscoder], tables[each.crosscoder], each.latent, settings)
+        for positions in settings.positions:
+            runs += [Run(each, arm, alpha, positions) for alpha in settings.alphas for arm in found]
+    return runs
+
+
+def _rows(
+    runs: Sequence[Run],
+    measures: Mapping[str, Sequence[Sums]],
+    kinds: Sequence[Sequence[str]],
+    own: Mapping[Chosen, tuple[str, float]],
+    norm: Mapping[str, float],
+    labeller: Labeller,
+    settings: SteeringSettings,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table for all runs; `kinds` are those of each run's answers."""
+    directions = {run.of: run.arm.added for run in runs if run.arm.name == "steered"}
+    for i, run in enumerate(runs):
+        dose = float(run.added.norm())
+        place = run.of._asdict() | {"arm": run.arm.name, "model": run.arm.model, "direction": run.arm.direction}
+        place |= {"draw": run.arm.draw, "alpha": run.alpha, "positions": run.positions, "dose": dose}
+        place |= {"dose_share": dose / norm[run.arm.model], "cosine": np.nan, "kind": "", "own": False}
+        place["n"] = len(kinds[i])
+        if run.of in directions:
+            place["cosine"] = float(torch.cosine_similarity(run.arm.added, directions[run.of], dim=0))
+        for measure, of_runs in measures.items():
+            if measure != "logit_shift" or run.of in directions:
+                interval = of_runs[i].interval(settings.bootstrap_samples, settings.seed)
+                yield place | {"measure": measure} | interval
+        for kind in labeller.answer_kinds():
+            is_own = run.of in own and own[run.of][0] == kind
+            yield place | {"measure": "rate", "kind": kind, "own": is_own} | rate(kinds[i], kind)
 
 
 def build_steering(
@@ -506,58 +557,41 @@ def build_steering(
     started = time.time()
     order = np.random.default_rng(settings.seed).permutation(conversations.n_documents)
     n = min(settings.prompts, len(order) // 2)
-    asked, others = np.sort(order[:n]).tolist(), np.sort(order[n:]).tolist()
-    base, chat = models
-    candidates = ranked(tables, settings.latents, bool(labeller.answer_kinds()))
-    lower = Lower(base, chat, conversations, settings.batch_size, device, replacements or {})
-    seen = contexts(lower, others, crosscoders, candidates)
-    chosen = preferred(candidates, own, settings.latents)
-    shuffled = np.random.default_rng(settings.seed).permutation(len(others))
-    firing = {each: shuffled[seen.maximum[each][shuffled] > 0][: settings.prompts] for each in chosen}
-    where = {each: {others[i] for i in places} for each, places in firing.items()}
-    ablated = ablations(lower, crosscoders, where, settings.seed)
+    asked, others = np.sort(order[:n]).tolist(), order[n:].tolist()
 
     def text(ids: Any) -> str:
         return str(renderer.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
-    own = own_kinds(seen.maximum, [labeller.kind_of_answer(text(_prompt(conversations, i)[2])) for i in others])
-    prompts = [_prompt(conversations, i)[0] for i in asked]
+    def kinds_of(answers: Iterable[Any]) -> list[str]:
+        return [labeller.kind_of_answer(text(ids)) for ids in answers]
+
+    base, chat = models
+    lower = Lower(base, chat, conversations, settings.batch_size, device, replacements or {})
+    candidates = ranked(tables, settings.latents, bool(labeller.answer_kinds()))
+    seen = contexts(lower, others, crosscoders, candidates)
+    own = own_kinds(seen.maximum, kinds_of(_parts(conversations, i).answer for i in others))
+    chosen = preferred(candidates, own, settings.latents)
+    fired = {each: np.flatnonzero(seen.maximum[each])[: settings.prompts] for each in chosen}  # others are in no order
+    where = {each: {others[i] for i in places} for each, places in fired.items()}
+    ablated = ablations(lower, crosscoders, where, settings.seed)
+
+    parts = [_parts(conversations, i) for i in asked]
+    prompts = [own_parts.prompt for own_parts in parts]
     bench = Bench({"base": base, "chat": chat}, prompts, renderer.stop_ids, replacements or {}, settings, device)
-    nothing = Chosen("", -1, 0)
-    zero = torch.zeros(chat.d_model, device=device)
-    runs = [Run(nothing, Arm("unsteered", name, zero), 0.0, "all") for name in ("chat", "base")]
+    runs = _runs(chosen, crosscoders, tables, settings, torch.zeros(chat.d_model, device=device))
+    top = {}
     for each in chosen:
-        found = arms(crosscoders[each.crosscoder], tables[each.crosscoder], each.latent, settings)
-        cells = ((arm, alpha, where) for where in settings.positions for alpha in settings.alphas for arm in found)
-        runs += [Run(each, *cell) for cell in cells]
-    directions = {each: crosscoders[each.crosscoder].decoder_weight[each.latent, -1] for each in chosen}
-    top = {
-        each: chat.direct_logits(row[None])[0].topk(TOP_LOGITS).indices.to(device) for each, row in directions.items()
-    }
+        logits = chat.direct_logits(crosscoders[each.crosscoder].decoder_weight[each.latent, -1][None])[0]
+        top[each] = logits.topk(min(TOP_LOGITS, len(logits))).indices.to(device)
     answers = bench.answers(runs)
     measures = bench.forced(runs, answers[0], top)
-    measures |= {"nll": bench.losses(answers), "repetition": [repetition(own) for own in answers]}
-    kinds = [[labeller.kind_of_answer(text(ids)) for ids in of_run] for of_run in answers]
+    measures |= {"nll": bench.losses(answers), "repetition": [repetition(of_run) for of_run in answers]}
 
-    rows: list[dict[str, Any]] = []
-    samples = settings.bootstrap_samples, settings.seed
-    for i, run in enumerate(runs):
-        dose = float(run.added.norm())
-        place = run.of._asdict() | {"arm": run.arm.name, "model": run.arm.model, "direction": run.arm.direction}
-        place |= {"draw": run.arm.draw, "alpha": run.alpha, "positions": run.positions, "dose": dose, "n": n}
-        place |= {"dose_share": dose / seen.norm[run.arm.model], "cosine": np.nan, "kind": "", "own": False}
-        if run.of in directions:
-            place["cosine"] = float(torch.cosine_similarity(run.arm.added, directions[run.of], dim=0))
-        for measure, of_runs in measures.items():
-            if measure != "logit_shift" or run.of in top:
-                rows.append(place | {"measure": measure} | of_runs[i].interval(*samples))
-        for kind in labeller.answer_kinds():
-            is_own = run.of in own and own[run.of][0] == kind
-            rows.append(place | {"measure": "rate", "kind": kind, "own": is_own} | rate(kinds[i], kind))
+    rows = list(_rows(runs, measures, [kinds_of(of_run) for of_run in answers], own, seen.norm, labeller, settings))
     for (each, arm, positions), sums in ablated.items():
         place = {"arm": arm, "model": "chat", "positions": positions, "measure": "kl", "n": len(sums.sums)}
         place |= {"direction": each.latent if arm == "ablation" else -1, "draw": 0, "kind": "", "own": False}
-        rows.append(each._asdict() | place | sums.interval(*samples))
+        rows.append(each._asdict() | place | sums.interval(settings.bootstrap_samples, settings.seed))
     table = typed(rows, COLUMNS)
     if not np.isfinite(table.loc[~table["arm"].str.startswith("ablation"), "value"]).all():
         raise TunediffError(
@@ -565,12 +599,12 @@ def build_steering(
             "`steering.alphas`"
         )
     shown = []
-    for i, run in enumerate(runs[2:], 2):
+    for run, after in zip(runs[2:], answers[2:], strict=True):
         place = {"crosscoder": run.of.crosscoder, "latent": run.of.latent, "arm": run.arm.name, "draw": run.arm.draw}
         place |= {"alpha": run.alpha, "positions": run.positions}
         before = answers[0 if run.arm.model == "chat" else 1]
         for k in range(min(SHOWN, n)):
-            said = {"prompt": _prompt(conversations, asked[k])[1], "unsteered": before[k], "steered": answers[i][k]}
+            said = {"prompt": parts[k].asked, "unsteered": before[k], "steered": after[k]}
             shown.append(place | {"request": asked[k]} | {name: text(ids) for name, ids in said.items()})
     with building(out.with_suffix(".texts.parquet")) as partial:
         typed(shown, TEXTS).to_parquet(partial, index=False)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tunediff.interventions.steering_table import CELL, CONTROLS, verdicts
 from tunediff.report import style as look
@@ -60,6 +61,9 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
             rates.set(xlim=(-3, 103), xlabel="answers of its kind, %", ylim=(len(rows) - 0.4, -0.6))
             kl.tick_params(axis="y", length=0)
             kl.set(xscale="log", xlabel="KL(chat ‖ steered), nats a token")
+            kl.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            kl.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            kl.xaxis.set_minor_formatter(NullFormatter())
             for axes in (rates, kl):
                 for y in range(1, len(rows)):
                     axes.axhline(y - 0.5, color=look.GREY, linewidth=0.3)
