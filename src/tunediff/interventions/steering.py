@@ -6,7 +6,7 @@ directions of the same norm are the controls. Latents are chosen on train tokens
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -258,7 +258,7 @@ def contexts(
 
 @torch.no_grad()
 def ablations(
-    lower: Lower, crosscoders: Mapping[str, Crosscoder], where: Mapping[Chosen, Sequence[int]], seed: int
+    lower: Lower, crosscoders: Mapping[str, Crosscoder], where: Mapping[Chosen, Collection[int]], seed: int
 ) -> dict[tuple[Chosen, str, str], Sums]:
     """Subtract f_j d_j^chat, or as much of a random direction, from the chat model's residuals in conversations.
 
