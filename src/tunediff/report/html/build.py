@@ -37,7 +37,7 @@ from tunediff.report.inputs import Inputs
 from tunediff.report.summary import steering
 
 HERE = Path(__file__).parent
-WINDOW_BYTES = 200_000_000  # of all latents' shards; tables, texts and figures come on top
+WINDOW_BYTES = 240_000_000  # of all latents' shards; tables, texts and figures come on top
 SAMPLED = 2  # blocks of each dictionary that their size is estimated on
 TABLES = ("windows", "tokens", "histogram", "neighbours", "logits")
 
