@@ -226,7 +226,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
     needs["losses"] = (
         2 * model + logits(batches[0], length, 2 * 2 * w) + 2 * LOGITS_AT_ONCE + forward(batches[0] * length)
     )
-    needs["report"] = tokenizer + 1000 * sum(dictionaries) + 12 * validation + 200 * 2**20  # tables, tokens, a block
+    needs["report"] = tokenizer + 3000 * sum(dictionaries) + 12 * validation + 600 * 2**20  # measured
     # labelled tokens alone: all nonzeros of one dictionary's code, ranked
     labels = any(opened(source).labelled for source in c["tokens"]["sources"].values())
     labelled = run.tokens("validation") if labels else 0

@@ -38,7 +38,7 @@ from tunediff.report.summary import steering
 
 HERE = Path(__file__).parent
 HEADLINE = "headline.txt"  # beside index.html, printed at the end of a run
-WINDOW_BYTES = 200_000_000  # of all latents' shards; tables, texts and figures come on top
+WINDOW_BYTES = 240_000_000  # of all latents' shards; tables, texts and figures come on top
 SAMPLED = 2  # blocks of each dictionary that their size is estimated on
 TABLES = ("windows", "tokens", "histogram", "neighbours", "logits")
 
