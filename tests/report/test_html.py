@@ -84,6 +84,18 @@ def test_a_latent_is_named_by_what_tells_most() -> None:
     assert labels(tokens, pieces, 3) == ["", "Sure · the", ""]
 
 
+def test_ten_lines_say_what_changed(report: Path) -> None:
+    lines = (report / "headline.txt").read_text().splitlines()
+    assert len(lines) == 10 and lines[0].startswith("What tuning changed, ")
+    first = value(report, f"first/{NAME}")
+    for place, (line, row) in enumerate(zip(lines[2:5], first, strict=False), 1):
+        assert line.startswith(f"  {place}. {row['latent']} fires on {row['label']}")
+        assert line.count("⟦") == line.count("⟧") == len(row["snippets"]) == 2
+        assert re.search(r"ν\^r -?\d.*ν\^ε", line.replace("−", "-")) and "confirmed" in line or "not chat-" in line
+    assert all("\u202e" not in line and "\x1b" not in line and len(line) < 320 for line in lines[2:])
+    assert re.fullmatch(r"Read on: .*report/index\.html .*summary\.txt", lines[-1])
+
+
 # -- tables and examples -----------------------------------------------------------------------------------------------
 
 

@@ -257,8 +257,8 @@ def _page(run: Inputs, out: Path, keys: Mapping[str, str], meta: Mapping[str, An
         drawings=pages.copied_drawings(run, out),
         provenance=pages.provenance(run, keys),
         criterion=criterion,
-        twin_cosine=next((table.attrs["twin_cosine"] for table in twins), None),
-        stable_cosine=run.seeds.attrs["stable_cosine"] if run.has("seeds") else None,
+        twin_cosine=next((table.attrs.get("twin_cosine") for table in twins), None),
+        stable_cosine=run.seeds.attrs.get("stable_cosine") if run.has("seeds") else None,
         joined=joined,
         version=version("tunediff"),
     )
