@@ -24,7 +24,8 @@ def headline(run: Inputs, first: Mapping[str, Sequence[Mapping[str, Any]]]) -> s
     pair = overview.pair_text(run)
     lines = [f"What tuning changed, {pair['base']} → {pair['chat']} {pair['where']}:"]
     for name in names:
-        lines += [_counts(found[name]), *(_latent(place, row) for place, row in enumerate(first[name][:each], 1))]
+        judged = found[name]["judged"]
+        lines += [_counts(found[name]), *(_latent(i, row, judged) for i, row in enumerate(first[name][:each], 1))]
     return "\n".join([*lines, f"Read on: {run.folder}/report/index.html (in a browser); {run.folder}/summary.txt"])
 
 
@@ -39,12 +40,15 @@ def _counts(row: Mapping[str, Any]) -> str:
     )
 
 
-def _latent(place: int, row: Mapping[str, Any]) -> str:
+def _latent(place: int, row: Mapping[str, Any], judged: bool) -> str:
     fires = f"fires on {row['label']}" if row["label"] else "fires on no token in particular"
-    nu = f"ν^r {row['nu_r']}, ν^ε {row['nu_e']}" if row["nu_a"] is None else f"ν^act {row['nu_a']}"
-    verdict = "not chat-specific" if row["verdict"] == "no" else row["verdict"]
+    if judged:
+        sure = "not chat-specific" if row["verdict"] == "no" else row["verdict"]
+        sure = f"ν^r {row['nu_r']}, ν^ε {row['nu_e']}, {sure}"
+    else:
+        sure = f"ν^act {row['nu_a']}".replace("-", "−")
     texts = " | ".join(map(_snippet, row["snippets"]))
-    return f"  {place}. {row['latent']} {fires} ({nu}, {verdict}): {texts}"
+    return f"  {place}. {row['latent']} {fires} ({sure}): {texts}"
 
 
 def _snippet(shown: Mapping[str, Any]) -> str:
