@@ -60,7 +60,7 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
             rates.tick_params(axis="y", length=0)
             rates.set(xlim=(-3, 103), xlabel="answers of its kind, %", ylim=(len(rows) - 0.4, -0.6))
             kl.tick_params(axis="y", length=0)
-            kl.set(xscale="log", xlabel="KL(chat ‖ steered), nats a token")
+            kl.set(xscale="log", xlabel="KL, nats a token")
             kl.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
             kl.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             kl.xaxis.set_minor_formatter(NullFormatter())
@@ -75,7 +75,7 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
             f"The chat model's greedy answers to {n} requests with α times the largest activation of a latent times "
             "its chat direction added after the block; controls: other directions of the same norm. Its kind: the kind "
             "of answer in which the latent fires on other requests. Filled: apart from the unsteered answers and from "
-            "all controls. KL on the unsteered answers."
+            "all controls. KL: KL(chat ‖ steered) on the unsteered answers."
         )
         look.note(figure, note, style)
     return look.Drawn(figure, numbers)
