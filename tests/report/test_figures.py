@@ -84,7 +84,7 @@ def test_files_are_complete_and_reproducible(path: str, tmp_path: Path) -> None:
     assert first[0].read_bytes().startswith(b"%PDF") and first[1].read_bytes().startswith(b"\x89PNG")
     assert all(len(pd.read_csv(table)) > 0 for table in first[2:])
     assert [path.read_bytes() for path in first[2:]] == [path.read_bytes() for path in second[2:]]
-    # In two full runs of the tests a second PDF of figures/template differed, never in runs of this file; cause unknown.
+    # In two full runs of the tests a second PDF of figures/template differed, never in runs of this file: why is open.
     images = [image.imread(paths[1]) for paths in (first, second)]
     assert images[0].shape == images[1].shape and np.abs(images[0] - images[1]).mean() < 0.02
     assert b"CreationDate" not in first[0].read_bytes() and b"Software" not in first[1].read_bytes()
