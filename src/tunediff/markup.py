@@ -1,4 +1,4 @@
-"""Small pieces of HTML for notebooks: tokens in shades, a histogram, a table. Every text is escaped here.
+"""Small pieces of text and of HTML for notebooks: shares, tokens in shades, a histogram, a table. All text is escaped.
 
 Texts come from corpora and from models and may hold anything: markup, control characters, characters that turn the
 direction of what follows. Styles stand in the elements, and nothing is loaded, so that a saved notebook shows the same.
@@ -14,6 +14,18 @@ BOX = "font-family:system-ui,sans-serif;line-height:1.7;max-width:60em"
 CODE = "font-family:ui-monospace,monospace;white-space:pre-wrap;unicode-bidi:isolate"
 # controls, formats (those that turn the direction are among them), private use, surrogates, separators of lines
 UNSEEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+
+
+def per_cent(share: float, decimals: int = 0) -> str:
+    """Return a share as a printed percentage, `–` where it is undefined."""
+    return "–" if not math.isfinite(share) else f"{100 * share:.{decimals}f} %"
+
+
+def firing_share(share: float) -> str:
+    """Return a share of tokens as a printed percentage of two digits."""
+    if not 0 < share < 0.0995:
+        return per_cent(share)
+    return f"{100 * share:.2g} %" if share >= 1e-6 else "< 0.0001 %"
 
 
 def _shown(character: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tunediff.pipeline import progress as module
 from tunediff.pipeline.job import job
-from tunediff.pipeline.progress import Progress, progress, tracked
+from tunediff.pipeline.progress import Progress, tracked
 
 
 class Terminal(io.StringIO):
@@ -33,7 +33,7 @@ def run_job(tmp_path: Path, clock: SimpleNamespace, seconds: float) -> str:
     config = {"models": {"device": "cpu"}}
     params = SimpleNamespace(content_keys={"own": "0"})
     made = SimpleNamespace(log=[str(log)], threads=1, input={}, params=params, config=config, wildcards=None)
-    with job(made), progress(100, "l1-seed0", "tok") as bar:
+    with job(made), Progress(100, "l1-seed0", "tok") as bar:
         for _ in range(4):
             clock.now += seconds
             bar.note = "loss 3"

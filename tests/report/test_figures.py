@@ -2,12 +2,12 @@
 
 import re
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import image
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -83,12 +83,18 @@ def test_files_are_complete_and_reproducible(path: str, tmp_path: Path) -> None:
     assert [path.name for path in first] == ["figure.v1.pdf", "figure.v1.png", "figure.v1.csv", *more]
     assert first[0].read_bytes().startswith(b"%PDF") and first[1].read_bytes().startswith(b"\x89PNG")
     assert all(len(pd.read_csv(table)) > 0 for table in first[2:])
-    assert [path.read_bytes() for path in first[2:]] == [path.read_bytes() for path in second[2:]]
-    # In two full runs of the tests a second PDF of figures/template differed, never in runs of this file: why is open.
-    images = [image.imread(paths[1]) for paths in (first, second)]
-    assert images[0].shape == images[1].shape and np.abs(images[0] - images[1]).mean() < 0.02
+    assert [path.read_bytes() for path in first[1:]] == [path.read_bytes() for path in second[1:]]
+    assert pdf_content(first[0]) == pdf_content(second[0])
     assert b"CreationDate" not in first[0].read_bytes() and b"Software" not in first[1].read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
+
+
+def pdf_content(path: Path) -> list[str]:
+    """Return what a PDF's streams draw, numbers to six digits: the layout's solver moves the tenth from run to run."""
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", path.read_bytes(), re.DOTALL)
+    assert streams
+    texts = [zlib.decompress(stream).decode("latin1") for stream in streams]
+    return [re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.6f}", text) for text in texts]
 
 
 def assert_on_page(figure: Figure) -> None:

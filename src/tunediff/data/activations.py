@@ -24,7 +24,7 @@ from torch import Tensor
 from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask, template_positions
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import check, manifest_path
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
@@ -316,7 +316,7 @@ def counted_batches(
     remaining = int(store.kept().sum())
     if limit is not None:
         remaining = min(limit, remaining)
-    with progress(remaining, name, "tok") as bar:
+    with Progress(remaining, name, "tok") as bar:
         for chunk in store.chunks(LEFT_OUT, max(1, batch_size // store.chunk_tokens)):
             for start in range(0, min(len(chunk.row), remaining), batch_size):
                 part = slice(start, min(start + batch_size, remaining))

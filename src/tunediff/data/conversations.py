@@ -21,7 +21,7 @@ from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
 from tunediff.models.residual import ResidualModel
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 
 class LeftPadded(NamedTuple):
@@ -68,7 +68,7 @@ def _generate(
 ) -> list[Encoding]:
     """Answer every prompt greedily, in batches of prompts of similar length."""
     answers: dict[int, Encoding] = {}
-    with progress(len(prompts), "answers", "conv") as bar:
+    with Progress(len(prompts), "answers", "conv") as bar:
         for batch in left_padded([each.token_id for each in prompts], settings.batch_size, stop_ids[0]):
             longest = settings.max_tokens - batch.shortest
             new = model.generate(batch.ids, batch.attention_mask, longest, stop_ids).cpu().tolist()

@@ -23,7 +23,7 @@ from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
 from tunediff.models.residual import ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, seal
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 BLOSC_BLOCK = 1 << 20  # bytes; with automatic blocks the byte shuffle gains 12 % less
 WINDOW_BYTES = 4 << 30  # of residuals held by a harvest before they are written
@@ -196,7 +196,7 @@ def harvest_part(
     source = tokens.doc_source[tokens.read("doc", first, last)]
     norms = np.empty((n, 2), dtype=np.float32)
     facts = {**attributes, "n_tokens": n, "d_model": pair.d_model, "outliers": None}
-    bar = progress(n, f"harvest {part}", "tok")
+    bar = Progress(n, f"harvest {part}", "tok")
     with building(out) as partial, bar:
         group = create_part(partial, n, pair.d_model, settings, attributes)
         harvester = _Harvester(pair, settings, part, device)

@@ -16,7 +16,7 @@ from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, cut
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 TOKENISER_BATCH = 256  # documents per call of the tokenizer
 
@@ -69,7 +69,7 @@ def encode_budgets(
     encodings: list[Encoding] = []
     doc_source: list[int] = []
     total = sum(budgets[name] for name in names)
-    with progress(total, description, "tok") as bar:
+    with Progress(total, description, "tok") as bar:
         while sum(done) < total:
             # The source that is furthest behind its share comes next.
             unfinished = [i for i, name in enumerate(names) if done[i] < budgets[name]]

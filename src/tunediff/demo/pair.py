@@ -35,7 +35,7 @@ from transformers import (
 from tunediff.data.documents import Document, Message
 from tunediff.demo.grammar import BEHAVIOURS, behaviour, chat_documents, shows, web_documents
 from tunediff.errors import TunediffError
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 CHAT_TEMPLATE = (
@@ -203,7 +203,7 @@ def _train(
     warm_up = max(1, min(100, len(batches) // 10))
     model.train()
     tokens, started = 0, time.perf_counter()
-    with progress(len(batches), title, "step") as bar:
+    with Progress(len(batches), title, "step") as bar:
         for step, (ids, mask, labels) in enumerate(batches):
             done = max(0, step - warm_up) / max(1, len(batches) - warm_up)
             schedule = min(1.0, (step + 1) / warm_up) * (0.55 + 0.45 * math.cos(math.pi * done))

@@ -27,7 +27,7 @@ from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
-from tunediff.pipeline.progress import Progress, progress
+from tunediff.pipeline.progress import Progress
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -304,7 +304,7 @@ class _Run:
         self.logged_at = (time.perf_counter(), self.step)
         total, done = training.steps * size, self.step * size
         try:
-            with progress(total, self.name, "tok", done) as bar:
+            with Progress(total, self.name, "tok", done) as bar:
                 for _, x in zip(range(left), feed, strict=True):
                     self.advance(x.to(device, non_blocking=True), bar)
                     bar.update(len(x))

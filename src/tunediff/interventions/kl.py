@@ -32,7 +32,7 @@ from tunediff.latents.evaluation import Padded, padded_documents
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_frame, write_text
-from tunediff.pipeline.progress import progress, tracked
+from tunediff.pipeline.progress import Progress, tracked
 
 _INTEGERS = ("n_all", "n_first", "conversation", "draw", "point", "n_latents")
 
@@ -230,7 +230,7 @@ def kl_table(
     shared = [Run(each, 0) for each in interventions(settings, None)]
     editors = {name: Editor(crosscoder, sets[name], settings) for name, crosscoder in crosscoders.items()}
     parts = []
-    with progress(lower.conversations.n_documents, "kl", "conv") as bar:
+    with Progress(lower.conversations.n_documents, "kl", "conv") as bar:
         for batch, base, chat in lower:
             response, first = batch.where(response_positions), batch.where(first_response_positions)
             positions = response.any(0).nonzero().flatten()

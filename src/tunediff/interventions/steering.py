@@ -32,7 +32,7 @@ from tunediff.latents.evaluation import Padded
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import building, provenance, write_frame
-from tunediff.pipeline.progress import progress, tracked
+from tunediff.pipeline.progress import Progress, tracked
 from tunediff.statistics import percentile_interval, resample_weights
 
 Positions = Literal["all", "prompt"]
@@ -372,7 +372,7 @@ class Bench:
         groups: dict[Any, list[int]] = {}
         for i, run in enumerate(runs):
             groups.setdefault((run.arm.model, run.positions, run.of), []).append(i)
-        with progress(len(runs), "answers", "run") as bar:
+        with Progress(len(runs), "answers", "run") as bar:
             for (model, positions, _), members in groups.items():
                 prompts = [self.fed(model, torch.from_numpy(prompt)).numpy() for prompt in self.prompts] * len(members)
                 add = torch.stack([runs[i].added for i in members]).repeat_interleave(len(self.prompts), dim=0)
@@ -407,7 +407,7 @@ class Bench:
         shape = len(runs), len(self.prompts)
         kl, shift, tokens = np.zeros(shape), np.zeros(shape), np.zeros(len(self.prompts))
         used = list(dict.fromkeys(run.arm.model for run in runs))
-        with progress(len(self.prompts), "kl", "answer") as bar:
+        with Progress(len(self.prompts), "kl", "answer") as bar:
             for batch in self.answered(self.prompts, answers):
                 row = batch.predicting.nonzero()[:, 0]
                 streams, plain = {}, {}
@@ -446,7 +446,7 @@ class Bench:
         n, chat = len(self.prompts), self.models["chat"]
         flat = [ids for own in answers for ids in own]
         sums = np.zeros(len(flat))
-        with progress(len(flat), "nll", "answer") as bar:
+        with Progress(len(flat), "nll", "answer") as bar:
             for batch in self.answered(list(self.prompts) * len(answers), flat):
                 residual = chat.residual(batch.ids, batch.attention_mask).to(self.device)
                 log_p = self._continued("chat", residual, batch)

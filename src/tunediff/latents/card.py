@@ -21,7 +21,7 @@ from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.examples import HISTOGRAM_BINS, STRONGEST, Examples
 from tunediff.latents.table import LatentTable
-from tunediff.markup import quoted, visible
+from tunediff.markup import firing_share, quoted, visible
 from tunediff.models.tokenizers import pieces
 
 if TYPE_CHECKING:
@@ -79,10 +79,6 @@ def _rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     columns = [frame[name].tolist() for name in frame]
     for values in zip(*columns, strict=True):
         yield dict(zip(map(str, frame), values, strict=True))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,14 +139,14 @@ class LatentCard:
         else:
             ratios, own = [self._ratio("activation", "ν^act")], "of a dictionary of the difference"
         lines.append("; ".join((own, *ratios)))
-        by_source = ", ".join(f"{source} {_percent(row[f'frequency_{source}'])}" for source in self.sources)
-        fires = f"fires on {_percent(row['frequency'])} of tokens ({by_source}), maximum {self.maximum:.3g}"
-        fires += f"; {_percent(row['template_share'])} of its firings on the chat template's tokens"
+        by_source = ", ".join(f"{source} {firing_share(row[f'frequency_{source}'])}" for source in self.sources)
+        fires = f"fires on {firing_share(row['frequency'])} of tokens ({by_source}), maximum {self.maximum:.3g}"
+        fires += f"; {firing_share(row['template_share'])} of its firings on the chat template's tokens"
         if "swap_ratio" in row and math.isfinite(row["swap_ratio"]):
             fires += f"; swap ratio {row['swap_ratio']:.2f}"
         lines.append(fires)
         for kind, told in (("peak", "fires on"), ("next", "before")):
-            shown = [f"{quoted(t.piece)} {_percent(t.share)} ×{t.lift:.3g}" for t in self.tokens[kind]]
+            shown = [f"{quoted(t.piece)} {firing_share(t.share)} ×{t.lift:.3g}" for t in self.tokens[kind]]
             lines.append(f"{told} (share of firings, × over all tokens): {', '.join(shown) or 'none'}")
         for direction, ends in self.logits.items():
             raises, lowers = (" ".join(quoted(each.piece) for each in ends[end][:8]) for end in ("highest", "lowest"))

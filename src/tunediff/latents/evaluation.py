@@ -26,7 +26,7 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_text
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 MODELS = ("base", "chat")
 OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
@@ -230,7 +230,7 @@ def cross_entropy(
     sources = list(tokens.sources)
     chosen = [np.flatnonzero(tokens.doc_source == i)[: settings.documents] for i in range(len(sources))]
     results = {(model, source): CrossEntropy() for model in MODELS for source in sources}
-    with progress(sum(map(len, chosen)), "splice", "doc") as bar:
+    with Progress(sum(map(len, chosen)), "splice", "doc") as bar:
         for source, documents in zip(sources, chosen, strict=True):
             for batch in padded_documents(tokens, documents.tolist(), settings.batch_size, device):
                 bar.update(len(batch.documents))

@@ -23,7 +23,7 @@ from tunediff.latents.examples import LOSSES, SILENT, Examples
 from tunediff.latents.table import LatentTable
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_frame
-from tunediff.pipeline.progress import progress
+from tunediff.pipeline.progress import Progress
 
 
 def chosen_latents(table: LatentTable, n: int) -> list[int]:
@@ -115,7 +115,7 @@ def build_losses(
     latents = {name: chosen_latents(table, n_latents) for name, table in tables.items()}
     documents = sorted(set().union(*(documents_of(examples[name], own) for name, own in latents.items())))
     parts = [pd.DataFrame({name: [] for name in LOSSES})]
-    with progress(len(documents), "losses", "doc") as bar:
+    with Progress(len(documents), "losses", "doc") as bar:
         for batch in padded_documents(tokens, documents, batch_size, device):
             parts.append(_rows(models, batch, tokens, replacements or {}))
             bar.update(len(batch.documents))

@@ -98,11 +98,6 @@ class Progress(AbstractContextManager["Progress"]):
         self._write(self.line(time.monotonic() - self._started), everywhere=self._shown > self._started)
 
 
-def progress(total: int | None, name: str, unit: str, initial: int = 0) -> Progress:
-    """Return a context manager whose `update(n)` counts towards `total` units; `note` is shown beside."""
-    return Progress(total, name, unit, initial)
-
-
 def tracked(items: Iterable[Item], name: str, unit: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items and show how many are done, of `total` or of as many as the items say they are."""
     if total is None and isinstance(items, Sized):

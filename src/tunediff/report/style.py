@@ -315,8 +315,3 @@ def statement(axes: Axes, text: str, style: Style, height: float = 0.5) -> None:
     box = {"facecolor": "white", "edgecolor": GREY, "linewidth": 0.5, "boxstyle": "round,pad=0.4"}
     place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "zorder": 9}
     axes.text(0.5, height, text, fontsize=style.small_size, bbox=box, **place)
-
-
-def per_cent(share: float, decimals: int = 0) -> str:
-    """Return a share as a printed percentage, `–` where it is undefined."""
-    return "–" if not np.isfinite(share) else f"{100 * share:.{decimals}f} %"

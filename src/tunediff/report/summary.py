@@ -8,9 +8,10 @@ from tunediff.config.dictionaries import L0_TOLERANCE
 from tunediff.interventions.registry import AREA, BEST_RANDOM, RANKINGS, pairs
 from tunediff.interventions.steering_table import verdicts
 from tunediff.latents.concepts import detected
+from tunediff.markup import firing_share, per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
-from tunediff.report.tables.ranking import firing_share, nu_texts, passing_text, ranking, unranked_text, verdict
+from tunediff.report.tables.ranking import nu_texts, passing_text, ranking, unranked_text, verdict
 from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, NULLS_NOT_RUN, null_pairs, table1
 
 SHOWN_RANKED = 5  # latents of the ranking shown per crosscoder; all of the table where none passes the criterion
@@ -72,7 +73,7 @@ def _fve(run: Inputs) -> Iterator[str]:
         l0 += f", {final['l0']:.1f} at the end of training" if final is not None else ""
         yield (
             f"  {name}: base {_value(row, 'base')}, chat {_value(row, 'chat')}; {l0}; dead "
-            f"{look.per_cent(row['dead_fraction'])}."
+            f"{per_cent(row['dead_fraction'])}."
         )
 
 
@@ -100,7 +101,7 @@ def warnings(run: Inputs) -> Iterator[str]:
                 dimension = row[f"largest_dimension_{model}"]
                 which = f"dimension {dimension:.0f}" if math.isfinite(dimension) else "one dimension"
                 standardised = row[f"fve_standardised_{model}"]
-                rests.append(f"{model}: {which} holds {look.per_cent(share)}, standardised FVE {standardised:.3f}")
+                rests.append(f"{model}: {which} holds {per_cent(share)}, standardised FVE {standardised:.3f}")
         if rests:
             yield f"WARNING {name}: FVE rests on one dimension (by its share of the variance: {'; '.join(rests)})."
         asked = _asked_l0(run.crosscoders[name])
@@ -154,7 +155,7 @@ def _ranking(run: Inputs) -> Iterator[str]:
             called = {"no": "", "confirmed": ", chat-specific and confirmed"}
             yield (
                 f"    {row['place']}. latent {row['latent']}, {row['class_name']}, Δnorm {row['norm_difference']:.2f}, "
-                f"ν^r {r}, ν^ε {error}, fires on {fires}, {look.per_cent(row['template_share'])} of it on "
+                f"ν^r {r}, ν^ε {error}, fires on {fires}, {per_cent(row['template_share'])} of it on "
                 f"template tokens{called.get(verdict(row), ', chat-specific, not confirmed')}"
             )
 
@@ -184,8 +185,8 @@ def _kl(run: Inputs) -> Iterator[str]:
                     continue
                 yield (
                     f"    {printed}, {difference.text}: {change_text(best)} with "
-                    f"{look.per_cent(best['energy_share'], 1)} of the edit energy against {change_text(worst)} with "
-                    f"{look.per_cent(worst['energy_share'], 1)}; "
+                    f"{per_cent(best['energy_share'], 1)} of the edit energy against {change_text(worst)} with "
+                    f"{per_cent(worst['energy_share'], 1)}; "
                     f"difference {change_text(pair, 'points')}"
                 )
             random = every.get((name, BEST_RANDOM.name, key))
@@ -230,12 +231,12 @@ def steering(run: Inputs) -> Iterator[str]:
         f"(Wilson's 95 % intervals apart){':' if found else '.'}"
     )
     for row in moving.to_dict("records"):
-        rate, low, high = (look.per_cent(row[name]) for name in ("rate", "low", "high"))
+        rate, low, high = (per_cent(row[name]) for name in ("rate", "low", "high"))
         yield (
             f"  {row['crosscoder']} latent {row['latent']} {row['moves']} {row['kind']} from "
-            f"{look.per_cent(row['unsteered'])} to {rate} [{low}, {high}] at α = {row['alpha']:g} ({row['positions']} "
-            f"positions; {look.per_cent(row['dose_share'])} of the residuals' norm); controls within "
-            f"{look.per_cent(row['control_low'])} and {look.per_cent(row['control_high'])}"
+            f"{per_cent(row['unsteered'])} to {rate} [{low}, {high}] at α = {row['alpha']:g} ({row['positions']} "
+            f"positions; {per_cent(row['dose_share'])} of the residuals' norm); controls within "
+            f"{per_cent(row['control_low'])} and {per_cent(row['control_high'])}"
         )
 
 
@@ -248,6 +249,6 @@ def _concepts(run: Inputs) -> Iterator[str]:
     auroc, share = (run.concepts.attrs[name] for name in ("detected_auroc", "detected_share"))
     yield (
         f"Labelled concepts whose onset a chat-specific latent of its own detects (held-out AUROC ≥ {auroc:g} "
-        f"among all tokens and among the onsets compared with; at most {look.per_cent(share)} of pools of "
+        f"among all tokens and among the onsets compared with; at most {per_cent(share)} of pools of "
         f"other latents that fire as often do as well): {'; '.join(each)}."
     )

@@ -8,6 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tunediff.data.documents import ANSWER_ONSET, ONSET
 from tunediff.latents.concepts import ALL_TOKENS, CHAT_SPECIFIC
+from tunediff.markup import per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
@@ -72,7 +73,7 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
             if not concept:
                 heading = first.text(-0.02, y, text, transform=first.get_yaxis_transform(), va="center")
                 heading.set(fontsize=style.small_size, fontweight="bold", in_layout=False)  # runs over the next panels
-        hollow = f"more than {look.per_cent(shown.attrs['detected_share'])} of control draws do as well"
+        hollow = f"more than {per_cent(shown.attrs['detected_share'])} of control draws do as well"
         handles = [
             *(look.point(MARKERS[n % 4], kinds[kind], look.kind_name(kind), None) for n, kind in enumerate(kinds)),
             look.point("o", look.DARK_GREY, hollow, None, mfc="white"),

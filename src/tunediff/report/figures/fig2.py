@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from tunediff.latents.table import LatentTable
+from tunediff.markup import per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
@@ -126,7 +127,7 @@ def _panel(
     look.legend(panel, handles, look.display_name(label), columns=1)
     inside = f"Chat-only inside the shared 95 % interval of {look.NU_RECONSTRUCTION} "
     inside += f"[{interval.low:.2f}, {interval.high:.2f}]: ".replace("-", "−")
-    inside += f"{look.per_cent(interval.share, 1)}." if len(chat_only) else "none to compare."
+    inside += f"{per_cent(interval.share, 1)}." if len(chat_only) else "none to compare."
     if not np.isfinite(interval.low):
         inside = "No shared latent has ν, so there is no interval to compare with."
     left_out = f"Outside the axes: {outside['chat-only']} chat-only, {outside['shared']} shared."

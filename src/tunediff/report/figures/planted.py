@@ -9,6 +9,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.patches import Patch
 
 from tunediff.latents.criterion import Criterion
+from tunediff.markup import per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
@@ -41,7 +42,7 @@ def _groups(concepts: pd.DataFrame, criterion: Criterion) -> pd.DataFrame:
     kept = concepts[(concepts["kind"] != "part") & ~(weaker & (concepts["factor"] <= undecided_up_to(criterion)))]
     low, high = kept.loc[weaker, "factor"].min(), kept.loc[weaker, "factor"].max()
     weak = f"weaker (×{low:g})" if low == high else f"weaker (×{low:g}–{high:g})"
-    frequent = kept["frequency"].map(lambda x: f"chat-only, on {look.per_cent(x, 0 if x >= 0.01 else 1)}")
+    frequent = kept["frequency"].map(lambda x: f"chat-only, on {per_cent(x, 0 if x >= 0.01 else 1)}")
     parts = kept["parts"].map(lambda n: f"decoupled ({'co-firing' if n == 1 else f'sum of {n}'})")
     group = kept["kind"].replace("weaker", weak).mask(kept["kind"] == "chat-only", frequent)
     return kept.assign(group=group.mask(kept["kind"] == "decoupled", parts))
@@ -117,9 +118,7 @@ def _panel_title(arm: str, crosscoder: str, scores: Scores) -> str:
     table = table[(table["arm"] == arm) & (table["crosscoder"] == crosscoder)]
     fve = table[["fve_base", "fve_chat"]].to_numpy().mean()
     sizes = " or ".join(map(str, sorted(set(table["dict_size"]))))
-    return (
-        f"{arm}, {look.kind_name(crosscoder)}\n{sizes} latents\nL0 {table['l0'].mean():.1f}, FVE {look.per_cent(fve)}"
-    )
+    return f"{arm}, {look.kind_name(crosscoder)}\n{sizes} latents\nL0 {table['l0'].mean():.1f}, FVE {per_cent(fve)}"
 
 
 def _quality(figure: FigureBase, rows: pd.DataFrame, rule_marks: Mapping[str, look.Mark]) -> None:
@@ -149,7 +148,7 @@ def _quality(figure: FigureBase, rows: pd.DataFrame, rule_marks: Mapping[str, lo
         if quantity == "false_positives":
             top = np.nanmax([part["high"].max(), part["mean"].max(), 0.02])
             axes.set_xlim(0, 1.04 * top)
-            axes.xaxis.set_major_formatter(lambda x, _: look.per_cent(x))
+            axes.xaxis.set_major_formatter(lambda x, _: per_cent(x))
             axes.locator_params(axis="x", nbins=3)
         else:
             axes.set_xlim(0.5 if quantity == "auroc" else 0.0, 1)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tunediff.latents.table import LatentTable
+from tunediff.markup import per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import Drawing
@@ -101,7 +102,7 @@ def _shares(panel: SubFigure, shown: Mapping[str, LatentTable], style: look.Styl
         third, half = share_at_least(values, np.array([1 / 3, MAINLY]))
         axes.plot(SHARES, shares, color=colours[label], drawstyle="steps-pre")
         name = f"{look.display_name(label)}, {len(values):,} chat-only: "
-        name += f"{look.per_cent(third)} with ≥ 1/3 there, {look.per_cent(half)} with ≥ 1/2"
+        name += f"{per_cent(third)} with ≥ 1/3 there, {per_cent(half)} with ≥ 1/2"
         if not np.isfinite(values).any():
             name = f"{look.display_name(label)}: no chat-only latent fires ({len(values):,} chat-only)"
         handles.append(Line2D([], [], color=colours[label], label=name))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from tunediff.interventions.registry import BEST_RANDOM, MATCHED, RANKINGS
+from tunediff.markup import firing_share, per_cent
 from tunediff.report import style as look
 from tunediff.report.html.latents import Dictionary
 from tunediff.report.html.shards import column, rounded
@@ -14,7 +15,7 @@ from tunediff.report.html.text import Pieces, joined
 from tunediff.report.inputs import Inputs
 from tunediff.report.nulls import model_name
 from tunediff.report.summary import change_text, warnings
-from tunediff.report.tables.ranking import firing_share, nu_texts, verdict
+from tunediff.report.tables.ranking import nu_texts, verdict
 from tunediff.report.tables.table1 import CONTROL_NAMES, NULL_KINDS, null_pairs, table1
 
 FIRST = 20  # latents of the ranking on the first screen
@@ -130,7 +131,7 @@ def kl_texts(run: Inputs, name: str) -> Iterator[str]:
 
 
 def _energy(row: Mapping[Any, Any]) -> str:
-    return look.per_cent(row["energy_share"], 1)
+    return per_cent(row["energy_share"], 1)
 
 
 def warning_texts(run: Inputs) -> list[str]:
@@ -186,7 +187,7 @@ def _printed(value: float, form: str) -> str:
     if not math.isfinite(value):
         return "–"
     if form == "share":
-        return look.per_cent(value, 1)
+        return per_cent(value, 1)
     decimals = {"count": 0, "number": 1, "fraction": 3, "ratio": 2}[form]
     return f"{value:,.{decimals}f}".replace("-", "−")
 
@@ -212,7 +213,7 @@ def first_latents(dictionary: Dictionary, names: list[str], pieces: Pieces, toke
                 "nu_e": error,
                 "nu_a": None if math.isnan(row["nu_activation"]) else round(row["nu_activation"], 2),
                 "fires": ", ".join(f"{source} {firing_share(row[f'frequency_{source}'])}" for source in table.sources),
-                "template": None if math.isnan(row["template_share"]) else look.per_cent(row["template_share"]),
+                "template": None if math.isnan(row["template_share"]) else per_cent(row["template_share"]),
                 "verdict": verdict(row),
                 "stable": bool(stable[latent]) if latent in stable else None,
                 "max": column([row["max_activation"]])[0],

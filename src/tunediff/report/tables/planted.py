@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tunediff.latents.criterion import Criterion
+from tunediff.markup import per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import typeset
@@ -86,5 +87,5 @@ def _cell(value: float, form: str) -> str:
     if not np.isfinite(value):
         return "–"
     if form == "share":
-        return look.per_cent(value, 1)
+        return per_cent(value, 1)
     return f"{value:.3f}" if form == "ratio" else f"{value:,.1f}" if form == "number" else f"{value:,.0f}"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tunediff.latents.table import LatentTable
+from tunediff.markup import firing_share, per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import ruled, typeset
@@ -45,7 +46,7 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
             cells = [f"{row['place']}.  latent {row['latent']}", row["class_name"], f"{row['norm_difference']:.2f}"]
             cells += nu_texts(row)
             cells += [firing_share(row[f"frequency_{source}"]) for source in sources]
-            part.append([*cells, look.per_cent(row["template_share"]), verdict(row)])
+            part.append([*cells, per_cent(row["template_share"]), verdict(row)])
         parts.append(part)
     criterion = look.one_criterion(latents)
     note = (
@@ -110,10 +111,3 @@ def passing_text(table: LatentTable) -> str:
     if not passing:
         return f"none of {live:,} live latents is chat-specific"
     return f"{passing:,} of {live:,} live latents {'is' if passing == 1 else 'are'} chat-specific"
-
-
-def firing_share(share: float) -> str:
-    """Return a share of tokens as a printed percentage of two digits."""
-    if not 0 < share < 0.0995:
-        return look.per_cent(share)
-    return f"{100 * share:.2g} %" if share >= 1e-6 else "< 0.0001 %"

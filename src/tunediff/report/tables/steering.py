@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tunediff.interventions.steering_table import verdicts
+from tunediff.markup import per_cent
 from tunediff.report import style as look
 from tunediff.report.inputs import Inputs
 from tunediff.report.layout import ruled, typeset
@@ -88,7 +89,7 @@ def _line(row: Mapping[Any, Any], first: bool) -> list[str]:
     if row["kind"]:
         rate, low, high = (round(100 * row[name]) for name in ("rate", "low", "high"))
         ends = [round(100 * row[name]) for name in ("control_low", "control_high")]
-        cells += [f"{row['kind'].replace('_', ' ')} {rate} [{low}, {high}] %", look.per_cent(row["unsteered"])]
+        cells += [f"{row['kind'].replace('_', ' ')} {rate} [{low}, {high}] %", per_cent(row["unsteered"])]
         cells += [f"{ends[0]}–{ends[1]} %", row["moves"] or "–"]
     else:
         cells += ["of no kind", "", "", ""]
