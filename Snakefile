@@ -30,6 +30,7 @@ else:
     include: "rules/exchange.smk"
     include: "rules/latents.smk"
     include: "rules/evaluation.smk"
+    include: "rules/explanations.smk"
     include: "rules/causal.smk"
     include: "rules/pairs.smk"
 

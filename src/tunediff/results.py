@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from tunediff.errors import TunediffError
+from tunediff.explanations.tables import Explanations, read_judgements
 from tunediff.interventions.steering_table import read_steering, read_texts
 from tunediff.latents.examples import Examples, read_losses
 from tunediff.latents.metrics import Evaluation
@@ -53,6 +54,10 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "twins": ("twins/{}.parquet", "twins", pd.read_parquet),
     "examples": ("examples/{}", "examples", Examples.open),
     "losses": ("losses/losses.parquet", "losses", read_losses),
+    "explanations": ("explanations/{}", "explanations", Explanations.open),
+    "judgements": ("judgements/{}.parquet", "judgements", read_judgements),
+    "explanation_scores": ("explanation_scores/scores.parquet", "explanation_scores", pd.read_parquet),
+    "explanation_means": ("explanation_scores/scores.overall.parquet", "", pd.read_parquet),
     "histories": ("crosscoders/{}.history.parquet", "", pd.read_parquet),
     "crosscoders": ("crosscoders/{}.json", "", _facts),
     "activations_train": ("activations/train/{}.json", "", _facts),

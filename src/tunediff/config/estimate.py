@@ -223,6 +223,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
     codes = LATENTS * (BLOCK * min(BLOCK_TOKENS, validation) + 24 * min(shown.sample_tokens, validation))
     products = min(EXAMPLES, 4 * most**2) + 2 * min(EXAMPLES, 12 * most * shape.vocabulary)
     needs["examples"] = model + 2 * weights + CODES + kept + codes + products
+    needs["explanations"] = tokenizer + 12 * (run.tokens("train") + validation) + codes + (1 << 17) * 2 * d * 8
     needs["losses"] = (
         2 * model + logits(batches[0], length, 2 * 2 * w) + 2 * LOGITS_AT_ONCE + forward(batches[0] * length)
     )

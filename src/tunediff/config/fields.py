@@ -137,7 +137,7 @@ def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
         return limited("object") | {"additionalProperties": node(args[1], limits)}
     if origin in (Union, UnionType):
         options = [node(each, limits) for each in args]
-        if options[-1] == {"type": "null"} and len(options) == 2 and "type" in options[0]:
+        if options[-1] == {"type": "null"} and len(options) == 2 and "type" in options[0] and "oneOf" not in options[0]:
             return options[0] | {"type": [options[0]["type"], "null"]}
         return {"anyOf": options}
     if is_section(hint) and "kinds" in vars(hint):  # one of several, which the config names

@@ -16,7 +16,7 @@ import yaml
 from tunediff.config.dictionaries import CrosscoderSettings
 from tunediff.config.fields import Settings, Variant, is_section, node, types
 from tunediff.config.planted import PlantedArm
-from tunediff.config.settings import Adapter, Config, NullPair, Source
+from tunediff.config.settings import Adapter, Config, LanguageModel, NullPair, Source
 
 HEAD = "# Made by `make docs` from the settings in src/tunediff/config: change those, not this.\n"
 INTRO = """# Configuration
@@ -50,16 +50,20 @@ This page and `workflow/schemas/config.schema.yaml` are made from the settings i
 """
 
 
-def _written(hint: Any, optional: bool) -> Any:
+def _written(hint: Any, optional: bool, derived: bool) -> Any:
     """Return the type of a key as it is written: what may be absent is None in Python only."""
     rest = [each for each in get_args(hint) if each is not NoneType]
-    return rest[0] if len(rest) == 1 and NoneType in get_args(hint) and (optional or is_section(rest[0])) else hint
+    return (
+        rest[0]
+        if len(rest) == 1 and NoneType in get_args(hint) and (optional or (derived and is_section(rest[0])))
+        else hint
+    )
 
 
 def _key(entry: Field[Any], hint: Any) -> tuple[dict[str, Any], bool]:
     """Return the schema of a key, and whether it has to be written."""
     derived, optional, given = entry.metadata["derived"], entry.metadata["optional"], entry.metadata["help"]
-    hint = _written(hint, optional)
+    hint = _written(hint, optional, derived)
     if is_section(hint) and "kinds" not in vars(hint):
         sub = _section(hint)
         default, required = (MISSING, True) if "required" in sub else ({}, False)
@@ -94,7 +98,8 @@ def schema() -> dict[str, Any]:
     """Return the schema of a config; without `planted` it needs a pair of models and tokens."""
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", **_section(Config)}
     whole |= {"if": {"required": ["planted"]}, "else": {"required": ["models", "tokens"]}}
-    shared = (Adapter, NullPair, PlantedArm, *Source.kinds.values(), *CrosscoderSettings.kinds.values())
+    kinds = (*Source.kinds.values(), *CrosscoderSettings.kinds.values(), *LanguageModel.kinds.values())
+    shared = (Adapter, NullPair, PlantedArm, *kinds)
     return whole | {"$defs": {cls.__name__: _section(cls) for cls in shared}}
 
 
@@ -129,6 +134,7 @@ def _page() -> str:
     blocks = {"Keys": Config, "A model with an `adapter`": Adapter}
     blocks |= {f"A source with `from: {kind}`": cls for kind, cls in Source.kinds.items()}
     blocks |= {f"A crosscoder with `kind: {kind}`": cls for kind, cls in CrosscoderSettings.kinds.items()}
+    blocks |= {f"A language model with `from: {kind}`": cls for kind, cls in LanguageModel.kinds.items()}
     blocks |= {"A pair of `nulls`": NullPair, "An arm of `planted`": PlantedArm}
     lines = [INTRO]
     for title, cls in blocks.items():

@@ -373,8 +373,9 @@ class ExampleSettings(Settings, section="examples"):
     context: int = setting("Tokens of a window before and after its peak.", 32, minimum=1, maximum=512)
     strongest: int = setting("Windows of largest activation per latent.", 20, minimum=1, maximum=1000)
     per_band: int = setting(
-        "Windows drawn per latent from each band of its maximum (0.1 to 0.4, to 0.7, to 1).",
-        10,
+        "Windows drawn per latent from each band of its maximum (0.1 to 0.4, to 0.7, to 1); explanations are scored on "
+        "ten of a band, and made from the others.",
+        15,
         minimum=1,
         maximum=1000,
     )
@@ -488,6 +489,77 @@ class SteeringSettings(Settings, section="steering"):
     seed: int = 0  # of the requests, of the random directions and of the bootstrap
 
 
+class LanguageModel(Variant):
+    """A language model that explains latents and judges explanations."""
+
+    tag: ClassVar[str] = "from"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointModel(LanguageModel):
+    """A server with the chat completions protocol: a local one (llama.cpp, Ollama, vLLM), or a hosted one."""
+
+    kind: ClassVar[str] = "endpoint"
+
+    url: str = setting(
+        "Its address, with the version where it has one (http://localhost:8000/v1).", pattern="^https?://"
+    )
+    model: str = setting("Name of the model there.", minLength=1)
+    key_variable: str | None = setting(
+        "Name of the environment variable that holds the key, which is written nowhere; null where none is needed.",
+        None,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*$",
+    )
+    parallel: int = setting("Requests at a time.", 4, minimum=1, maximum=64)
+    timeout: float = setting("Seconds to wait for a reply.", 120, exclusiveMinimum=0)
+    attempts: int = setting("Tries of a request that fails for a passing reason (429, 5xx, no reply).", 6, minimum=1)
+    price_input: float | None = setting(
+        "Price of a million tokens read, for the dry run; null leaves prices out.", None, minimum=0
+    )
+    price_output: float | None = setting("The same of tokens written.", None, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalModel(LanguageModel):
+    """A Transformers model with a chat template, on the device of `models`."""
+
+    kind: ClassVar[str] = "local"
+
+    path: str = setting("A hub id or a local directory.", minLength=1)
+    revision: str | None = setting("Commit, tag or branch of a hub model; null is its default branch.", None)
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("Type it runs in.", "bfloat16")
+    batch_size: int = setting("Requests at a time.", 8, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplanationSettings(Settings, section="explanations"):
+    """Explanations of latents and their scores (Figure 5): by rules of tokens, on request by a language model too."""
+
+    latents: int = setting("Latents per dictionary, those of lowest `rank_sum`.", 300, minimum=0)
+    shared: int = setting("Shared latents per dictionary, drawn at random.", 100, minimum=0)
+    only: dict[str, tuple[int, ...]] = setting(
+        "Latents by dictionary (`l1-seed0: [7, 12]`) in place of both; dictionaries that are not named are left out.",
+        {},
+        minimum=0,
+    )
+    controls: int = setting(
+        "Of the latents of lowest `rank_sum`, those drawn for the controls: another latent's explanation, a generic "
+        "one, two random directions that fire as often.",
+        30,
+        minimum=0,
+    )
+    model: LanguageModel | None = setting("The language model; null explains by rules alone.", None)
+    max_tokens_total: int | None = setting(
+        "Tokens, read and written, that the language model may cost per dictionary and stage; what it does not reach "
+        "is said. Null is no limit; `tunediff calls` says what is needed.",
+        None,
+        minimum=1,
+    )
+
+    context: int = 32  # of `examples`
+    seed: int = 0  # of all that is drawn
+
+
 @dataclass(frozen=True, kw_only=True)
 class FigureSettings(Settings, section="figures"):
     """Appearance only."""
@@ -523,6 +595,7 @@ class Config(Settings, section="config"):
     examples: ExampleSettings = setting()
     causal: CausalSettings = setting()
     steering: SteeringSettings = setting()
+    explanations: ExplanationSettings = setting()
     figures: FigureSettings = setting()
     nulls: dict[str, NullPair] = setting(
         "Named pairs of models of which the second learned nothing that the first lacks. On the run's tokens its "

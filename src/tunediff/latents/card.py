@@ -22,7 +22,7 @@ from tunediff.latents.criterion import Criterion
 from tunediff.latents.examples import HISTOGRAM_BINS, STRONGEST, Examples
 from tunediff.latents.table import LatentTable
 from tunediff.markup import firing_share, quoted, visible
-from tunediff.models.tokenizers import pieces
+from tunediff.models.tokenizers import Pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -228,16 +228,9 @@ class Cards:
     losses: pd.DataFrame | None = None  # `examples.LOSSES`, where they are measured
 
     @cached_property
-    def _pieces(self) -> dict[int, str]:
-        return {}
-
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Return the text of each token (`models.tokenizers.pieces`), remembered."""
-        wanted = [int(i) for i in ids]
-        new = sorted(set(wanted) - self._pieces.keys())
-        if new:
-            self._pieces.update(zip(new, pieces(self.tokenizer, new), strict=True))
-        return [self._pieces[i] for i in wanted]
+    def pieces(self) -> Pieces:
+        """The text of each token."""
+        return Pieces(self.tokenizer)
 
     @cached_property
     def _losses(self) -> dict[str, NDArray[Any]]:

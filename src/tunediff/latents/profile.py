@@ -20,7 +20,7 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.examples import BAND_FROM, INACTIVE, INACTIVE_HARD, STRONGEST, Writer, lists, writing
 from tunediff.latents.seeds import directions
 from tunediff.latents.table import LatentTable
-from tunediff.latents.windows import Found, Texts, find, hashed, positions
+from tunediff.latents.windows import Firing, Found, Texts, find, hashed, positions
 from tunediff.models.residual import ResidualModel
 from tunediff.pipeline.artifacts import provenance
 
@@ -76,6 +76,15 @@ def token_tables(found: Found, texts: Texts) -> dict[str, NDArray[Any]]:
     }
 
 
+def frequent_tokens(shown: Mapping[str, NDArray[Any]]) -> dict[int, list[int]]:
+    """Return the tokens that each latent fires on, of those in the table `tokens`, the most frequent first."""
+    by_count = np.lexsort((-shown["count"], shown["latent"]))
+    frequent: dict[int, list[int]] = {}
+    for row in by_count[shown["kind"][by_count] == "peak"].tolist():
+        frequent.setdefault(int(shown["latent"][row]), []).append(int(shown["token_id"][row]))
+    return frequent
+
+
 class Silent(NamedTuple):
     """Centres of windows in which a latent does not fire."""
 
@@ -108,14 +117,13 @@ def silent_windows(
     texts: Texts,
     frequent: Mapping[int, list[int]],
     latents: NDArray[np.int64],
-    context: int,
-    size: int,
-    seed: int,
+    settings: ExampleSettings,
 ) -> Silent:
     """Return windows of the sampled documents in which each of `latents` is silent, at most one per document and kind.
 
     `frequent` holds each latent's most frequent tokens. Where a latent fires almost everywhere there are fewer.
     """
+    context, size, seed = settings.context, settings.inactive, settings.seed
     sample, device = found.sample, texts.start.device
     generator = np.random.default_rng([seed, 1])
     counted = np.flatnonzero(found.counted & sample.chosen.cpu().numpy())
@@ -347,16 +355,13 @@ def build_examples(
     there is no token to look at.
     """
     started = time.time()
-    found, texts = find(crosscoder, table, store, tokens, settings, device, f"{out.name} examples")
+    firing = Firing(*(table.frame[name].to_numpy() for name in ("max_activation", "count_validation")))
+    found, texts = find(crosscoder, firing, store, tokens, settings, device, f"{out.name} examples")
     pass_seconds = round(time.time() - started, 2)
     live = np.flatnonzero(~table.frame["dead"].to_numpy())
 
     shown = token_tables(found, texts)
-    by_count = np.lexsort((-shown["count"], shown["latent"]))
-    frequent: dict[int, list[int]] = {}
-    for row in by_count[shown["kind"][by_count] == "peak"].tolist():
-        frequent.setdefault(int(shown["latent"][row]), []).append(int(shown["token_id"][row]))
-    silent = silent_windows(found, texts, frequent, live, settings.context, settings.inactive, settings.seed)
+    silent = silent_windows(found, texts, frequent_tokens(shown), live, settings)
     nearest = {
         "cosine": nearest_by_cosine(directions(crosscoder), live),
         "coactivation": nearest_by_firing(found, crosscoder.dict_size, live),

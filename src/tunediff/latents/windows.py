@@ -23,7 +23,6 @@ from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.latents.examples import BAND_FROM, HISTOGRAM_BINS
-from tunediff.latents.table import LatentTable
 
 BLOCK_TOKENS = 1 << 16  # tokens whose codes are sorted together, at least: a shard
 ENTRIES_AT_ONCE = 1 << 24  # compared together
@@ -240,6 +239,13 @@ class Sample:
         return latent, number
 
 
+class Firing(NamedTuple):
+    """What is known of every latent on the same tokens before the pass."""
+
+    maximum: NDArray[np.floating]  # activation; 0 of a latent that does not fire
+    tokens: NDArray[np.integer]  # on which it fires
+
+
 @dataclass
 class Found:
     """What the pass keeps."""
@@ -256,12 +262,11 @@ class Found:
 
     @classmethod
     def empty(
-        cls, table: LatentTable, texts: Texts, counted: NDArray[np.bool_], settings: ExampleSettings, device: str
+        cls, firing: Firing, texts: Texts, counted: NDArray[np.bool_], settings: ExampleSettings, device: str
     ) -> "Found":
         """Return the state before the first token."""
-        columns = (table.frame[name].to_numpy(np.float64, copy=True) for name in ("max_activation", "count_validation"))
-        maximum, count = (torch.from_numpy(column).to(device) for column in columns)
-        n, windows = len(table), (settings.context, device)
+        maximum, count = (torch.from_numpy(column.astype(np.float64)).to(device) for column in firing)
+        n, windows = len(maximum), (settings.context, device)
         return cls(
             BestWindows(n, settings.strongest, *windows),
             [BestWindows(n, settings.per_band, *windows) for _ in BAND_FROM],
@@ -307,23 +312,22 @@ class Found:
 @torch.no_grad()
 def find(
     crosscoder: Crosscoder,
-    table: LatentTable,
+    firing: Firing,
     store: ActivationStore,
     tokens: TokenStore,
     settings: ExampleSettings,
     device: str,
     name: str,
 ) -> tuple[Found, Texts]:
-    """Read the store once and return what is kept of every latent.
+    """Read the store once and return what is kept of every latent. `name` is that of the progress bar.
 
-    The latent table knows each latent's maximum and count on the same tokens. `name` is that of the progress bar.
     `TunediffError`: no token is counted.
     """
     texts = Texts.of(tokens, device)
     counted = np.zeros(tokens.n_tokens, dtype=bool)
     counted[store.row[store.kept()]] = True
     before = np.concatenate([[0], np.cumsum(counted)])
-    found = Found.empty(table, texts, counted, settings, device)
+    found = Found.empty(firing, texts, counted, settings, device)
     start, first = tokens.doc_start, 0
     waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -333,7 +337,7 @@ def find(
         latent, position, value = (torch.cat(column) for column in zip(*waiting, strict=True))
         whole = position < end
         own = latent[whole], position[whole], value[whole]
-        found.add(sorted_firings(*own, first, end - first, len(table)), texts)
+        found.add(sorted_firings(*own, first, end - first, crosscoder.dict_size), texts)
         waiting, first = [(latent[~whole], position[~whole], value[~whole])], end
 
     seen = high = since = 0

@@ -85,6 +85,22 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
     return [found[i] for i in wanted]
 
 
+class Pieces:
+    """The text of tokens (`pieces`), each made once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, ids: Iterable[int]) -> list[str]:
+        """Return the text of each token."""
+        wanted = [int(i) for i in ids]
+        new = sorted(set(wanted) - self._known.keys())
+        if new:
+            self._known.update(zip(new, pieces(self._tokenizer, new), strict=True))
+        return [self._known[i] for i in wanted]
+
+
 def load_tokenizers(
     base: str | Path,
     chat: str | Path,

@@ -48,6 +48,9 @@ STAGES = {
     "causal": Stage(1, "causal", (".parquet", ".sets.json")),
     "causal_summary": Stage(1, "causal_summary", (".parquet",)),
     "steering": Stage(1, "steering", (".parquet", ".texts.parquet")),
+    "explanations": Stage(1, "explain", ("/",)),
+    "judgements": Stage(1, "judge", (".parquet",)),
+    "explanation_scores": Stage(1, "explanation_scores", (".parquet", ".overall.parquet")),
     "twins": Stage(2, "twin_pairs", (".parquet",)),
     "seeds": Stage(2, "seed_matches", (".parquet",)),
     "planted": Stage(1, "planted_stores", (".zarr/",)),
@@ -59,6 +62,7 @@ STAGES = {
 # What a drawing reads of an artifact where it is not the store: manifests of large ones, files beside others.
 FILES = {
     **{"sets": ".sets.json", "histories": ".history.parquet", "steering_texts": ".texts.parquet"},
+    "explanation_means": ".overall.parquet",
     **dict.fromkeys(("crosscoders", "activations_train", "activations_validation"), ".json"),
 }
 
@@ -290,12 +294,36 @@ class Graph:
         labelled = self._source("conversations", c["conversations"]["source"])  # tells kinds of answers
         steered = [c["steering"], labelled, seed]
         self.add("steering", "steering/steering", steered, **models, **every)
+        self._explanations()
         for name in self.with_norms:
             own = {"crosscoder": [f"crosscoders/{name}"], "latents": [f"latents/{name}"]}
             self.add("twins", f"twins/{name}", [seed], **own, validation=validation)
         if self.trained:
             own = {stage: self.each(stage, self.trained) for stage in ("crosscoders", "latents")}
             self.add("seeds", "seeds/matches", None, **own)
+
+    @property
+    def explained(self) -> list[str]:
+        """Names of the dictionaries whose latents are explained."""
+        only = self.config["explanations"]["only"]
+        return [name for name in self.dictionaries if not only or name in only]
+
+    def _explanations(self) -> None:
+        """Add what explains latents, judges and scores that. Where a model runs, and how fast, is in no key."""
+        c, seed, scores = self.config, self.config["seed"], "explanation_scores/scores"
+        own, model = _without(c["explanations"], "model", "only"), c["explanations"]["model"]
+        how = ("url", "key_variable", "parallel", "timeout", "attempts", "price_input", "price_output", "batch_size")
+        asked = [own, model and _without(model, *how), seed]
+        tokenizer = {"models": ["models"], "tokens": ["tokens/validation"]}
+        for name in self.explained:
+            of = [*asked, c["examples"], c["explanations"]["only"].get(name)]
+            read = {"latents": [f"latents/{name}"], "examples": [f"examples/{name}"], "train_tokens": ["tokens/train"]}
+            read |= {"validation": self.parts("validation")}
+            self.add("explanations", f"explanations/{name}", of, **tokenizer, **read)
+            read = {"explanations": [f"explanations/{name}"]}
+            self.add("judgements", f"judgements/{name}", asked, **tokenizer, **read)
+        every = {stage: self.each(stage, self.explained) for stage in ("explanations", "judgements", "latents")}
+        self.add("explanation_scores", scores, [seed], **every)
 
     def read_by(self, roles: Iterable[str]) -> dict[str, list[str]]:
         """Return the artifacts behind what drawings and the summary read (`tunediff.report.registry.READS`)."""
@@ -305,6 +333,10 @@ class Graph:
             "evaluation": self.each("evaluation", dictionaries),
             "examples": self.each("examples", dictionaries),
             "losses": ["losses/losses"],
+            "explanations": self.each("explanations", self.explained),
+            "judgements": self.each("judgements", self.explained),
+            "explanation_scores": ["explanation_scores/scores"],
+            "explanation_means": ["explanation_scores/scores"],
             "twins": self.each("twins", self.with_norms),
             "kl": ["causal/summary"],
             "sets": ["causal/kl"],

@@ -27,6 +27,10 @@ READS = {  # what a drawing may read: name of the attribute of `Inputs` -> what 
     "evaluation": "held-out metrics, by dictionary",
     "examples": "what latents fire on, by dictionary",
     "losses": "both models' losses on the documents of chat-specific latents",
+    "explanations": "explanations of latents and the windows they are scored on, by dictionary",
+    "judgements": "in which windows explanations say that latents fire, by dictionary",
+    "explanation_scores": "scores of explanations, a row per latent, explainer and judge",
+    "explanation_means": "their means over latents, with intervals",
     "twins": "pairs of a chat-only and a base-only latent, by dictionary",
     "kl": "the KL experiment's means and intervals",
     "sets": "the KL experiment's sets of latents, by dictionary",
@@ -49,7 +53,7 @@ SUMMARY_READS = (  # what `tunediff.report.summary` reads, as a drawing does
 
 REPORT_READS = (  # what `tunediff.report.html` reads, beside the tokens, the tokenizer and all drawings
     *SUMMARY_READS,
-    *("examples", "losses", "twins", "seeds", "steering_texts"),
+    *("examples", "losses", "twins", "seeds", "steering_texts", "explanations", "judgements", "explanation_scores"),
 )
 
 

@@ -1,0 +1,1 @@
+"""What a latent means, in words, and how well the words predict it."""
