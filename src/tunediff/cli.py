@@ -18,7 +18,8 @@ and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itsel
   snakemake --cores 2 results/figures/fig4.pdf       the embedded demo
   snakemake --cores 8 --configfile config/…yaml      another config
 
-This command looks into what it made, shows single latents, tries prompts on them, and exports crosscoders.
+This command looks into what it made, shows single latents, tries prompts on them, exports crosscoders, and says what
+explanations by a language model cost.
 """
 
 EXAMPLES = """\
@@ -95,6 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--push-to", metavar="HUB_ID", help="also upload to this hub repository (default: no upload)")
     add("--public", action="store_true", help="a repository that --push-to creates is public")
     add_try(commands)
+    calls = commands.add_parser(
+        "calls",
+        help="show what a language model will be asked about latents, and what that costs",
+        description="A dry run of the explanations of a config: requests, tokens and, where the config states them, "
+        "prices. Nothing is asked. Replies that are kept already are not paid for again.",
+    )
+    calls.set_defaults(run=run_calls)
+    calls.add_argument("config", type=Path, metavar="CONFIG", help="a config whose `explanations` name a model")
     return parser
 
 
@@ -158,6 +167,24 @@ def run_export(chosen: argparse.Namespace) -> int:
     print(f"{chosen.out}: {config['dict_size']} latents of {config['activation_dim']} × 2, for {library}")
     if chosen.push_to is not None:
         print(push(chosen.out, chosen.push_to, private=not chosen.public))
+    return 0
+
+
+def run_calls(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff calls`; return the exit status."""
+    import yaml
+
+    from tunediff.config.check import check
+    from tunediff.explanations.calls import as_text, planned
+
+    try:
+        raw = yaml.safe_load(chosen.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TunediffError(f"{chosen.config}: cannot be read ({str(error).splitlines()[0]}); give a config") from error
+    if not isinstance(raw, dict) or "models" not in raw:
+        raise TunediffError(f"{chosen.config}: not a config of a run; give one with `models`")
+    config = check(raw)
+    print(as_text(planned(config), config["explanations"]["model"]))
     return 0
 
 

@@ -137,13 +137,16 @@ class Results:
 
     def cards(self, name: str) -> "Cards":
         """Return what makes the cards of a dictionary's latents; kept, so that the next card is quick."""
+        from tunediff.explained import Explained
         from tunediff.latents.card import Cards
 
         if name not in self._cards:
             measured = (self.path / "losses/losses.parquet").is_file()
             losses = self.read("losses") if measured else None
+            scored = manifest_path(self.path / "explanation_scores/scores.parquet").is_file()
+            own = Explained(self.read("explanation_scores"), name).own if scored else {}
             parts = self.latents(name), self.examples(name), self.tokens("validation"), self.tokenizer
-            self._cards[name] = Cards(name, *parts, losses)
+            self._cards[name] = Cards(name, *parts, losses, own)
         return self._cards[name]
 
     @cached_property

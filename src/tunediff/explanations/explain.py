@@ -165,35 +165,32 @@ def matched(subjects: Sequence[int], frequency: Mapping[int, float]) -> dict[int
     return result
 
 
-class Maker:
-    """Makes the rows of a dictionary's explanations."""
-
-    def __init__(self, reader: Reader, corpus: Corpus, labels: Labels, settings: ExplanationSettings) -> None:
-        self.reader, self.corpus, self.labels, self.settings = reader, corpus, labels, settings
-
-    def without_model(self, group: str, latent: int, windows: pd.DataFrame) -> list[Row]:
-        """Return the lexical explanation of a latent and the label that fits it, given the windows to explain from."""
-        spans, activation = self.reader.spans(windows), activations(windows)
-        rule = find_rule(spans, activation, self.corpus)
-        text = rule_text(rule, self.reader.piece) if rule.clauses else "no token sets its texts apart"
-        rows = [Row(group, latent, LEXICAL, latent, text, rule_json(rule), OK if rule.clauses else NO_RULE)]
-        label = self.labels.best(spans, activation)
-        if label is not None:
-            rows.append(Row(group, latent, LABEL, latent, self.labels.names[label], json.dumps({"label": label}), OK))
-        return rows
-
-    def request(self, model: str, windows: pd.DataFrame) -> "Request":
-        """Return the request to explain a latent, given the windows to explain from."""
-        least = FIRES_FROM * max(float(np.max(activation)) for activation in windows["activation"])
-        texts = []
-        for window in each(windows):
-            texts.append(marked(self.reader.texts(window), (window.activation >= least).tolist()))
-        return explain_request(model, self.settings.seed, texts)
+def without_model(
+    group: str, latent: int, windows: pd.DataFrame, reader: Reader, corpus: Corpus, labels: Labels
+) -> list[Row]:
+    """Return the lexical explanation of a latent and the label that fits it, given the windows to explain from."""
+    spans, activation = reader.spans(windows), activations(windows)
+    rule = find_rule(spans, activation, corpus)
+    text = rule_text(rule, reader.piece) if rule.clauses else "no token sets its texts apart"
+    rows = [Row(group, latent, LEXICAL, latent, text, rule_json(rule), OK if rule.clauses else NO_RULE)]
+    label = labels.best(spans, activation)
+    if label is not None:
+        rows.append(Row(group, latent, LABEL, latent, labels.names[label], json.dumps({"label": label}), OK))
+    return rows
 
 
-def from_model(rows: Mapping[tuple[str, int], pd.DataFrame], maker: Maker, model: str, answered: Answered) -> list[Row]:
-    """Return what a language model says of latents, given the windows to explain from."""
-    requests = {subject: maker.request(model, own) for subject, own in rows.items()}
+def request_for(windows: pd.DataFrame, reader: Reader, model: str, seed: int) -> "Request":
+    """Return the request to explain a latent, given the windows to explain from."""
+    least = FIRES_FROM * max(float(np.max(activation)) for activation in windows["activation"])
+    texts = [marked(reader.texts(window), (window.activation >= least).tolist()) for window in each(windows)]
+    return explain_request(model, seed, texts)
+
+
+def from_model(
+    windows: Mapping[tuple[str, int], pd.DataFrame], reader: Reader, model: str, seed: int, answered: Answered
+) -> list[Row]:
+    """Return what a language model says of latents, given the windows to explain each from."""
+    requests = {subject: request_for(own, reader, model, seed) for subject, own in windows.items()}
     replies, result = answered(list(requests.values())), []
     for (group, latent), request in requests.items():
         reply, text, status = replies.get(request.digest), "", NO_REPLY
@@ -267,16 +264,16 @@ def build_explanations(
     windows = pd.concat(parts, ignore_index=True) if parts else empty
 
     corpus = Corpus(tokens["train"], settings.context, settings.seed)
-    maker = Maker(Reader(tokens["validation"], tokenizer), corpus, Labels.of(tokens["train"], corpus), settings)
+    labels, reader = Labels.of(tokens["train"], corpus), Reader(tokens["validation"], tokenizer)
     wanted = [(group, latent) for latent, group in group_of.items()]
     wanted += [(group, latent) for group in (RANDOM, UNTRAINED) for latent in drawn]
     explained = windows[windows["use"] == EXPLAIN].groupby(SUBJECT)
     present = {subject: explained.get_group(subject) for subject in wanted if subject in explained.groups}
     made: list[Row] = []
     for subject, own in tracked(present.items(), f"{name} rules", "latent", len(present)):
-        made += maker.without_model(*subject, own)
+        made += without_model(*subject, own, reader, corpus, labels)
     if answered is not None:
-        made += from_model(present, maker, model, answered)
+        made += from_model(present, reader, model, settings.seed, answered)
     made += controls(made, drawn, frequency)
     unseen = [Row(*subject, LEXICAL, subject[1], "", "", "no windows") for subject in wanted if subject not in present]
     place = {subject: number for number, subject in enumerate(wanted)}
@@ -284,7 +281,7 @@ def build_explanations(
 
     facts = {
         "settings": asdict(settings) | {"model": model},
-        "concepts": list(maker.labels.names),
+        "concepts": list(labels.names),
         "latents": {group: sum(of == group for of in group_of.values()) for group in sorted(set(group_of.values()))},
         "controls": drawn,
         "corpus_windows": corpus.n_windows,
