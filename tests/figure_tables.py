@@ -1,10 +1,13 @@
 """Tables as the stages write them, made from seeded random numbers that look like a real run."""
 
+import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tunediff.explanations.scores import N_BOOTSTRAP, OVERALL, PER_LATENT, SCORED, overall
 from tunediff.interventions.steering_table import COLUMNS, typed
 from tunediff.latents.criterion import Criterion
 from tunediff.latents.metrics import Evaluation
@@ -44,6 +47,8 @@ def all_results(criterion: Criterion | None = None) -> dict[str, Any]:
         "concepts": concepts(),
         "seeds": pd.DataFrame(columns=["crosscoder", "seed", "latent", "class_name", "chat_specific", "stable"]),
         "steering": steering_table(),
+        "explanation_scores": explanation_scores(),
+        "explanation_means": explanation_means(),
         "crosscoders": {label: {} for label in LABELS},
         "outliers": {"train": None, "validation": None},
         "nulls": nulls_table(criterion),
@@ -388,3 +393,78 @@ def concepts() -> pd.DataFrame:
     table["control_share"] = np.where(np.arange(len(table)) % 3 == 0, 0.2, 0.01)
     table.attrs |= {"detected_auroc": 0.9, "detected_share": 0.05}
     return table
+
+
+BANDS_OF_WINDOWS = ("high", "middle", "low", "inactive", "inactive_hard")
+
+
+def explanation_row(
+    dictionary: str, latent: int, explainer: str = "lexical", judge: str = "rule", score: float = 0.7, **more: Any
+) -> dict[str, Any]:
+    """Return a row of explanation_scores; `status` says why where it is not scored, and then there is no score."""
+    scored = more.get("status", SCORED) == SCORED
+    value = score if scored else math.nan
+    row = {
+        "dictionary": dictionary, "group": "ranked", "latent": latent, "explainer": explainer, "judge": judge,
+        "of": latent, "text": '"?" in an answer (60 % of the texts in which it is active, 7 % of others)',
+        "status": SCORED, "n_active": 30 if scored else 0, "n_silent": 30 if scored else 0, "n_missing": 0,
+        "balanced_accuracy": value, "balanced_accuracy_low": value - 0.08, "balanced_accuracy_high": value + 0.08,
+        "auroc": value + 0.01, **{f"accuracy_{band}": value for band in BANDS_OF_WINDOWS},
+        "order_effect": 0.02 if judge == "llm" else math.nan, "rank_sum": float(latent), "frequency": 0.01,
+    }  # fmt: skip
+    return dict.fromkeys(PER_LATENT, math.nan) | row | more
+
+
+def as_scores(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return rows of `explanation_row` as that table."""
+    return pd.DataFrame(rows, columns=list(PER_LATENT)).astype(PER_LATENT)
+
+
+EXPLAINED_BY = {("lexical", "rule"): 0.74, ("lexical", "llm"): 0.71, ("llm", "llm"): 0.82, ("label", "rule"): 0.93}
+CONTROLS = {
+    ("lexical of another", "rule"): 0.52, ("label of another", "rule"): 0.5, ("llm of another", "llm"): 0.53,
+    ("generic", "rule"): 0.5, ("generic", "llm"): 0.49,
+}  # fmt: skip
+
+
+@cache
+def _explanations() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return scores of 50 ranked latents and others, by rules and by a language model, and their means."""
+    rng = np.random.default_rng(8)
+    groups = {"ranked": range(50), "shared": range(50, 70), "random": range(12), "untrained": range(12)}
+    lower = {"ranked": 0, "shared": 0.05, "random": 0.12, "untrained": 0.15}
+    rows = []
+    for label in LABELS:
+        for group, latents in groups.items():
+            for latent in latents:
+                made = dict(EXPLAINED_BY)
+                if latent % 2 or group in ("random", "untrained"):  # five with a label in each fifth
+                    del made["label", "rule"]
+                if group == "ranked" and latent < 12:
+                    made |= CONTROLS
+                for (explainer, judge), mean in made.items():
+                    score = float(np.clip(mean - lower[group] + rng.normal(0, 0.06), 0.3, 1))
+                    bands = dict(zip(BANDS_OF_WINDOWS, (0.2, 0, -0.35, 0.15, 0.05), strict=True))
+                    parts = {f"accuracy_{band}": float(np.clip(score + by, 0, 1)) for band, by in bands.items()}
+                    of = {"group": group, "frequency": float(10 ** rng.normal(-2.3, 0.4))} | parts
+                    if group == "ranked" and latent == 7:
+                        of = {"group": group, "status": "2 windows to explain from, 5 needed"}
+                    rows.append(explanation_row(label, latent, explainer, judge, score, **of))
+    frame = as_scores(rows)
+    resampled = {
+        i: {
+            measure: rng.normal(frame[measure].iloc[i], 0.04, N_BOOTSTRAP) for measure in ("balanced_accuracy", "auroc")
+        }
+        for i in frame.index[frame["status"] == SCORED]
+    }
+    return frame, overall(frame, resampled, 0)[list(OVERALL)]
+
+
+def explanation_scores() -> pd.DataFrame:
+    """Return explanation_scores/scores.parquet of explanations by rules and by a language model."""
+    return _explanations()[0].copy()
+
+
+def explanation_means() -> pd.DataFrame:
+    """Return explanation_scores/scores.overall.parquet."""
+    return _explanations()[1].copy()

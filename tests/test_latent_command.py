@@ -19,6 +19,11 @@ from tunediff.data.documents import Document, Message
 from tunediff.data.rendering import ChatRenderer
 from tunediff.data.sampling import write_store
 from tunediff.errors import TunediffError
+from tunediff.explained import Explained
+from tunediff.explanations import scores, tables
+from tunediff.explanations.explain import rule_text
+from tunediff.explanations.lexical import Clause, Rule
+from tunediff.latents import card
 from tunediff.latents import examples as formats
 from tunediff.latents.card import visible
 from tunediff.models.pair import prepare_pair
@@ -59,7 +64,18 @@ def results(tiny_pairs, tmp_path_factory: pytest.TempPathFactory) -> Results:
     small_examples(root / f"examples/{NAME}", LATENTS, lengths, vocab=len(pair.tokenizer), context=60)
     rows = pd.DataFrame({name: np.arange(lengths[0]) / 4 for name in formats.LOSSES}).astype(formats.LOSSES)
     sealed_frame(root / "losses/losses.parquet", "losses", rows.assign(position=np.arange(lengths[0])))
+    sealed_frame(root / "explanation_scores/scores.parquet", "explanation_scores", explanation_scores())
     return open_results(root)
+
+
+def explanation_scores() -> pd.DataFrame:
+    """Explanations of latents 7 and 5, of another dictionary, and of five random directions whose mean is 0.62."""
+    row, of = figure_tables.explanation_row, {"text": f"about {HOSTILE}"}
+    rows = [row(NAME, i, score=0.6 + i / 100, group="random") for i in range(5)]
+    rows += [row(NAME, 7, "lexical"), row(NAME, 7, "generic"), row(NAME, 7, "lexical of another", of=5)]
+    rows += [row(NAME, 7, "llm", "llm", 0.8125, **of), row(NAME, 7, "label", text="greeting", score=0.9)]
+    rows += [row(NAME, 5, status="2 windows to explain from, 5 needed"), row("other-seed0", 1)]
+    return figure_tables.as_scores(rows)
 
 
 def test_a_card_holds_what_the_tables_hold(results: Results) -> None:
@@ -108,6 +124,39 @@ def test_the_head_says_how_sure_it_is(results: Results) -> None:
     assert "swap ratio 3.25" in "\n".join(card.head())
     card.row["norm_difference"], card.row["nu_activation"] = np.nan, 0.5
     assert "of a dictionary of the difference; ν^act 0.50" in "\n".join(card.head())
+
+
+def test_explanations_are_told_with_their_scores(results: Results, capsys) -> None:
+    assert main(["latent", f"{NAME}/7", "--results", str(results.path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("explained")]
+    assert lines == [
+        f"explained (language model, by a language model): about {visible(HOSTILE)}: "
+        "balanced accuracy 0.81 [0.73, 0.89], AUROC 0.82",
+        'explained (lexical, by its rule): "?" in an answer: balanced accuracy 0.70 [0.62, 0.78], AUROC 0.71; '
+        "random directions 0.62",
+        "explained (label, by its rule): greeting: balanced accuracy 0.90 [0.82, 0.98], AUROC 0.91",
+    ]
+    (line,) = (line for line in results.latent(NAME, 5).head() if line.startswith("explained"))
+    assert line.endswith('"?" in an answer: not scored (2 windows to explain from, 5 needed)')
+    assert not results.latent(NAME, 1).explanations and "explained" not in str(results.latent(NAME, 1))
+    assert "&lt;script&gt;" in results.latent(NAME, 7)._repr_html_()
+
+
+def test_what_a_card_knows_of_explanations_by_name_is_what_they_are_called() -> None:
+    assert (card.SCORED, card.LEXICAL, card.OTHER) == (scores.SCORED, tables.LEXICAL, tables.OTHER)
+    assert set(card.JUDGES) == {tables.RULE, tables.MODEL} and set(card.EXPLAINERS) == {tables.LLM}
+    rule = Rule((Clause("role", 3, 1, 0.5), Clause("token", 4, 0, 0.5)), 0.6, 0.07)
+    text = rule_text(rule, lambda token: {3: " (or", 4: " ("}[token])
+    told = explanation(text).words
+    assert told == '" (or" in an answer or " ("' and text.startswith(f"{told} (60 %")
+    assert explanation("no token sets its texts apart").words == "no token sets its texts apart"
+    assert explanation("all (but of others)", "llm").words == "all (but of others)"
+
+
+def explanation(text: str, explainer: str = "lexical") -> card.Explanation:
+    """Return an explanation by its text."""
+    row = figure_tables.explanation_row(NAME, 0, explainer, text=text)
+    return Explained(figure_tables.as_scores([row]), NAME).of[0][0]
 
 
 def test_the_command_prints_windows_without_control_characters(results: Results, capsys, monkeypatch) -> None:

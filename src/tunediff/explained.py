@@ -1,5 +1,6 @@
 """Explanations of a dictionary's latents as they are shown: the best first, each with its score and a yardstick."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -63,19 +64,23 @@ class Explained:
         return found
 
     def _explanation(self, row: Mapping[Any, Any]) -> Explanation:
-        text = {name: str(row[name]) for name in ("group", "explainer", "judge")}
-        number = {name: int(row[name]) for name in ("n_active", "n_silent", "n_missing")}
-        yardstick = self.yardsticks.get((text["explainer"], text["judge"]))
+        explainer, judge = str(row["explainer"]), str(row["judge"])
+        yardstick = self.yardsticks.get((explainer, judge))
+        value, low, high = (float(row[f"balanced_accuracy{end}"]) for end in ("", "_low", "_high"))
         return Explanation(
-            **text,
+            group=str(row["group"]),
+            explainer=explainer,
+            judge=judge,
             of=int(row["of"]),
             text=str(row["text"]),
             status=str(row["status"]),
-            balanced_accuracy=_with_interval(row, "balanced_accuracy"),
-            auroc=_with_interval(row, "auroc"),
+            balanced_accuracy=(value, low, high),
+            auroc=float(row["auroc"]),
             accuracy={part: float(row[f"accuracy_{part}"]) for part in PARTS},
-            **number,
-            random=float("nan") if yardstick is None else yardstick.balanced_accuracy,
+            n_active=int(row["n_active"]),
+            n_silent=int(row["n_silent"]),
+            n_missing=int(row["n_missing"]),
+            random=math.nan if yardstick is None else yardstick.balanced_accuracy,
         )
 
 
@@ -84,8 +89,3 @@ def place(each: Explanation) -> tuple[bool, int, int]:
     maker = each.explainer.removesuffix(OTHER)
     judges = JUDGES.get(maker, (RULE, MODEL))
     return each.explainer not in OWN, OWN.index(maker) if maker in OWN else len(OWN), judges.index(each.judge)
-
-
-def _with_interval(row: Mapping[Any, Any], name: str) -> tuple[float, float, float]:
-    value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    return value, low, high

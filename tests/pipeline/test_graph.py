@@ -94,7 +94,7 @@ def test_a_further_seed_adds_its_own_work_and_the_comparison() -> None:
     added = after.keys() - before.keys()
     stages = ("crosscoders", "latents", "evaluation", "examples")
     of_pairs = [f"{pair}{stage}" for pair in ("", *(f"nulls/{null}/" for null in DEMO["nulls"])) for stage in stages]
-    of_pairs.append("twins")
+    of_pairs += ["twins", "explanations", "judgements"]
     assert added == {f"{stage}/{kind}-seed{n}" for stage in of_pairs for kind in ("l1", "batchtopk") for n in (1, 2)}
     changed = {name for name in before if before[name] != after[name]}
     assert {"seeds/matches", "tables/seeds", "causal/kl"} <= changed

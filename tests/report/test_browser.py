@@ -18,8 +18,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import figure_tables
-from report_fixtures import SHOWN, built, decode, run_with_examples, tables
+from report_fixtures import EXPLAINED, LEXICAL, SAID, SENTENCE, SHOWN, built, decode, run_with_examples, tables
 from tunediff.report.html.build import build_report
+from tunediff.report.html.text import shown
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -165,6 +166,75 @@ def test_search_sort_filter(opened: Opened) -> None:
     assert found and all("<script>" in text for text in found)
     page.get_by_label("Search").fill("nothing has this")
     assert status.inner_text().startswith("0 of")
+
+
+SCORE = re.compile(r"· \d\.\d\d\s\[\d\.\d\d,\s\d\.\d\d\]")
+
+
+def test_explanations_stand_with_their_scores(opened: Opened) -> None:
+    explained = tables(300)[L1].first(EXPLAINED)["latent"].tolist()
+    page = opened.go("")
+    first = page.locator(".first").nth(0)
+    assert "the rules of 5 random directions score 0.7" in first.locator("> p").inner_text()
+    items = first.locator(".entries > li")
+    for place, text in ((0, shown(SENTENCE)), (1, shown(SAID))):
+        told = items.nth(place).locator(".explained").inner_text()
+        assert SCORE.search(told) and told.startswith(text[:30])
+    assert items.nth(5).locator(".explained").inner_text() == "not scored: 2 windows to explain from, 5 needed"
+    assert first.locator(".explained").count() == EXPLAINED
+    assert page.locator(".first").nth(1).locator(".explained, > p:not(.hint)").count() == 0
+
+    page = opened.go(f"#{L1}")
+    head = page.locator(".latents th:has(button:text-is('explanation'))")
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    cells = page.locator(".latents tbody tr:not(.spacer) td:nth-child(4)").all_inner_texts()
+    scores = [float(match[0].split()[1]) for match in map(SCORE.search, cells) if match]
+    assert (
+        scores == sorted(scores, reverse=True)
+        and [bool(text) for text in cells[: EXPLAINED + 2]] == [True] * 5 + [False] * 3
+    )  # what has no score stands where latents without explanations do
+    page.get_by_label("Search").fill("the answer begins")
+    assert page.locator(".latents tbody a").all_inner_texts() == [f"{explained[0]}"]
+    page.get_by_label("Search").fill("")
+    opened.go(f"#{BATCHTOPK}")
+    assert page.locator(".latents th:has(button:text-is('explanation'))").count() == 0
+
+
+def test_the_page_of_a_latent_says_where_its_explanation_fails(opened: Opened) -> None:
+    first, second, *_, last = tables(300)[L1].first(EXPLAINED)["latent"].tolist()
+    page = opened.go(f"#{L1}/{second}")
+    part = page.locator(".part:has(> h2:text-is('Explanations'))")
+    rows = part.locator("tbody tr")
+    assert rows.count() == 2 and "not scored: refused" in rows.nth(0).inner_text()
+    assert shown(LEXICAL) in rows.nth(1).inner_text() and "lexical, by its rule" in rows.nth(1).inner_text()
+    assert re.search(r"the 0\.7\d of random directions", part.locator("> p").inner_text())
+    kinds = part.locator(".mistakes")
+    assert [kinds.nth(i).locator("li").count() for i in range(2)] == [3, 3]
+    assert re.search(r"4 of 17 windows; the 3 worst are shown", kinds.nth(0).inner_text())
+    misses = kinds.nth(0).locator("li")
+    assert "judged to fire with p = 0.00" in misses.nth(0).inner_text()
+    assert all(misses.nth(i).locator(".token.peak:is(.s1, .s2, .s3, .s4, .s5)").count() == 1 for i in range(3))
+    assert kinds.nth(1).locator(".s1, .s2, .s3, .s4, .s5").count() == 0
+    assert set(kinds.locator(".token").all_text_contents()) & set(SHOWN)
+    misses.nth(0).locator(".token.peak").focus()
+    assert "of the maximum" in page.locator("#readout").inner_text()
+
+    page = opened.go(f"#{L1}/{first}")
+    assert [text.split("\n")[0] for text in rows.all_inner_texts()] == [
+        "language model, by a language model",
+        "lexical, by its rule",
+        f"control: lexical of another (latent {second}), by its rule",
+        "control: generic, by its rule",
+    ]
+    assert shown(SENTENCE) in rows.nth(0).inner_text() and "1 of" in rows.nth(0).locator("td").last.inner_text()
+    rows.nth(2).locator("a").click()
+    expect(page).to_have_url(re.compile(f"{second}$"))
+    page = opened.go(f"#{L1}/{last}")
+    assert "not scored: 2 windows" in rows.nth(0).inner_text() and kinds.count() == 0
+    unexplained = next(i for i in tables(300)[L1].first(20)["latent"].tolist()[::-1])
+    page = opened.go(f"#{L1}/{unexplained}")
+    assert part.count() == 0 and page.locator(".explained").count() == 0
 
 
 def test_other_pages(opened: Opened) -> None:

@@ -12,11 +12,14 @@ import pytest
 
 import figure_tables
 import report_fixtures
-from report_fixtures import HOSTILE, SHOWN, built, decode, run_with_examples
+from report_fixtures import EXPLAINED, HOSTILE, LEXICAL, SAID, SENTENCE, SHOWN, built, decode, run_with_examples
+from tunediff.explained import PARTS
+from tunediff.explanations.tables import Explanations
 from tunediff.interventions.steering_table import verdicts
 from tunediff.report.html import latents as of_latents
 from tunediff.report.html.build import build_report, raised
 from tunediff.report.html.corpus import SHARD, Corpus
+from tunediff.report.html.explanations import LONGEST, WRONG, shortened
 from tunediff.report.html.latents import BANDS, DETAILS, FLAGS, Detail
 from tunediff.report.html.shards import Shards, column, decoded, encoded, read_shard, rounded
 from tunediff.report.html.text import Pieces, labels, shown
@@ -170,6 +173,121 @@ def test_losses_are_of_windows_of_chat_specific_latents(tmp_path: Path) -> None:
     assert written == (100, [0])
     _, found = read_shard(tmp_path / "losses/0.js")
     assert found == {"at": [10, 11, 12, 13, 14], "kl": [0.5] * 5, "base": [1.25] * 5, "chat": [None] * 5}
+
+
+# -- explanations ------------------------------------------------------------------------------------------------------
+
+
+def explained_of(report: Path) -> dict:
+    """Return what the table says of each explained latent."""
+    found = value(report, f"table/{NAME}")["explained"]
+    rows = zip(*(found[key] for key in ("text", "why", "score", "low", "high")), strict=True)
+    return dict(zip(found["latent"], rows, strict=True))
+
+
+def test_an_explanation_stands_with_its_score_or_says_why_there_is_none(tmp_path: Path) -> None:
+    run = run_with_examples(tmp_path)
+    build_report(run, tmp_path / "report", decode)
+    first, second, *_, last = run.latents[NAME].first(EXPLAINED)["latent"].tolist()
+    scores = run.explanation_scores.set_index(["group", "latent", "explainer"])
+    found, listed = explained_of(tmp_path / "report"), value(tmp_path / "report", f"first/{NAME}")
+    assert len(found) == EXPLAINED and [each["explained"] is None for each in listed] == [False] * 6 + [True] * 14
+    for place, latent, explainer, text in ((0, first, "llm", shown(SENTENCE)), (1, second, "lexical", shown(SAID))):
+        own = scores.loc[("ranked", latent, explainer)]
+        score = [own[f"balanced_accuracy{end}"] for end in ("", "_low", "_high")]
+        assert found[latent][:2] == (text, "")
+        np.testing.assert_allclose(found[latent][2:], score, atol=5e-5)
+        assert listed[place]["explained"]["score"] == list(found[latent][2:])
+        assert text.startswith(listed[place]["explained"]["text"].removesuffix(" …").removesuffix(" or …"))
+    why = "2 windows to explain from, 5 needed"
+    assert found[last] == ("", why, None, None, None) and listed[5]["explained"] == {"why": why}
+    assert "explained" not in value(tmp_path / "report", f"table/{figure_tables.LABELS[1]}")
+
+
+def test_what_explanations_score_is_told_beside_controls_and_the_yardstick(report: Path, tmp_path: Path) -> None:
+    run = run_with_examples(tmp_path)
+    first, second = run.latents[NAME].first(2)["latent"].tolist()
+    place = sorted(explained_of(report)).index
+    shard = value(report, f"explanations/{NAME}/0")
+    rows = shard["rows"][place(first)]
+    told = [(row["who"], row["by"], row["control"], row["best"]) for row in rows]
+    assert told == [
+        ("language model", "by a language model", False, True),
+        ("lexical", "by its rule", False, False),
+        ("lexical of another", "by its rule", True, False),
+        ("generic", "by its rule", True, False),
+    ]
+    assert [row["of"] for row in rows] == [None, None, second, None]
+    assert rows[0]["windows"][2] == 1 and rows[1]["text"] == shown(LEXICAL)
+    own = run.explanation_scores.query("group == 'ranked' and latent == @first and explainer == 'lexical'").iloc[0]
+    np.testing.assert_allclose(rows[1]["accuracy"], own[[f"accuracy_{part}" for part in PARTS]].tolist(), rtol=0.005)
+    assert rows[1]["auroc"] == pytest.approx(own["auroc"], abs=1e-4)
+    random = run.explanation_scores.query("group == 'random'")["balanced_accuracy"].mean()
+    assert rows[0]["random"] is None and rows[1]["random"] == pytest.approx(random, abs=1e-4)
+    refused = shard["rows"][place(second)][0]
+    assert (refused["why"], refused["score"], refused["best"]) == ("refused", [None] * 3, False)
+    about = value(report, "meta")["dictionaries"]
+    assert f"the rules of 5 random directions score {random:.2f} in the mean" in about[NAME]["explained"]["yardstick"]
+    assert about[figure_tables.LABELS[1]]["explained"] is None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_strongest_mistakes_of_the_shown_explanation_are_shown(report: Path, tmp_path: Path, rank: int) -> None:
+    run = run_with_examples(tmp_path)
+    latent = int(run.latents[NAME].first(2)["latent"].iloc[rank])
+    judge, explainer = (("llm", "llm"), ("rule", "lexical"))[rank]
+    judged = run.judgements[NAME].query("group == 'ranked' and latent == @latent")
+    judged = judged.query("judge == @judge and explainer == @explainer")
+    scored = run.explanations[NAME].scored_on["ranked", latent].set_index("number")
+    wrong: dict[bool, list] = {True: [], False: []}
+    for number, p in judged.groupby("number")["p"].mean().dropna().items():
+        window = scored.loc[number]
+        fires = window["band"] in ("high", "middle", "low")
+        if p != 0.5 and (p > 0.5) != fires:
+            wrong[fires].append((abs(p - fires), max(window["activation"]), -number, window["start"], p))
+    strongest = {fires: sorted(rows, reverse=True)[:WRONG] for fires, rows in wrong.items()}
+    assert all(len(rows) == WRONG for rows in strongest.values())
+
+    shard = value(report, f"explanations/{NAME}/0")
+    place = sorted(explained_of(report)).index(latent)
+    assert shard["mistakes"][place] == [len(wrong[True]), len(wrong[False])]
+    windows, before = shard["windows"], sum(shard["windows"]["count"][:place])
+    own = slice(before, before + windows["count"][place])
+    expected = strongest[True] + strongest[False]
+    assert windows["start"][own] == [row[3] for row in expected]
+    np.testing.assert_allclose(windows["p"][own], [row[4] for row in expected], atol=1e-3)
+    assert [windows["source"][i] for i in range(own.start, own.stop)] == [i % 2 for i in windows["document"][own]]
+    text = [value(report, f"tokens/{start // SHARD}")[start % SHARD] for start in windows["start"][own]]
+    assert text == run.tokens.token_id[windows["start"][own]].tolist()
+
+
+@pytest.mark.parametrize("lacking", [("explanation_scores",), ("judgements",), ("explanations", "judgements")])
+def test_runs_without_explanations_have_a_report(tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    build_report(run_with_examples(tmp_path, **dict.fromkeys(lacking)), tmp_path / "report", decode)
+    about = value(tmp_path / "report", "meta")["dictionaries"][NAME]["explained"]
+    if lacking == ("explanation_scores",):
+        assert about is None and not (tmp_path / "report/data/explanations").exists()
+    else:
+        shard = value(tmp_path / "report", f"explanations/{NAME}/0")
+        assert about and shard["mistakes"] == [[0, 0]] * EXPLAINED and shard["windows"]["start"] == []
+
+
+def test_a_dictionary_of_which_nothing_was_explained_has_no_explanations(tmp_path: Path) -> None:
+    run = run_with_examples(tmp_path)
+    rows = {"explanations": run.explanations[NAME], "judgements": run.judgements[NAME]}
+    none = Explanations(Path("unused"), {}, rows["explanations"].windows[:0], rows["explanations"].rows[:0])
+    run.explanations[figure_tables.LABELS[1]], run.judgements[figure_tables.LABELS[1]] = none, rows["judgements"][:0]
+    build_report(run, tmp_path / "report", decode)
+    assert value(tmp_path / "report", "meta")["dictionaries"][figure_tables.LABELS[1]]["explained"] is None
+
+
+def test_texts_are_shortened_between_clauses() -> None:
+    clauses = [f'" word{i}" after " the"' for i in range(9)]
+    whole = " or ".join(clauses)
+    assert shortened(" or ".join(clauses[:3])) == " or ".join(clauses[:3])
+    assert shortened(whole) == " or ".join(clauses[:3]) + " or …" and len(shortened(whole)) <= LONGEST
+    assert shortened("it fires on words " * 9).startswith("it fires on words it fires")
+    assert len(shortened("x" * 200)) == LONGEST + 2
 
 
 # -- size --------------------------------------------------------------------------------------------------------------

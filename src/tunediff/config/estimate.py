@@ -41,6 +41,8 @@ LATENTS = 100  # active on a token, at most
 BLOCK_TOKENS = 1 << 16  # of the examples' pass, whose codes are sorted together
 BLOCK = 64  # bytes a nonzero takes while they are
 WINDOWS_EACH = 25  # documents of a latent's windows that no other latent's are of, about
+DIRECTIONS_FROM = 1 << 17  # tokens that random directions get their thresholds from
+PROMPT_TOKENS = 2_000  # of a request to explain
 EXAMPLES = 256 * MB  # blocks of cosines and of direct logits, each
 
 # Work.
@@ -53,6 +55,7 @@ ANSWERED = 0.3  # the same of all conversations: 0.18 in the demo
 TOKENS_PER_SECOND = 50_000  # tokenisation, one core
 STEP_SECONDS = 0.002  # of a training step, beside its products
 FORWARD_SECONDS = 0.02  # of a forward pass, beside its products
+RULE_SECONDS = 0.015  # to find and score the rule of a latent
 JOB_SECONDS = 4  # of a job, before it works
 
 MANY_EPOCHS, FEW_EPOCHS = 20, 0.9
@@ -108,6 +111,7 @@ class Setting(NamedTuple):
     config: Mapping[str, Any]
     shape: ModelShape
     known: bool = True  # whether config.json was in reach
+    judge: ModelShape | None = None  # of a local model that explains
 
     @property
     def planted(self) -> bool:
@@ -163,9 +167,19 @@ def setting(config: Mapping[str, Any], shipped: Path, fetch: bool = True) -> Set
     if "planted" in config:
         widest = max(arm["d_model"] for arm in config["planted"]["arms"].values())
         return Setting(config, ModelShape(widest, 0, 0, 0, 0, 0, 0))
-    found, layer = model_config(config["models"], shipped, fetch), config["models"]["layer"]
+    shape, known = _shape(config["models"], config["models"]["layer"], shipped, fetch)
+    local = config["explanations"]["model"] or {}
+    judge = None
+    if local.get("from") == "local":
+        judge, _ = _shape({"base": local["path"], "base_revision": local["revision"]}, 0, shipped, fetch)
+    return Setting(config, shape, known, judge)
+
+
+def _shape(models: Mapping[str, Any], layer: int, shipped: Path, fetch: bool) -> tuple[ModelShape, bool]:
+    """Return the shape of a section's base model, and whether its config.json was in reach."""
+    found = model_config(models, shipped, fetch)
     known = shape_value(found, *WIDTH) is not None and shape_value(found, *LAYERS) is not None
-    return Setting(config, model_shape(found if found and known else UNKNOWN, layer), known)
+    return model_shape(found if found and known else UNKNOWN, layer), known
 
 
 def parameters(d_model: int, dict_size: int) -> int:
@@ -223,7 +237,12 @@ def memory_mb(run: Setting) -> dict[str, int]:
     codes = LATENTS * (BLOCK * min(BLOCK_TOKENS, validation) + 24 * min(shown.sample_tokens, validation))
     products = min(EXAMPLES, 4 * most**2) + 2 * min(EXAMPLES, 12 * most * shape.vocabulary)
     needs["examples"] = model + 2 * weights + CODES + kept + codes + products
-    needs["explanations"] = tokenizer + 12 * (run.tokens("train") + validation) + codes + (1 << 17) * 2 * d * 8
+    needs["explanations"] = tokenizer + 12 * (run.tokens("train") + validation) + codes + DIRECTIONS_FROM * 2 * d * 8
+    if run.judge is not None:
+        asked_of, own = run.judge, ITEMSIZE[c["explanations"]["model"]["dtype"]]
+        needs["explanations"] += own * asked_of.parameters + TOKENIZER * asked_of.vocabulary
+        prompts = c["explanations"]["model"]["batch_size"] * PROMPT_TOKENS
+        needs["explanations"] += own * prompts * (3 * asked_of.intermediate + 6 * asked_of.d_model)
     needs["losses"] = (
         2 * model + logits(batches[0], length, 2 * 2 * w) + 2 * LOGITS_AT_ONCE + forward(batches[0] * length)
     )
@@ -353,6 +372,9 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     )
     directions = 2 * shape.d_model * sum(size * (2 * shape.vocabulary + 2 * size) for size in dictionaries)
     looked = Work(2 * FILLED * found * (lower + upper), encoded * validation + directions)
+    own = c["explanations"]
+    several = sum(min(size, own["latents"] + own["shared"]) + 2 * own["controls"] for size in dictionaries)
+    explained = sum(map(len, own["only"].values())) or several
     asked = c["conversations"]
     answers, answered = asked["count"] * ANSWERED * asked["max_tokens"], asked["answers"] == "generate"
     calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
@@ -370,6 +392,7 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
         "latent tables": tables,
         "held-out metrics": Work(spliced, 2 * encoded * validation),
         "examples": looked,
+        "explanations": Work(traffic=5 * validation * len(dictionaries) * 4 * d, seconds=RULE_SECONDS * explained),
         "answers": Work(
             answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, calls * FORWARD_SECONDS
         ),

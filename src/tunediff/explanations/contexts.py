@@ -1,4 +1,4 @@
-"""Which windows an explanation is made from, and which others it is scored on (method.md section 13).
+"""Which windows an explanation is made from, and which others it is scored on (method.md section 8).
 
 A latent's windows are those of its examples. Ten drawn at random from each band, and the windows of silence, score.
 Every second of the strongest ones explains, and what is left of the bands. The two share no document: what an
@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tunediff.latents.examples import BAND_FROM, SILENT, STRONGEST, Examples, lists
+from tunediff.latents.examples import BANDS as BANDS_IN_ORDER
 from tunediff.latents.table import LatentTable
 
 EXPLAIN, SCORE = "explain", "score"
@@ -82,32 +83,30 @@ def chosen(table: LatentTable, n_ranked: int, n_shared: int, only: list[int] | N
     return result
 
 
-def windows_to_use(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return use and number of every window of ONE latent that is used, in order; `frame` is its rows of `windows`.
+def contexts(windows: pd.DataFrame, group_of: Mapping[int, str], seed: int) -> pd.DataFrame:
+    """Return the windows to use of all latents, given their rows of the examples' table `windows`.
 
     Explained from are the strongest windows of even place, and those of a band from place `PER_BAND` on. Scored on are
     the others of bands, and those of silence, whose document is not among those, in random order.
     """
-    strongest, silent = frame["band"] == STRONGEST, frame["band"].isin(SILENT)
-    rest = ~strongest & ~silent & (frame["place"] >= PER_BAND)
-    explain = frame[(strongest & (frame["place"] % 2 == 0)) | rest]
-    score = frame[~strongest & ~rest & ~frame["document"].isin(explain["document"])]
-    order = np.random.default_rng([seed, int(frame["latent"].iloc[0])]).permutation(len(score))
-    parts = []
-    for use, part in ((EXPLAIN, explain), (SCORE, score.iloc[order])):
-        parts.append(part.assign(use=use, number=np.arange(len(part))))
-    return pd.concat(parts, ignore_index=True)
-
-
-def contexts(windows: pd.DataFrame, group_of: Mapping[int, str], seed: int) -> pd.DataFrame:
-    """Return the windows to use of all latents, given their rows of the examples' table `windows`."""
-    parts = []
-    for latent in sorted(set(windows["latent"])):
-        own = windows[windows["latent"] == latent]
-        parts.append(windows_to_use(own, seed).assign(group=group_of[latent]))
-    columns = [*windows.columns, "use", "number", "group"]
-    every = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    return every[WINDOWS.names]
+    band, place = windows["band"].to_numpy(), windows["place"].to_numpy()
+    strongest, silent = band == STRONGEST, np.isin(band.astype(str), SILENT)
+    explain = np.where(strongest, place % 2 == 0, ~silent & (place >= PER_BAND))
+    latent, document = (windows[name].to_numpy(np.int64) for name in ("latent", "document"))
+    pair = latent << 32 | document
+    score = ~strongest & ~explain & ~np.isin(pair, pair[explain])
+    turn = place.astype(np.float64)
+    for one in np.unique(latent).tolist():  # from a seed of its own, so that no latent depends on the others
+        own = (latent == one) & score
+        turn[own] = np.random.default_rng([seed, one]).random(int(own.sum()))
+    rank = np.array([BANDS_IN_ORDER.index(each) for each in band], dtype=np.int64)
+    used = np.flatnonzero(explain | score)
+    used = used[np.lexsort((turn[used], np.where(explain, rank, 0)[used], score[used], latent[used]))]
+    result = windows.iloc[used].reset_index(drop=True)
+    result["use"] = np.where(explain[used], EXPLAIN, SCORE)
+    result["number"] = result.groupby(["latent", "use"], sort=False).cumcount()
+    result["group"] = [group_of[one] for one in result["latent"].tolist()]
+    return result[WINDOWS.names]
 
 
 def of_latents(examples: Examples, latents: Mapping[int, str], seed: int) -> pd.DataFrame:

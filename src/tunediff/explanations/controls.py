@@ -39,9 +39,9 @@ def directions(
     weight = torch.randn(len(frequency), *x.shape[1:], generator=generator)
     scale = x.std(0) if equal_influence else x.var(0).mean(1, keepdim=True).sqrt()
     weight /= scale.clamp(min=torch.finfo(torch.float32).tiny)
-    ranked = (x.flatten(1) @ weight.flatten(1).T).sort(0, descending=True).values
-    place = torch.from_numpy(np.clip(np.round(frequency * len(x)), 1, len(x) - 1).astype(np.int64))
-    bias = -ranked.gather(0, place[None]).squeeze(0)
+    projected = (x.flatten(1) @ weight.flatten(1).T).T.contiguous()
+    silent = np.clip(len(x) - np.round(frequency * len(x)), 1, len(x) - 1).astype(int).tolist()
+    bias = -torch.stack([row.kthvalue(n).values for row, n in zip(projected, silent, strict=True)])
     return Crosscoder(weight, bias, torch.zeros_like(weight), torch.zeros(x.shape[1:]), torch.zeros(len(weight)))
 
 

@@ -1,4 +1,4 @@
-"""The lexical explanation: a rule of tokens, found without a language model (method.md section 13).
+"""The lexical explanation: a rule of tokens, found without a language model (method.md section 8).
 
 A rule is a few clauses, joined by or. A clause is a token, a token after or before a given one, or a token in a given
 role. Clauses are added one by one: the one that most raises the share of the latent's windows in which it fires there,

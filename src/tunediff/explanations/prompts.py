@@ -1,4 +1,4 @@
-"""What a language model is asked, and how its replies are read: strictly, or not at all (method.md section 13)."""
+"""What a language model is asked, and how its replies are read: strictly, or not at all (method.md section 8)."""
 
 import json
 import math

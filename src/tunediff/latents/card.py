@@ -32,7 +32,7 @@ MARKS = "⟦", "⟧"  # around the peak where there are no colours
 HTML_WINDOWS = {STRONGEST: 10, "other": 5}  # of a band, in a notebook
 EXPLAINERS = {"llm": "language model"}  # where the name does not say it
 JUDGES = {"rule": "by its rule", "llm": "by a language model"}
-SCORED, LEXICAL = "scored", "lexical"
+SCORED, LEXICAL, OTHER = "scored", "lexical", " of another"
 
 
 class Window(NamedTuple):
@@ -87,7 +87,7 @@ class Explanation(NamedTuple):
     text: str
     status: str  # scored, or why there is no score
     balanced_accuracy: tuple[float, float, float]  # of judging windows; ends of its 95 % interval. Chance is 0.5
-    auroc: tuple[float, float, float]  # likewise
+    auroc: float  # of how sure the judge is
     accuracy: dict[str, float]  # share of windows judged rightly, by band; NaN without windows
     n_active: int  # judged windows in which the latent fires
     n_silent: int
@@ -100,9 +100,10 @@ class Explanation(NamedTuple):
         return self.status == SCORED
 
     @property
-    def who(self) -> str:
-        """Who explains and who judges: "lexical, by its rule"."""
-        return f"{EXPLAINERS.get(self.explainer, self.explainer)}, {JUDGES[self.judge]}"
+    def who(self) -> tuple[str, str]:
+        """Who explains, and who judges: "lexical", "by its rule"."""
+        maker, other, _ = self.explainer.partition(OTHER)
+        return EXPLAINERS.get(maker, maker) + other, JUDGES[self.judge]
 
     @property
     def words(self) -> str:
@@ -114,11 +115,11 @@ class Explanation(NamedTuple):
     @property
     def line(self) -> str:
         """The explanation with its score, in one visible line."""
-        told = f"explained ({self.who}): {visible(self.words) or 'no text'}: "
+        told = f"explained ({', '.join(self.who)}): {visible(self.words) or 'no text'}: "
         if not self.scored:
             return f"{told}not scored ({visible(self.status)})"
         value, low, high = self.balanced_accuracy
-        told += f"balanced accuracy {value:.2f} [{low:.2f}, {high:.2f}], AUROC {self.auroc[0]:.2f}"
+        told += f"balanced accuracy {value:.2f} [{low:.2f}, {high:.2f}], AUROC {self.auroc:.2f}"
         return told if math.isnan(self.random) else f"{told}; random directions {self.random:.2f}"
 
 

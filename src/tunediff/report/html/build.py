@@ -17,6 +17,7 @@ from tunediff.pipeline.artifacts import building
 from tunediff.report import style as look
 from tunediff.report.html import overview, pages
 from tunediff.report.html.corpus import SHARD, Corpus
+from tunediff.report.html.explanations import told
 from tunediff.report.html.headline import headline
 from tunediff.report.html.latents import (
     BANDS,
@@ -84,6 +85,9 @@ def _build(
         shards.write(f"first/{each.name}", first[each.name])
         _write_blocks(each, sources, detail, shards, pieces, corpus)
         shards.write(f"beside/{each.name}", _beside(run, each))
+        if each.told is not None:
+            for start, length in each.told.write(each.name, shards, run.tokens):
+                corpus.cover(start, length, np.zeros(len(start), dtype=bool))
         if run.has("steering_texts"):
             steered[each.name] = pages.steered(run, each.name)
             shards.write(f"steering/{each.name}", steered[each.name])
@@ -125,7 +129,7 @@ def _dictionary(run: Inputs, name: str) -> Dictionary:
     examples = run.examples.get(name) if run.has("examples") else None
     twins = run.twins.get(name) if run.has("twins") else None
     seeds = overview.seeds_of(run.seeds if run.has("seeds") else None, name)
-    return Dictionary(name, run.latents[name], examples, twins, seeds)
+    return Dictionary(name, run.latents[name], examples, twins, seeds, told(run, name))
 
 
 def _context(dictionary: Dictionary) -> int | None:
@@ -226,6 +230,7 @@ def _about(dictionary: Dictionary) -> dict[str, Any]:
         "examples": dictionary.examples is not None,
         "twins": dictionary.twins is not None,
         "seeds": dictionary.seeds is not None,
+        "explained": None if dictionary.told is None else dictionary.told.about(),
     }
 
 

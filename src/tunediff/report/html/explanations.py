@@ -1,6 +1,5 @@
-"""Explanations in the report: never without their score, beside controls and a yardstick, with the windows they miss."""
+"""Explanations in the report: never without their score, beside controls and a yardstick, with where they fail."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tunediff.data.tokens import TokenStore
-from tunediff.explained import PARTS, Explained
+from tunediff.explained import OWN, PARTS, Explained
 from tunediff.explanations import contexts
 from tunediff.explanations.tables import LEXICAL, LLM, MODEL, OTHER, RULE, Explanations
 from tunediff.latents.card import Explanation
@@ -20,6 +19,7 @@ from tunediff.report.inputs import Inputs
 
 BLOCK = 128  # explained latents per shard
 WRONG = 3  # windows of each kind of mistake that are shown
+DIGITS = 4  # of scores, which are printed with two decimals
 LONGEST = 80  # characters of an explanation on the first screen
 
 
@@ -45,7 +45,7 @@ class Told(NamedTuple):
             return None
         if not best.scored:
             return {"why": shown(best.status)}
-        return {"text": shortened(shown(best.words)), "score": column(best.balanced_accuracy)}
+        return {"text": shortened(shown(best.words)), "score": column(best.balanced_accuracy, DIGITS)}
 
     def table(self) -> dict[str, Any]:
         """Return the explanations of the table of all latents, by columns: one entry per explained latent."""
@@ -55,7 +55,7 @@ class Told(NamedTuple):
             "latent": self.latents,
             "text": [shown(best.words) if best.scored else "" for best in every],
             "why": ["" if best.scored else shown(best.status) for best in every],
-            **{name: column(scores[:, i]) for i, name in enumerate(("score", "low", "high"))},
+            **{name: column(scores[:, i], DIGITS) for i, name in enumerate(("score", "low", "high"))},
         }
 
     def write(self, name: str, shards: Shards, tokens: TokenStore) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -65,7 +65,9 @@ class Told(NamedTuple):
             rows = self.wrong[self.wrong["latent"].isin(latents)].sort_values("latent", kind="stable")
             rows = rows[rows["place"] < WRONG]
             made = windows(rows, latents, tokens)
-            every = [[_row(each, self.explained.best[latent]) for each in self.explained.of[latent]] for latent in latents]
+            every = [
+                [_row(each, self.explained.best[latent]) for each in self.explained.of[latent]] for latent in latents
+            ]
             mistakes = [_mistakes(self.wrong, latent) for latent in latents]
             shards.write(f"explanations/{name}/{number}", {"rows": every, "mistakes": mistakes, "windows": made})
             yield rows["start"].to_numpy(np.int64), np.array(made["length"], dtype=np.int64)
@@ -98,7 +100,9 @@ def wrong_windows(
     larger activation.
     """
     keys = ["group", "latent", "explainer", "judge"]
-    wanted = pd.DataFrame([(each.group, latent, each.explainer, each.judge) for latent, each in best.items()], columns=keys)
+    wanted = pd.DataFrame(
+        [(each.group, latent, each.explainer, each.judge) for latent, each in best.items()], columns=keys
+    )
     own = judgements.merge(wanted.astype({"latent": judgements["latent"].dtype}), on=keys)
     key = ["group", "latent", "number"]
     p = own.groupby(key, sort=False)["p"].mean().dropna().reset_index()
@@ -144,18 +148,19 @@ def _mistakes(wrong: pd.DataFrame, latent: int) -> list[int]:
 
 def _row(each: Explanation, best: Explanation) -> dict[str, Any]:
     """Return a row of the page's table."""
-    control = each.explainer == "generic" or each.explainer.endswith(OTHER)
+    explainer, judge = each.who
     return {
-        "who": each.who,
-        "control": control,
+        "who": explainer,
+        "by": judge,
+        "control": each.explainer not in OWN,
         "of": each.of if each.explainer.endswith(OTHER) else None,
         "text": shown(each.text),
         "why": "" if each.scored else shown(each.status),
-        "score": column(each.balanced_accuracy),
-        "auroc": column(each.auroc),
+        "score": column(each.balanced_accuracy, DIGITS),
+        "auroc": column([each.auroc], DIGITS)[0],
         "accuracy": column([each.accuracy[part] for part in PARTS]),
         "windows": [each.n_active, each.n_silent, each.n_missing],
-        "random": column([each.random])[0],
+        "random": column([each.random], DIGITS)[0],
         "best": each is best,
     }
 
@@ -170,13 +175,12 @@ def shortened(text: str, longest: int = LONGEST) -> str:
 
 def yardstick(explained: Explained) -> str:
     """Return what explanations of random directions score, in a sentence."""
-    said = []
-    for key, words in {
-        (LEXICAL, RULE): "rules of {} random directions",
-        (LLM, MODEL): "a language model's explanations of {} random directions",
-    }.items():
-        if (found := explained.yardsticks.get(key)) is not None and math.isfinite(found.balanced_accuracy):
-            said.append(f"{words.format(found.directions)} have {found.balanced_accuracy:.2f} in the mean")
+    makers = {(LEXICAL, RULE): "the rules", (LLM, MODEL): "a language model's explanations"}
+    said = [
+        f"{words} of {found.directions} random directions score {found.balanced_accuracy:.2f} in the mean"
+        for key, words in makers.items()
+        if (found := explained.yardsticks.get(key)) is not None
+    ]
     if not said:
         return "Chance is 0.5; too few random directions were scored for a yardstick."
-    return f"Chance is 0.5; {', '.join(said)}, where there is nothing to explain."
+    return f"Chance is 0.5; where there is nothing to explain, {' and '.join(said)}."

@@ -5,7 +5,7 @@ tokens on which its latent fires. So every latent of a large dictionary has its 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from tunediff.latents.examples import Examples
 from tunediff.latents.table import LatentTable
 from tunediff.report.html.shards import Shards, column, counts, ragged, rounded
+
+if TYPE_CHECKING:
+    from tunediff.report.html.explanations import Told
 
 BLOCK = 256  # latents per shard
 FLAGS = ("dead", "chat_specific", "chat_specific_validation", "chat_specific_interval", "reversed")  # bits, 1 first
@@ -59,6 +62,7 @@ class Dictionary(NamedTuple):
     examples: Examples | None
     twins: pd.DataFrame | None
     seeds: pd.DataFrame | None  # its rows of seeds/matches.parquet, of its own seed
+    told: "Told | None" = None  # its explanations
 
     def __len__(self) -> int:
         return len(self.table)
@@ -98,7 +102,10 @@ def write_table(dictionary: Dictionary, names: Sequence[str], shards: Shards) ->
         columns["seed_cosine"] = column(worst)
         stable = own.groupby("latent")["stable"].first().reindex(range(len(frame)), fill_value=False)
         columns["stable"] = stable.astype(int).tolist()
-    shards.write(f"table/{dictionary.name}", {"classes": classes, "columns": columns, "label": list(names)})
+    value = {"classes": classes, "columns": columns, "label": list(names)}
+    if dictionary.told is not None:
+        value["explained"] = dictionary.told.table()
+    shards.write(f"table/{dictionary.name}", value)
 
 
 def _twins(twins: pd.DataFrame, size: int) -> tuple[list[int], list[Any], list[Any]]:

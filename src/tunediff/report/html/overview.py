@@ -216,6 +216,7 @@ def first_latents(dictionary: Dictionary, names: list[str], pieces: Pieces, toke
                 "template": None if math.isnan(row["template_share"]) else per_cent(row["template_share"]),
                 "verdict": verdict(row),
                 "stable": bool(stable[latent]) if latent in stable else None,
+                "explained": None if dictionary.told is None else dictionary.told.listed(latent),
                 "max": column([row["max_activation"]])[0],
                 "snippets": snippets(dictionary, latent, pieces, token_id),
             }

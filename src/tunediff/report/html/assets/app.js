@@ -107,7 +107,8 @@
       await shown();
       columns.append(beside);
     }
-    place.append(heading, columns);
+    const yardstick = about.explained ? el("p", { class: "small lead" }, tunediff.yardstick(about)) : null;
+    place.append(...[heading, yardstick, columns].filter(Boolean));
     if (!nulls.length) place.append(el("p", { class: "hint" }, "No examples of a null pair are there to compare with: run ", el("code", {}, "snakemake nulls"), ", then ", el("code", {}, "snakemake"), "."));
   }
 
@@ -125,6 +126,7 @@
         "li",
         {},
         el("p", { class: "title" }, number, " ", el("bdi", { class: "name" }, each.label || (each.snippets.length ? "" : "no examples")), " ", about.norms ? chip(VERDICTS[each.verdict], each.verdict.replace(" ", "-")) : null, stable),
+        each.explained ? el("p", {}, el("span", { class: "where" }, "explanation"), " ", tunediff.explained(each.explained)) : null,
         el("p", { class: "small" }, tunediff.nu(numbers.filter(Boolean).join(" · "))),
         each.snippets.map((snippet) => el("p", { class: "snippet" }, el("span", { class: "where" }, snippet.source), " ", tunediff.passage(snippet, each.max))),
       );

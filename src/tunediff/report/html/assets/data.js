@@ -68,7 +68,16 @@ var tunediff = {};
           }
           const ranked = [];
           columns.rank.forEach((rank, latent) => rank && (ranked[rank - 1] = latent));
-          return { n: found.label.length, classes: found.classes, columns, label: found.label, ranked };
+          const explained = new Map(); // explained latents, in the order in which they stand in shards
+          if (found.explained) {
+            columns.explained = new Float32Array(found.label.length).fill(NaN);
+            const { latent, text, why, score, low, high } = found.explained;
+            latent.forEach(function (number, place) {
+              explained.set(number, { place, text: text[place], why: why[place], score: [score[place], low[place], high[place]] });
+              columns.explained[number] = score[place] ?? NaN;
+            });
+          }
+          return { n: found.label.length, classes: found.classes, columns, label: found.label, ranked, explained };
         }),
       );
     }

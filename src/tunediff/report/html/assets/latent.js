@@ -27,7 +27,7 @@
         activation[at] = table.activation[fired];
       }
       const [band, source, document, start, peak, value] = ["band", "source", "document", "start", "peak", "value"].map((key) => table[key][i]);
-      found.push({ band, source, document, start, peak, value, activation });
+      found.push({ band, source, document, start, peak, value, activation, p: table.p ? table.p[i] : null });
     }
     return found;
   }
@@ -101,6 +101,50 @@
       });
       return el("div", { class: "logits" }, el("h3", {}, DIRECTIONS[direction]), ...lines.map((line, e) => el("p", {}, el("strong", {}, e ? "lowest: " : "highest: "), line)));
     });
+  }
+
+  // Explanations of the latent: every explainer and judge with its score, controls, the yardstick, and where the shown one fails.
+  const PARTS = ["high", "middle", "low", "silent", "silent, its tokens"];
+  const AGAINST = { above: ["lies above", "."], below: ["lies below", ", so they are explained better."], within: ["includes", ", so it may score no better than those."] };
+
+  function explanations(name, about, rows, mistakes, wrong, maximum, meta) {
+    const best = rows.find((row) => row.best);
+    const cells = rows.map(function (row) {
+      const of = row.of === null ? null : [" (latent ", tunediff.latentLink(name, row.of), ")"];
+      const who = el("div", { class: "told" }, el("strong", {}, row.control ? `control: ${row.who}` : row.who), of, `, ${row.by}`, el("br"), el("bdi", {}, row.text));
+      if (row.why) return [who, el("div", { class: "why" }, `not scored: ${row.why}`), ...new Array(PARTS.length + 2).fill("–")];
+      const [active, silent, missing] = row.windows;
+      return [who, interval(...row.score), number(row.auroc, 2), ...row.accuracy.map(percent), `${missing} of ${active + silent + missing}`];
+    });
+    const heads = ["explanation", "balanced accuracy [95 %]", "AUROC", ...PARTS, "not judged"];
+    const table = plain("Windows judged rightly from the explanation alone: of the bands in which the latent fires, and of silence", heads, cells);
+    const against = [];
+    if (best.score[0] !== null && best.random !== null) {
+      const [, low, high] = best.score;
+      const where = low > best.random ? "above" : high < best.random ? "below" : "within";
+      const [lies, so] = AGAINST[where];
+      against.push(` The one shown in lists (${best.who}, ${best.by}) has ${interval(...best.score)}; its interval ${lies} the ${number(best.random, 2)} of random directions${so}`);
+    }
+    const list = function (said, all, kind) {
+      const own = wrong.filter((each) => each.value > 0 === (kind === 0));
+      const items = own.map((each) => el("li", {}, el("p", { class: "where" }, `${meta.sources[each.source]}, document ${each.document}`, each.value > 0 ? `, activation ${significant(each.value)}` : "", `, judged to fire with p = ${number(each.p, 2)}`), tunediff.passage(each, maximum)));
+      const counted = `${all[0]} of ${all[1]} windows${own.length && own.length < all[0] ? `; the ${own.length} worst are shown` : ""}`;
+      return el("div", { class: "mistakes" }, el("h4", {}, said, el("span", { class: "of" }, ` ${counted}`)), el("ol", { class: "windows" }, items));
+    };
+    const [active, silent] = best.windows;
+    const fails = best.why
+      ? null
+      : [
+          el("h3", {}, "Where it fails ", el("small", {}, `${best.who}, ${best.by}`)),
+          list("False negatives: the latent fires, the judge says it does not.", [mistakes[0], active], 0),
+          list("False positives: the latent is silent, the judge says it fires.", [mistakes[1], silent], 1),
+        ];
+    return part(
+      "Explanations",
+      el("p", { class: "small" }, `A judge sees an explanation and a held-out window that the explanation was not made from, and says whether the latent fires in it. ${about.explained.yardstick}`, against),
+      el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores of explanations" }, table),
+      fails,
+    );
   }
 
   const step = (table, latent, by) => table.ranked[table.columns.rank[latent] - 1 + by];
@@ -183,6 +227,7 @@
       el("p", { class: "crumbs" }, el("a", { href: `#${name}` }, `All latents of ${name}`), " ", ends),
       el("h1", {}, `Latent ${latent} `, el("small", {}, name)),
       table.label[latent] ? el("p", { class: "name" }, el("bdi", {}, table.label[latent])) : null,
+      table.explained.has(latent) ? el("p", { class: "small" }, el("span", { class: "where" }, "explanation"), " ", tunediff.explained(table.explained.get(latent))) : null,
       facts([
         about.norms ? ["chat-specific", words[verdict]] : null,
         ["rank", c.rank[latent] ? `${tunediff.count(c.rank[latent])} of ${tunediff.count(table.ranked.length)}` : "none"],
@@ -236,11 +281,22 @@
       const own = [...near.kind.keys()].filter((i) => near.kind[i] === code);
       return plain(kinds[kind][0], ["latent", kinds[kind][1]], own.map((i) => [tunediff.latentLink(name, near.latent[i], table.label[near.latent[i]]), number(near.value[i], 2)]));
     });
+    const said = table.explained.get(latent);
+    let explained = null;
+    if (said) {
+      const size = about.explained.block;
+      const shard = await tunediff.load(`explanations/${name}/${Math.floor(said.place / size)}`);
+      const at = said.place % size;
+      const wrong = windows(shard.windows, at);
+      await filled(wrong, meta, called);
+      explained = explanations(name, about, shard.rows[at], shard.mistakes[at], wrong, maximum, meta);
+    }
     const steered = about.steered.includes(latent) ? (await tunediff.load(`steering/${name}`))[latent] : null;
     const measuredText = meta.losses.length && called ? " Pointing at a token also tells both models' losses and the KL." : "";
     const content = [
       ...head,
       part("Examples", el("p", { class: "small" }, `Held-out texts, ${meta.context} tokens to each side of the peak at most.${measuredText} Arrow keys go from token to token. ${tunediff.detailText(meta)}`), examples.filter(Boolean)),
+      explained,
       part("Activations per source", el("p", { class: "small" }, "Held-out tokens on which it fires, in twentieths of its maximum; the axis of tokens is logarithmic."), el("div", { class: "row" }, histograms)),
       part("Tokens", el("div", { class: "row" }, tokenTables(rows("tokens"), pieces, meta.codes))),
       part("Direct logits", el("p", { class: "small" }, "What each decoder direction adds to the chat model's logits per unit of activation, through its final norm's scale and unembedding, if nothing after the block interferes."), el("div", { class: "row" }, logits(rows("logits"), pieces, meta.codes))),

@@ -34,12 +34,23 @@
   };
   tunediff.count = (value) => Number(value).toLocaleString("en");
   tunediff.interval = function (value, low, high) {
-    const ends = Number.isNaN(low) || Number.isNaN(high) ? "" : `\u00a0[${number(low, 2)},\u00a0${number(high, 2)}]`;
+    const lacks = (end) => end === null || Number.isNaN(end);
+    const ends = lacks(low) || lacks(high) ? "" : `\u00a0[${number(low, 2)},\u00a0${number(high, 2)}]`;
     return number(value, 2) + ends;
   };
 
   // Words with ν^r and its like: nodes with raised letters.
   tunediff.nu = (text) => text.split(/\^(r|ε|act)/).map((part, i) => (i % 2 ? el("sup", {}, part) : part));
+
+  // An explanation with its score: the text never stands alone. Where it has no score, why. Nothing of a latent not explained.
+  tunediff.explained = function (found) {
+    if (!found) return null;
+    if (found.why) return el("span", { class: "explained" }, `not scored: ${found.why}`);
+    return el("span", { class: "explained" }, el("bdi", { class: "said", title: found.text }, found.text), el("span", { class: "score" }, `\u00a0· ${tunediff.interval(...found.score)}`));
+  };
+
+  // What scores of explanations are to be read against, in words.
+  tunediff.yardstick = (about) => `Explanations stand with their balanced accuracy [95 %]: whether a judge tells from them in which held-out windows a latent fires. ${about.explained.yardstick}`;
 
   // A link to a latent, with its name beside the number.
   tunediff.latentLink = function (name, latent, label) {
