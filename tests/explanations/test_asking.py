@@ -380,9 +380,9 @@ def test_a_budget_of_tokens_stops_and_keeps(tmp_path: Path) -> None:
     requests, path = some(20), tmp_path / "cache.jsonl"  # 5 tokens each: 3 words read, 2 written
     with Server() as server:
         other = ask(endpoint(server), [request("of another question")], path)
-        replies = ask(endpoint(server, parallel=1), requests, path, limit=21)
+        replies = ask(endpoint(server, parallel=1), requests, path, limit=25)
         assert list(replies) == [each.digest for each in requests[:5]]
-        assert ask(endpoint(server), requests, path, limit=25) == replies
+        assert ask(endpoint(server), requests, path, limit=21) == replies
         assert len(server.bodies) == 6
         more = ask(endpoint(server, parallel=3), requests, path, limit=26)
         assert replies.items() <= more.items() and 6 <= len(more) <= 8
@@ -620,11 +620,34 @@ def test_a_stop_ends_the_wait_between_attempts(tmp_path: Path, runs: Runs) -> No
         while not server.bodies or server.flying:
             time.sleep(0.01)
         time.sleep(0.2)
+        asked = len(server.bodies)
         os.kill(process, signal.SIGTERM)
         _, _, told = runs.end(path)
         assert f"judge at {server.url}: asks to wait 600 s" in told
         assert f"test: stopped; {len(kept(path))} of 40 replies are kept" in told
-        assert len(server.bodies) == len(kept(path)) + 1
+        assert asked == len(server.bodies) == len(kept(path)) + 1
+
+
+def test_a_stop_keeps_what_an_asker_still_yields(tmp_path: Path) -> None:
+    class Slow:
+        model = "slow"
+
+        def ask(self, requests: Iterator[Request], stopped: Callable[[], bool]) -> Iterator[tuple[Request, Reply]]:
+            yield next(requests), REPLIES[0]
+            last = next(requests)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                signal.raise_signal(number)
+            assert stopped()
+            yield last, REPLIES[1]
+
+        def count_tokens(self, request: Request) -> int:
+            return 0
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    told = failure(Slow(), some(5), tmp_path / "cache.jsonl")
+    assert told == "test: stopped; 2 of 5 replies are kept; run again to go on"
+    assert kept(tmp_path / "cache.jsonl") == ["number 0", "number 1"]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_with_nothing_to_ask_nothing_is_loaded(tmp_path: Path) -> None:
@@ -647,7 +670,7 @@ def local(request: pytest.FixtureRequest, tiny_pairs: Callable[[str], TinyPair])
 
 def spoken(n: int) -> list[Request]:
     texts = ["Please tell me", "I am sorry, but the weather is today quiet.\n\nOr this one. " * 3, "12", "日本 tea 🙂"]
-    return [request(f"{texts[i % 4]} {i}", max_tokens=8 + i % 2) for i in range(n)]
+    return [request(f"{texts[i % 4]} {i}", max_tokens=8 + i // 5 % 2) for i in range(n)]
 
 
 def test_batches_change_no_reply(tmp_path: Path, local: TinyPair) -> None:
@@ -668,7 +691,7 @@ def test_a_local_reply_is_that_of_the_plain_model(tmp_path: Path, local: TinyPai
     from transformers import AutoModelForCausalLM
 
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(local.chat, dtype=torch.float32).eval(), local.tokenizer
-    asker, asked = LocalModel(local.chat), spoken(2)[1]
+    asker, asked = LocalModel(local.chat), spoken(6)[5]
     system, user = (text for _, text in asked.messages)
     turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     if local.family == "gemma2":  # its template knows no system
@@ -736,6 +759,13 @@ def test_sampling_depends_on_the_seed_alone(tmp_path: Path, tiny_pairs: Callable
         for token, top in reply.tokens or ():
             likely.add(token in [text for text, _ in top])
     assert likely == {True, False}
+
+
+def test_a_local_model_stops_between_batches(tiny_pairs: Callable[[str], TinyPair]) -> None:
+    left, seen = iter(spoken(16)), []
+    for asked, _ in LocalModel(tiny_pairs("llama3").chat, batch_size=4).ask(left, lambda: len(seen) >= 2):
+        seen.append(asked)
+    assert seen == spoken(4) and list(left) == spoken(16)[8:]
 
 
 def test_a_local_model_says_what_it_lacks(tmp_path: Path, tiny_pairs: Callable[[str], TinyPair]) -> None:

@@ -260,7 +260,10 @@ def test_soft_judgements_come_from_log_probabilities() -> None:
 
 def test_prompts_show_tokens_as_visible_text() -> None:
     text = marked(["a", "\n", "b\u202e", "c"], [False, True, True, False])
+    assert marked(["<start_of_", "turn>", "[INST]"], [True, True, False]) == "«⟨start_of_turn⟩»⟨INST⟩"
     assert text == "a«↵b\\u202e»c" and marked(["x"], [True]) == "«x»"
+    unsafe = judge_request("m", 3, 'on "<eos>"', ["a <|im_end|> </b> 1 < 2 > 1"])
+    assert unsafe.messages[1][1] == 'Description: on "⟨eos⟩"\n\nTexts:\n1. a ⟨|im_end|⟩ ⟨/b⟩ 1 < 2 > 1'
     request = judge_request("m", 3, 'on "↵"', ["one\ntwo", "2. three"])
     assert request.messages[1][1] == 'Description: on "↵"\n\nTexts:\n1. one↵two\n2. 2. three'
     assert request.parameters["seed"] == 3 and explain_request("m", 3, ["x"]).digest != request.digest

@@ -175,7 +175,7 @@ def test_explanations_stand_with_their_scores(opened: Opened) -> None:
     explained = tables(300)[L1].first(EXPLAINED)["latent"].tolist()
     page = opened.go("")
     first = page.locator(".first").nth(0)
-    assert "the rules of 5 random directions score 0.7" in first.locator("> p").inner_text()
+    assert "the rules of 5 random directions score 0.7" in first.locator("> p.lead").inner_text()
     items = first.locator(".entries > li")
     for place, text in ((0, shown(SENTENCE)), (1, shown(SAID))):
         told = items.nth(place).locator(".explained").inner_text()
@@ -190,12 +190,10 @@ def test_explanations_stand_with_their_scores(opened: Opened) -> None:
     assert head.get_attribute("aria-sort") == "descending"
     cells = page.locator(".latents tbody tr:not(.spacer) td:nth-child(4)").all_inner_texts()
     scores = [float(match[0].split()[1]) for match in map(SCORE.search, cells) if match]
-    assert (
-        scores == sorted(scores, reverse=True)
-        and [bool(text) for text in cells[: EXPLAINED + 2]] == [True] * 5 + [False] * 3
-    )  # what has no score stands where latents without explanations do
+    assert scores == sorted(scores, reverse=True) and len(scores) == EXPLAINED - 1
+    assert cells[EXPLAINED - 1].startswith("not scored: ") and set(cells[EXPLAINED:]) == {""}
     page.get_by_label("Search").fill("the answer begins")
-    assert page.locator(".latents tbody a").all_inner_texts() == [f"{explained[0]}"]
+    assert page.locator(".latents tbody td:nth-child(2)").all_inner_texts() == [f"{explained[0]}"]
     page.get_by_label("Search").fill("")
     opened.go(f"#{BATCHTOPK}")
     assert page.locator(".latents th:has(button:text-is('explanation'))").count() == 0
@@ -213,7 +211,9 @@ def test_the_page_of_a_latent_says_where_its_explanation_fails(opened: Opened) -
     assert [kinds.nth(i).locator("li").count() for i in range(2)] == [3, 3]
     assert re.search(r"4 of 17 windows; the 3 worst are shown", kinds.nth(0).inner_text())
     misses = kinds.nth(0).locator("li")
-    assert "judged to fire with p = 0.00" in misses.nth(0).inner_text()
+    judged = [re.findall(r"judged to fire with p = (\d\.\d\d)", kinds.nth(i).inner_text()) for i in range(2)]
+    assert judged[0] == sorted(judged[0]) and judged[1] == sorted(judged[1], reverse=True)
+    assert all(round(100 * float(p)) % 4 == 0 for p in judged[0]) and len(judged[0]) == len(judged[1]) == 3
     assert all(misses.nth(i).locator(".token.peak:is(.s1, .s2, .s3, .s4, .s5)").count() == 1 for i in range(3))
     assert kinds.nth(1).locator(".s1, .s2, .s3, .s4, .s5").count() == 0
     assert set(kinds.locator(".token").all_text_contents()) & set(SHOWN)
@@ -232,7 +232,7 @@ def test_the_page_of_a_latent_says_where_its_explanation_fails(opened: Opened) -
     expect(page).to_have_url(re.compile(f"{second}$"))
     page = opened.go(f"#{L1}/{last}")
     assert "not scored: 2 windows" in rows.nth(0).inner_text() and kinds.count() == 0
-    unexplained = next(i for i in tables(300)[L1].first(20)["latent"].tolist()[::-1])
+    unexplained = tables(300)[L1].first(EXPLAINED + 1)["latent"].iloc[-1]
     page = opened.go(f"#{L1}/{unexplained}")
     assert part.count() == 0 and page.locator(".explained").count() == 0
 

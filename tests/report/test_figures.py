@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -16,6 +17,7 @@ from figure_tables import (
     OTHER,
     all_results,
     concepts,
+    explanation_means,
     given,
     histories,
     judged,
@@ -38,6 +40,7 @@ from tunediff.report.figures import (
     fig3,
     fig4,
     fig4b,
+    fig5,
     frequency,
     nulls,
     steering,
@@ -484,3 +487,32 @@ def test_steering_shows_rates_of_the_own_kind_and_kl_with_their_intervals() -> N
     assert drawing.figure.get_size_inches()[0] == STYLE.width
     without = table.assign(own=False)
     assert "no latent fires in answers\nof one labelled kind" in texts(steering.draw(given(steering=without), STYLE))
+
+
+def test_explanations_stand_beside_shared_latents_and_controls() -> None:
+    means = explanation_means()
+    drawing = fig5.draw(given(explanation_means=means), STYLE)
+    shown = " ".join(texts(drawing).split())
+    assert all(mark.name in shown for mark in fig5.SERIES.values())
+    assert "l1-seed0: 49 latents scored, 25 of them with a label, 1 could not be" in shown
+    own = means[means["dictionary"] == LABELS[0]].set_index(["explainer", "judge", "measure", "group"])["value"]
+    upper, lower = axes_of_explanations(drawing)
+    fifths = [f"ranked {i}" for i in range(1, 6)]
+    for (explainer, judge), mark in fig5.SERIES.items():
+        points = [line.get_ydata()[0] for line in upper.get_lines() if line.get_marker() == mark.marker]
+        groups = [*fifths, "shared"] + ["random", "untrained"] * (explainer != "label")
+        expected = [own[explainer, judge, "balanced_accuracy", group] for group in groups]
+        if (f"{explainer} of another", judge) in own.index:
+            expected.append(own[f"{explainer} of another", judge, "balanced_accuracy", "ranked"])
+        assert points == pytest.approx(expected)
+        points = [line.get_ydata()[0] for line in lower.get_lines() if line.get_marker() == mark.marker]
+        bands = ("high", "middle", "low", "inactive", "inactive_hard")
+        assert points == pytest.approx([own[explainer, judge, f"accuracy_{band}", "ranked"] for band in bands])
+    few = means.assign(latents=means["latents"].where(~means["group"].isin(fifths), fig5.LEAST - 1))
+    upper, _ = axes_of_explanations(fig5.draw(given(explanation_means=few), STYLE))
+    assert len([line for line in upper.get_lines() if line.get_marker() == "s"]) == 4  # too few are left out
+
+
+def axes_of_explanations(drawing: Drawn) -> list[Axes]:
+    """The first dictionary's axes: by rank, and by band."""
+    return [axes for axes in drawing.figure.findobj(Axes) if axes.get_ylabel()][:2]

@@ -19,10 +19,11 @@ from tunediff.results import READERS
 
 def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
     every, files = all_results(), {}
+    single = ("kl", "concepts", "seeds", "steering", "explanation_scores", "explanation_means")
     for name in ("twins", "histories"):
         file, kind, _ = READERS[name]
         files[name] = [stored(tmp_path / file.format(label), frame, kind) for label, frame in every[name].items()]
-    for name in ("kl", "concepts", "seeds", "steering"):
+    for name in single:
         file, kind, _ = READERS[name]
         files[name] = [stored(tmp_path / file, every[name], kind)]
     (tmp_path / "causal/kl.sets.json").write_text(json.dumps(every["sets"]))
@@ -39,7 +40,7 @@ def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert list(found) == list(every[name])
         for label, frame in every[name].items():
             pd.testing.assert_frame_equal(found[label], frame)
-    for name in ("kl", "concepts", "seeds", "steering"):
+    for name in single:
         pd.testing.assert_frame_equal(getattr(results, name), every[name], check_dtype=False)
     assert results.sets == every["sets"] and results.crosscoders == {"l1-seed0": {"settings": {"k": 20}}}
     assert results.seed == 3

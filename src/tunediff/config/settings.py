@@ -508,7 +508,7 @@ class EndpointModel(LanguageModel):
     key_variable: str | None = setting(
         "Name of the environment variable that holds the key, which is written nowhere; null where none is needed.",
         None,
-        pattern="^[A-Za-z_][A-Za-z0-9_]*$",
+        pattern="^[A-Z_][A-Z0-9_]*$",
     )
     parallel: int = setting("Requests at a time.", 4, minimum=1, maximum=64)
     timeout: float = setting("Seconds to wait for a reply.", 120, exclusiveMinimum=0)

@@ -135,6 +135,11 @@ class Cache:
         """Tokens that all of its replies used."""
         return sum(reply.used for reply in self._replies.values())
 
+    @property
+    def replies(self) -> Mapping[str, Reply]:
+        """All replies, by the digest of their request."""
+        return self._replies
+
     def get(self, digest: str) -> Reply | None:
         """Return the reply to the request of a digest, None where there is none yet."""
         return self._replies.get(digest)
@@ -481,8 +486,9 @@ class LocalModel:
         """Answer requests in order, those of a batch that share their parameters together; see `Asker`."""
         while batch := list(islice(requests, self.batch_size)):
             for _, alike in groupby(batch, lambda r: r.digest if r.parameters["temperature"] else dict(r.parameters)):
-                if not stopped():
-                    yield from self._answer(list(alike))
+                if stopped():
+                    return
+                yield from self._answer(list(alike))
 
     def _answer(self, requests: list[Request]) -> Iterator[tuple[Request, Reply]]:
         import torch
@@ -586,7 +592,7 @@ def answered(
 
         def due() -> Iterator[Request]:
             for request in missing:
-                if caught or (max_tokens_total is not None and used >= max_tokens_total):
+                if max_tokens_total is not None and used >= max_tokens_total:
                     return
                 yield request
 

@@ -24,7 +24,7 @@ def asker_of(own: Any, device: str, tokenizer: Any = None) -> Asker:
         how = made.parallel, made.timeout, made.attempts
         return Endpoint(made.url, made.key_variable, made.model, *how, tokenizer=tokenizer)
     assert isinstance(made, LocalSettings)
-    return LocalModel(made.path, device, made.dtype, made.batch_size)
+    return LocalModel(made.path, device, made.dtype, made.batch_size, revision=made.revision)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ WINDOWS_PER_CALL = 5
 ROTATIONS = (0, 2)  # of a call's windows: each window is judged at two places
 EXPLANATION_TOKENS, JUDGEMENT_TOKENS = 160, 40  # that a reply may have
 TOP_LOGPROBS = 5
+TEMPLATE_LIKE = re.compile(r"<(\|?/?[A-Za-z_][\w /.-]*\|?)>|\[(/?[A-Z_]+)\]")
 OPEN, CLOSE = "«", "»"  # around the tokens a latent fires on
 
 EXPLAIN = (
@@ -35,6 +36,11 @@ def _request(model: str, seed: int, system: str, user: str, max_tokens: int, log
     return Request(model, (("system", system), ("user", user)), parameters)
 
 
+def harmless(text: str) -> str:
+    """Return a text in one line, in which nothing reads as a token of a chat template: <eos> is written ⟨eos⟩."""
+    return TEMPLATE_LIKE.sub(lambda found: f"⟨{found[1] or found[2]}⟩", visible(text))
+
+
 def marked(pieces: Sequence[str], firing: Sequence[bool]) -> str:
     """Return a window as an explainer sees it: what the latent fires on in « », neighbours together."""
     parts, inside = [], False
@@ -42,8 +48,8 @@ def marked(pieces: Sequence[str], firing: Sequence[bool]) -> str:
         if bool(fires) != inside:
             parts.append(CLOSE if inside else OPEN)
             inside = not inside
-        parts.append(visible(piece))
-    return "".join(parts) + (CLOSE if inside else "")
+        parts.append(piece)
+    return harmless("".join(parts) + (CLOSE if inside else ""))
 
 
 def explain_request(model: str, seed: int, windows: Sequence[str]) -> Request:
@@ -54,9 +60,9 @@ def explain_request(model: str, seed: int, windows: Sequence[str]) -> Request:
 
 def judge_request(model: str, seed: int, explanation: str, windows: Sequence[str]) -> Request:
     """Return the request for one number per window, given their texts."""
-    texts = "\n".join(f"{number}. {visible(text)}" for number, text in enumerate(windows, 1))
+    texts = "\n".join(f"{number}. {harmless(text)}" for number, text in enumerate(windows, 1))
     return _request(
-        model, seed, JUDGE, f"Description: {explanation}\n\nTexts:\n{texts}", JUDGEMENT_TOKENS, logprobs=True
+        model, seed, JUDGE, f"Description: {harmless(explanation)}\n\nTexts:\n{texts}", JUDGEMENT_TOKENS, logprobs=True
     )
 
 

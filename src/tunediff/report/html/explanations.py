@@ -27,16 +27,16 @@ class Told(NamedTuple):
     """The explanations of one dictionary, and the windows that judges of those shown in lists got wrong."""
 
     explained: Explained
-    wrong: pd.DataFrame  # columns of `wrong_windows`
+    wrong: pd.DataFrame | None  # as `wrong_windows` returns them; None where judgements are not there
 
     @property
     def latents(self) -> list[int]:
         """The explained latents, in the order in which they stand in the shards."""
         return sorted(self.explained.best)
 
-    def about(self) -> dict[str, Any] | None:
-        """Return what the page needs to know of all explanations of the dictionary; None where there are none."""
-        return {"block": BLOCK, "yardstick": yardstick(self.explained)} if self.explained.best else None
+    def about(self) -> dict[str, Any]:
+        """Return what the page needs to know of all explanations of the dictionary."""
+        return {"block": BLOCK, "yardstick": yardstick(self.explained)}
 
     def listed(self, latent: int) -> dict[str, Any] | None:
         """Return a latent's explanation as the first screen has it: short, with its score, or why it has none."""
@@ -62,38 +62,33 @@ class Told(NamedTuple):
         """Write what the pages of a dictionary's explained latents show; yield starts and lengths of its windows."""
         for number, first in enumerate(range(0, len(self.latents), BLOCK)):
             latents = self.latents[first : first + BLOCK]
-            rows = self.wrong[self.wrong["latent"].isin(latents)].sort_values("latent", kind="stable")
-            rows = rows[rows["place"] < WRONG]
-            made = windows(rows, latents, tokens)
             every = [
                 [_row(each, self.explained.best[latent]) for each in self.explained.of[latent]] for latent in latents
             ]
-            mistakes = [_mistakes(self.wrong, latent) for latent in latents]
-            shards.write(f"explanations/{name}/{number}", {"rows": every, "mistakes": mistakes, "windows": made})
-            yield rows["start"].to_numpy(np.int64), np.array(made["length"], dtype=np.int64)
+            value: dict[str, Any] = {"rows": every}
+            if self.wrong is not None:
+                rows = self.wrong[self.wrong["latent"].isin(latents)]
+                value["mistakes"] = [_mistakes(rows, latent) for latent in latents]
+                rows = rows[rows["place"] < WRONG]
+                value["windows"] = windows(rows, latents, tokens)
+                yield rows["start"].to_numpy(np.int64), np.array(value["windows"]["length"], dtype=np.int64)
+            shards.write(f"explanations/{name}/{number}", value)
 
 
 def told(run: Inputs, name: str) -> Told | None:
     """Return the explanations of a dictionary; None where the run has none of it."""
-    if not run.has("explanation_scores"):
+    explained = Explained(run.explanation_scores, name) if run.has("explanation_scores") else None
+    if not explained:
         return None
-    explained = Explained(run.explanation_scores, name)
     have = all(run.has(role) and name in getattr(run, role) for role in ("explanations", "judgements"))
-    if not have:
-        return Told(explained, nothing_wrong())
-    return Told(explained, wrong_windows(run.explanations[name], run.judgements[name], explained.best))
-
-
-def nothing_wrong() -> pd.DataFrame:
-    """Return `wrong_windows` of no latent."""
-    names = ["latent", "band", "document", "start", "peak", "activation", "p", "fires", "place"]
-    return pd.DataFrame({name: np.zeros(0, dtype=object if name in ("band", "activation") else int) for name in names})
+    wrong = wrong_windows(run.explanations[name], run.judgements[name], explained.best) if have else None
+    return Told(explained, wrong)
 
 
 def wrong_windows(
     explanations: Explanations, judgements: pd.DataFrame, best: Mapping[int, Explanation]
 ) -> pd.DataFrame:
-    """Return the windows that the judge of each latent's best explanation got wrong, sorted by latent.
+    """Return the scored windows that the judge of each latent's best explanation got wrong, sorted by latent.
 
     A window where the latent `fires` is judged by a `p` under 0.5, a silent one by one above; p is the mean over the
     orders. `place` counts each latent's mistakes of a kind, 0 is the strongest: p farthest from the truth, then the
@@ -108,17 +103,14 @@ def wrong_windows(
     p = own.groupby(key, sort=False)["p"].mean().dropna().reset_index()
     scored = explanations.windows[explanations.windows["use"] == contexts.SCORE]
     found = scored.merge(p, on=key)
-    if found.empty:
-        return nothing_wrong()
     fires = contexts.fires(found)
     found = found.assign(
         fires=fires,
         surprise=np.where(fires, 1 - found["p"], found["p"]),
         largest=[float(np.max(values)) for values in found["activation"]],
     )
-    found = found[found["surprise"] > 0.5].sort_values(
-        ["latent", "fires", "surprise", "largest", "number"], ascending=[True, False, False, False, True], kind="stable"
-    )
+    rising = {"latent": True, "fires": False, "surprise": False, "largest": False, "number": True}
+    found = found[found["surprise"] > 0.5].sort_values(list(rising), ascending=list(rising.values()), kind="stable")
     return found.assign(place=found.groupby(["latent", "fires"]).cumcount()).reset_index(drop=True)
 
 
@@ -142,7 +134,7 @@ def windows(rows: pd.DataFrame, latents: list[int], tokens: TokenStore) -> dict[
 
 def _mistakes(wrong: pd.DataFrame, latent: int) -> list[int]:
     """Return in how many windows a latent fires unseen, and in how many it is silent and said to fire."""
-    fires = wrong["fires"][wrong["latent"] == latent].astype(bool)
+    fires = wrong["fires"][wrong["latent"] == latent]
     return [int(fires.sum()), int((~fires).sum())]
 
 

@@ -74,7 +74,7 @@ var tunediff = {};
             const { latent, text, why, score, low, high } = found.explained;
             latent.forEach(function (number, place) {
               explained.set(number, { place, text: text[place], why: why[place], score: [score[place], low[place], high[place]] });
-              columns.explained[number] = score[place] ?? NaN;
+              columns.explained[number] = score[place] ?? -1; // not scored: after all scores
             });
           }
           return { n: found.label.length, classes: found.classes, columns, label: found.label, ranked, explained };

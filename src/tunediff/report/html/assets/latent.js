@@ -132,7 +132,7 @@
       return el("div", { class: "mistakes" }, el("h4", {}, said, el("span", { class: "of" }, ` ${counted}`)), el("ol", { class: "windows" }, items));
     };
     const [active, silent] = best.windows;
-    const fails = best.why
+    const fails = best.why || !mistakes
       ? null
       : [
           el("h3", {}, "Where it fails ", el("small", {}, `${best.who}, ${best.by}`)),
@@ -287,9 +287,9 @@
       const size = about.explained.block;
       const shard = await tunediff.load(`explanations/${name}/${Math.floor(said.place / size)}`);
       const at = said.place % size;
-      const wrong = windows(shard.windows, at);
+      const wrong = shard.windows ? windows(shard.windows, at) : [];
       await filled(wrong, meta, called);
-      explained = explanations(name, about, shard.rows[at], shard.mistakes[at], wrong, maximum, meta);
+      explained = explanations(name, about, shard.rows[at], shard.mistakes ? shard.mistakes[at] : null, wrong, maximum, meta);
     }
     const steered = about.steered.includes(latent) ? (await tunediff.load(`steering/${name}`))[latent] : null;
     const measuredText = meta.losses.length && called ? " Pointing at a token also tells both models' losses and the KL." : "";
