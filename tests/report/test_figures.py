@@ -18,6 +18,7 @@ from figure_tables import (
     all_results,
     concepts,
     explanation_means,
+    explanation_scores,
     given,
     histories,
     judged,
@@ -511,6 +512,13 @@ def test_explanations_stand_beside_shared_latents_and_controls() -> None:
     few = means.assign(latents=means["latents"].where(~means["group"].isin(fifths), fig5.LEAST - 1))
     upper, _ = axes_of_explanations(fig5.draw(given(explanation_means=few), STYLE))
     assert len([line for line in upper.get_lines() if line.get_marker() == "s"]) == 4  # too few are left out
+
+
+def test_where_no_latent_is_explained_that_is_said() -> None:
+    none = given(explanation_means=explanation_means()[:0], explanation_scores=explanation_scores()[:0])
+    for path in ("figures/fig5", "tables/explanations"):
+        drawing = DRAWINGS[path].draw(none, STYLE)
+        assert "no latent was explained" in texts(drawing) and list(drawing.numbers["count"]) == [0]
 
 
 def axes_of_explanations(drawing: Drawn) -> list[Axes]:

@@ -41,7 +41,7 @@ PER_LATENT = {
     **dict.fromkeys(("n_active", "n_silent", "n_missing"), "int32"),  # windows judged, and not
     **dict.fromkeys(("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"), "float32"),
     **dict.fromkeys(("auroc", "auroc_low", "auroc_high"), "float32"),
-    **dict.fromkeys((f"auroc_{band}" for band in BANDS), "float32"),  # of one band against all silent windows
+    **dict.fromkeys((f"auroc_of_{band}" for band in BANDS), "float32"),  # of one band against all silent windows
     **dict.fromkeys((f"accuracy_{band}" for band in (*BANDS, *SILENT)), "float32"),  # share judged rightly
     **{"order_effect": "float32", "rank_sum": "float32", "frequency": "float32"},
 }
@@ -111,7 +111,7 @@ def score(judged: Judged, seed: int) -> tuple[dict[str, float], dict[str, NDArra
         if band in BANDS:
             both = own | ~judged.active
             of = judged.p[both], judged.active[both], np.ones(int(both.sum()))
-            result[f"auroc_{band}"] = float(auroc(*of)) if own.any() else np.nan
+            result[f"auroc_of_{band}"] = float(auroc(*of)) if own.any() else np.nan
     return result, resampled
 
 

@@ -250,6 +250,16 @@ def each_crosscoder(
     return Drawn(figure, pd.concat(numbers, ignore_index=True))
 
 
+def empty(text: str, style: Style) -> Drawn:
+    """Return a figure that says why there is nothing to see, and its one number: none."""
+    with style.context():
+        figure = style.figure(1.0)
+        axes = figure.subplots()
+        axes.axis("off")
+        statement(axes, text, style)
+    return Drawn(figure, pd.DataFrame({"item": [text], "count": [0]}))
+
+
 def counts(values: Any, edges: np.ndarray) -> np.ndarray:
     """Return the number of finite values in each bin; those outside the edges are left out."""
     values = np.asarray(values, dtype=np.float64)

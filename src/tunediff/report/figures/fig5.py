@@ -1,6 +1,7 @@
 """Figure 5: how well explanations of latents predict where they fire, by how chat-specific the latents are."""
 
 from functools import partial
+from itertools import combinations
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -48,8 +49,12 @@ def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Draw accuracy by bin of rank_sum and by band, per dictionary (the first seed of each kind)."""
     means = results.explanation_means
     of = {name: own for name, own in means.groupby("dictionary", sort=False) if " − " not in str(name)}
+    if not of:
+        return look.empty("no latent was explained: none is ranked or shared", style)
     shown = look.selected({str(name): own for name, own in of.items()})
-    return look.each_crosscoder(shown, partial(_panel, style=style), 4.6, style, (0.95, partial(_below, means, style)))
+    both = [f"{first} − {second}" for first, second in combinations(shown, 2)]
+    seen = means[means["dictionary"].isin([*shown, *both])]
+    return look.each_crosscoder(shown, partial(_panel, style=style), 4.6, style, (0.95, partial(_below, seen, style)))
 
 
 def _series(own: pd.DataFrame) -> dict[tuple[str, str], look.Mark]:

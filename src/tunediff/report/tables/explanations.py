@@ -37,6 +37,8 @@ HEADS = (
 def draw(results: Inputs, style: look.Style) -> look.Drawn:
     """Typeset the first seed of each crosscoder; the numbers have every dictionary, without the fifths of a ranking."""
     table = scores(results.explanation_means, results.explanation_scores)
+    if table.empty:
+        return look.empty("no latent was explained: none is ranked or shared", style)
     shown = look.selected({label: None for label in table["dictionary"].unique()})
     parts = []
     for label in shown:
