@@ -6,6 +6,7 @@ from time import time_ns
 from tunediff.config.check import complete
 from tunediff.config.estimate import memory_mb, setting
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
+from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
 from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
 from tunediff.report.registry import drawings_of
@@ -15,6 +16,8 @@ ROOT = Path(workflow.basedir)
 MAIN = workflow.is_main_process
 
 try:
+    if MAIN:
+        check_files(workflow.configfiles, Path(str(config.get("results", "results"))))
     SHIPPED = ROOT / "resources/demo-pair"
     config, DERIVED = complete(config, SHIPPED)
     PLANTED = "planted" in config

@@ -172,16 +172,12 @@ def run_export(chosen: argparse.Namespace) -> int:
 
 def run_calls(chosen: argparse.Namespace) -> int:
     """Carry out `tunediff calls`; return the exit status."""
-    import yaml
-
     from tunediff.config.check import check
+    from tunediff.config.written import load
     from tunediff.explanations.calls import as_text, planned
 
-    try:
-        raw = yaml.safe_load(chosen.config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TunediffError(f"{chosen.config}: cannot be read ({str(error).splitlines()[0]}); give a config") from error
-    if not isinstance(raw, dict) or "models" not in raw:
+    raw = load(chosen.config)
+    if "models" not in raw:
         raise TunediffError(f"{chosen.config}: not a config of a run; give one with `models`")
     config = check(raw)
     print(as_text(planned(config), config["explanations"]["model"]))
