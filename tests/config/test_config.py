@@ -185,7 +185,7 @@ def test_aliases_are_not_written_out_without_end() -> None:
     bomb: list = ["x"] * 10
     for _ in range(12):
         bomb = [bomb] * 10
-    assert "more than 100,000 values" in told(changed("training.seeds", bomb))
+    assert "`training` has more than 100,000 values" in told(changed("training.seeds", bomb))
     endless: dict = {}
     endless["a"] = endless
     assert "levels deep" in told(changed("training", endless))

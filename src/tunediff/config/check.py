@@ -163,7 +163,7 @@ def _explain(error: Any) -> str:
         return f"config: `{inside}{missing}` is missing; add it: {about}"
     must, meaning = wanted(error), part.get("description", "").rstrip(".")
     told = f"must be {must}, not {value!r}" if must else " ".join(error.message.split())
-    if kind in ("type", "anyOf") and "number" in must and isinstance(value, str) and (written := as_number(value)):
+    if must and "number" in must and isinstance(value, str) and (written := as_number(value)):
         told += f", which is text to YAML; write {written}"
     return f"config:{f' `{key}`' if key else ''} {told}{f' ({meaning})' if meaning else ''}"
 

@@ -34,7 +34,8 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
         seen += 1
         if seen > MOST_VALUES:
             raise TunediffError(
-                f"config: `{where}`: more than {MOST_VALUES:,} values up to here, aliases (*) written out; remove them"
+                f"config: `{where.split('.')[0]}` has more than {MOST_VALUES:,} values, aliases (*) written out; "
+                "remove them"
             )
         if where.count(".") > DEEPEST:
             raise TunediffError(
