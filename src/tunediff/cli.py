@@ -24,6 +24,7 @@ explanations by a language model cost.
 
 EXAMPLES = """\
 examples
+  tunediff inspect results                                       a whole run: what is missing or damaged
   tunediff inspect results/tokens/train.zarr --documents 5       texts with their masks
   tunediff inspect results/activations/train/part-000.zarr       layout, norms, checksums
   tunediff inspect results/crosscoders/l1-seed0 --json
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(run=run_inspect)
     add = inspect.add_argument
-    add("path", type=Path, help="a store (.zarr), table (.parquet), directory, or manifest (.json)")
+    add("path", type=Path, help="a store (.zarr), table, figure, directory, or manifest (.json); or all results")
     add("--json", action="store_true", help="print JSON")
     checksums = "compare every file's sha256 with the manifest (reads the whole store; default: yes)"
     add("--checksums", action=argparse.BooleanOptionalAction, default=True, help=checksums)

@@ -258,7 +258,7 @@ def files_of(made: Graph) -> list[str]:
 def test_no_name_that_a_config_may_give_is_that_of_another_file() -> None:
     """Every word in a path of a run, tried as the name of a crosscoder, a null and an arm."""
     words = {w for path in files_of(graph_with()) for part in path.split("/") for w in part.split("-")[0].split(".")}
-    words = {w for w in words if w.isidentifier() and w.islower()} | {"trained", "random", "logs", "benchmarks"}
+    words = {w for w in words if w.isidentifier() and w.islower()} | {"trained", "random"}
     published = {f"{word}": {"kind": "published", "path": "some/one"} for word in words}
     trained = {f"x_{word}" if word in published else word: {"kind": "l1"} for word in words}
     pair = {"base": "demo-chat", "chat": "demo-chat"}

@@ -101,6 +101,8 @@ def _check_names(config: Mapping[str, Any]) -> None:
             require(
                 name not in named, f"`{section}.{name}`: tables read `{name}` as a missing value; write another name"
             )
+    for name in ("logs", "benchmarks"):
+        require(name not in arms, f"`planted.arms.{name}`: results/{name} holds other files; write another name")
     require("summary" not in config["nulls"], "`nulls.summary`: nulls/summary holds their counts; write another name")
 
 

@@ -192,7 +192,9 @@ def read_manifest(store: Path, kind: str | None = None, key: str | None = None) 
         raise TunediffError(f"{lacking}: missing, so the artifact is not complete; run snakemake again to make it")
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        if not isinstance(manifest.files, dict) or not isinstance(manifest.facts, dict):
+            raise TypeError("files and facts must be objects")
+    except (ValueError, TypeError, RecursionError) as error:
         raise TunediffError(f"{path}: not a manifest ({error}); delete it and run snakemake again") from error
     if kind is not None and manifest.kind != kind:
         raise TunediffError(f"{path}: is of kind '{manifest.kind}', not '{kind}'; give the path of a {kind} artifact")

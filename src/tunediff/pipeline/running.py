@@ -1,8 +1,8 @@
 """One run at a time in a folder of results.
 
 Two would do all work twice: artifacts have unique names while they are built, so neither sees the other. Snakemake's
-own lock is switched off in the profiles (`nolock`), since a killed run leaves it behind, and it only knows one checkout.
-The lock here is held by the main process and dies with it.
+own lock is switched off in the profiles (`nolock`): a killed run leaves it behind, and it only knows one checkout. The
+lock here is held by the main process and dies with it.
 """
 
 import os
