@@ -70,21 +70,21 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
         result.kind = "json"
         _try(result, store, lambda: result.summary.update(read_json(store)))
         return result
-    _try(result, store, lambda: _compare(result, store, checksums))
+    _try(result, store, _compare, result, store, checksums)
     if (store / "zarr.json").is_file():
         result.arrays = _zarr_arrays(store, result.problems)
     if result.problems and result.kind in ("tokens", "activations", "examples"):
         return result
     if result.kind == "tokens":
-        _try(result, store, lambda: _inspect_tokens(result, store, documents, tokenizer))
+        _try(result, store, _inspect_tokens, result, store, documents, tokenizer)
     elif result.kind == "activations":
-        _try(result, store, lambda: _inspect_activations(result, store))
+        _try(result, store, _inspect_activations, result, store)
     elif result.kind == "examples":
-        _try(result, store, lambda: _inspect_examples(result, store))
+        _try(result, store, _inspect_examples, result, store)
     elif list(store.glob("*.safetensors")) and (store / "config.json").is_file():
-        _try(result, store, lambda: _inspect_crosscoder(result, store))
+        _try(result, store, _inspect_crosscoder, result, store)
     elif store.suffix in (".parquet", ".csv"):
-        _try(result, store, lambda: _inspect_table(result, store))
+        _try(result, store, _inspect_table, result, store)
     elif result.kind in ("summary", "report"):
         text = store if result.kind == "summary" else store / "headline.txt"
         _try(result, store, lambda: result.documents.extend(text.read_text(encoding="utf-8").splitlines()))
@@ -93,10 +93,10 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
     return result
 
 
-def _try(result: Inspection, store: Path, look: Callable[[], Any]) -> None:
-    """Call a function that reads files; what it cannot read is a problem."""
+def _try(result: Inspection, store: Path, look: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function that reads files with these arguments; what it cannot read is a problem."""
     try:
-        look()
+        look(*arguments)
     except TunediffError as error:
         result.problems.append(str(error))
     except Exception as error:  # damage shows as whatever the reader of a format raises
@@ -138,11 +138,11 @@ def inspect_run(folder: Path, checksums: bool = True) -> Inspection:
     result = Inspection(str(folder), "run", checksums=checksums)
     for store in _stores(folder):
         if store.suffix == ".json":
-            _try(result, store, lambda store=store: read_json(store))
+            _try(result, store, read_json, store)
             kind = "json"
         else:
             found = Inspection(str(store), "unfinished", checksums=checksums)
-            _try(found, store, lambda store=store, found=found: _compare(found, store, checksums))
+            _try(found, store, _compare, found, store, checksums)
             result.problems += found.problems
             result.bytes_stored += found.bytes_stored
             kind = found.kind
