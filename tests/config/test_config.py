@@ -212,3 +212,4 @@ def test_a_target_that_was_read_as_a_config_is_named(tmp_path: Path) -> None:
     target = tmp_path / "results/latents/l1-seed0.json"
     with pytest.raises(TunediffError, match=r"l1-seed0\.json: was read as a config.*targets go first"):
         check_files([target], tmp_path / "results")
+    check_files([str(ROOT / "config/config.yaml"), tmp_path / "results/own.yaml"], tmp_path / "results")

@@ -98,16 +98,16 @@ def as_number(text: str) -> str | None:
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{power:+d}"
 
 
-def check_files(paths: Iterable[Path], results: Path) -> None:
+def check_files(names: Iterable[str | Path], results: Path) -> None:
     """Check the files of a config, of which Snakemake keeps the merged values alone.
 
     Raises
     ------
     TunediffError
-        A file lies in the folder of results, so it is a target; or a key stands twice in a file.
+        A file that is no YAML lies in the folder of results, so it is a target; or a key stands twice in a file.
     """
-    for path in paths:
-        if path.absolute().is_relative_to(results.absolute()):
+    for path in map(Path, names):
+        if path.suffix not in (".yaml", ".yml") and path.absolute().is_relative_to(results.absolute()):
             raise TunediffError(
                 f"{path}: was read as a config, as Snakemake does with every word after --configfile; targets go first:"
                 f" snakemake {path} --cores all --configfile …"
