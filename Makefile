@@ -8,8 +8,10 @@ STAMP := .venv/.installed
 
 env: $(STAMP)
 
+# without the stamp .venv is none, or one that was interrupted: pip takes half a package for a whole one, so it starts anew
 $(STAMP): envs/requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
+	test -e $@ || $(PYTHON) -m venv --clear .venv
+	rm -f $@
 	$(BIN)/pip install --quiet --disable-pip-version-check -r envs/requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -6,8 +6,10 @@ from time import time_ns
 from tunediff.config.check import complete
 from tunediff.config.estimate import memory_mb, setting
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
+from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
 from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
+from tunediff.pipeline.running import Running
 from tunediff.report.registry import drawings_of
 
 ROOT = Path(workflow.basedir)
@@ -15,6 +17,8 @@ ROOT = Path(workflow.basedir)
 MAIN = workflow.is_main_process
 
 try:
+    if MAIN:
+        check_files(workflow.configfiles, Path(str(config.get("results", "results"))))
     SHIPPED = ROOT / "resources/demo-pair"
     config, DERIVED = complete(config, SHIPPED)
     PLANTED = "planted" in config
@@ -25,6 +29,7 @@ except TunediffError as error:
     sys.exit(1)
 
 R = config["results"]
+RUNNING = Running(Path(R))
 GPU = 0 if config["planted" if PLANTED else "models"]["device"] == "cpu" else 1
 MEMORY = memory_mb(SETTING)  # asked for, in MB, per kind of job (override in a profile)
 
@@ -41,7 +46,12 @@ if MAIN and workflow.output_settings.dryrun:
     estimate()
 
 
-onstart:
+onstart:  # of a run: not of -n, --report and the like, which work beside one
+    try:
+        RUNNING.start()
+    except TunediffError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
     estimate()
 
 

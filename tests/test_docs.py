@@ -37,3 +37,13 @@ def test_linked_files_exist(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
     local = [link for link in links if not link.startswith(("http:", "https:"))]
     assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def test_targets_come_before_configs_in_every_example() -> None:
+    """Snakemake reads every word after --configfile as a config."""
+    wrong = re.compile(r"snakemake [^`#\n]*--configfile (?:[^\s`]+yaml )+(\w[^\s`]*)(?<!yaml)(?=[\s`]|$)")
+    assert wrong.findall("snakemake -n --configfile config/a.yaml all") == ["all"]
+    places = ("*.md", "*.yaml", "*.smk", "*.py", "*.ipynb", "Makefile", "Snakefile", ".ci/run")
+    files = {path for place in places for path in ROOT.rglob(place)}
+    shipped = [path for path in files if path.relative_to(ROOT).parts[0] not in ("tests", ".venv", "results")]
+    assert {path.name: found for path in shipped if (found := wrong.findall(path.read_text(encoding="utf-8")))} == {}

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from figure_tables import OTHER, latent_table
-from part_fixtures import DAMAGE, LAYOUT, write_part
+from part_fixtures import DAMAGE, LAYOUT, flip, write_part
+from results_fixtures import DICTIONARIES, small_results
 from tunediff.cli import main
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import ChatRenderer
@@ -160,3 +161,110 @@ def test_command_line() -> None:
     assert help_.returncode == 0 and "inspect" in help_.stdout and "examples" in help_.stdout
     wrong = subprocess.run([sys.executable, "-m", "tunediff.cli", "dance"], capture_output=True, text=True)
     assert wrong.returncode == 2
+
+
+GARBAGE = {
+    "empty": b"",
+    "torn": b'{"kind": "la',
+    "no object": b"[1, 2]",
+    "nested": b"[" * 100_000,
+    "binary": b"\xff\xfe\x00",
+    "other types": b'{"kind": 1, "key": [], "files": [3], "facts": 7}',
+    "files of numbers": b'{"kind": "tokens", "key": "k", "files": {"a": 3}, "facts": {}}',
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A whole folder of results, with a null, a figure, the summary and the report."""
+    root = tmp_path / "results"
+    small_results(root)
+    small_results(root / "nulls/same")
+    for path in (root, root / "nulls/same"):
+        (path / "causal/kl.sets.json").write_text("{}")
+        for name in DICTIONARIES:
+            pd.DataFrame({"step": [1]}).to_parquet(path / f"crosscoders/{name}.history.parquet")
+    (root / "figures").mkdir()
+    for suffix in ("csv", "pdf", "png"):
+        (root / f"figures/fig4.{suffix}").write_text("set,kl\na,0.5\nb,0.25\n")
+    (root / "figures/fig4_more.csv").write_text("x\n1\n")
+    seal(root / "figures/fig4.csv", "drawing", "k", {"title": "Figure 4"})
+    (root / "summary.txt").write_text("Found: nothing.\n")
+    seal(root / "summary.txt", "summary", "k", {})
+    (root / "report").mkdir()
+    (root / "report/headline.txt").write_text("1 of 2 latents\n")
+    seal(root / "report", "report", "k", {"pieces": 3})
+    for name in ("logs", ".work"):
+        (root / name).mkdir()
+        (root / name / "half.json").write_text("{")
+    return root
+
+
+def told(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[str]:
+    """The problems of an inspection, one line each; its exit status tells whether there are any."""
+    status = main(["inspect", str(path), *more])
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert status == bool(lines) and "Traceback" not in captured.out + captured.err
+    assert all(line.startswith("tunediff: ") for line in lines)
+    return lines
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_damaged_json_manifests_and_array_metadata_are_one_line(run: Path, what: str, capsys) -> None:
+    for name in (
+        *("hooks.json", "tokens/train.json", "latents/l1-seed0.json", "figures/fig4.json", "report.json"),
+        *("evaluation/l1-seed0.json", "tokens/train.zarr/token_id/zarr.json", "tokens/train.zarr/zarr.json"),
+        "activations/train/part-000.zarr/base/zarr.json",
+    ):
+        file, inside = run / name, next((p for p in Path(name).parents if p.suffix == ".zarr"), None)
+        good = file.read_bytes()
+        file.write_bytes(GARBAGE[what])
+        for more in ([], ["--no-checksums"]):
+            lines = told(run / (inside or name), capsys, *more)
+            plain = what in ("other types", "files of numbers") and name in ("hooks.json", "evaluation/l1-seed0.json")
+            assert plain or lines, (name, more)
+            assert all(len(line) < 500 for line in lines) and (plain or str(file.parent) in lines[0])
+            assert plain or str(file.with_suffix("")).removesuffix("/zarr") in " ".join(told(run, capsys, *more))
+        file.write_bytes(good)
+    assert told(run, capsys) == []
+
+
+def test_figures_summary_and_report(run: Path, capsys) -> None:
+    for name in ("figures/fig4.csv", "figures/fig4.pdf", "figures/fig4.png", "figures/fig4.json"):
+        assert main(["inspect", str(run / name)]) == 0
+        text = capsys.readouterr().out
+        assert "fig4.csv: drawing" in text and "title: Figure 4" in text and "rows: 2" in text
+    for name, line in (("summary.txt", "Found: nothing."), ("report", "1 of 2 latents")):
+        assert main(["inspect", str(run / name)]) == 0
+        assert f"\n{line}\n" in capsys.readouterr().out
+    (run / "figures/fig4.pdf").unlink()
+    (line,) = told(run / "figures/fig4.json", capsys)
+    assert "fig4.pdf: missing" in line
+
+
+def test_a_whole_run_is_checked(run: Path, capsys) -> None:
+    assert main(["inspect", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert f"{run}: run, " in text and "tokens: 4" in text and "crosscoder: 4" in text and "drawing: 1" in text
+    assert "all checksums as in the manifest" in text
+    damaged = {
+        "nulls/same/latents/l1-seed0.parquet": lambda path: path.write_bytes(b"torn"),
+        "activations/train/part-000.zarr/base/c/0/0": flip,
+        "activations/train/part-002.json": lambda path: path.write_text((path.parent / "part-000.json").read_text()),
+        "causal/kl.json": Path.unlink,
+        "causal/summary.parquet": Path.unlink,
+        "crosscoders/l1-seed0.json": Path.unlink,
+        "crosscoders/batchtopk-seed0.history.parquet": Path.unlink,
+        "figures/fig4.png": Path.unlink,
+        "hooks.json": lambda path: path.write_text("{"),
+    }
+    for name, damage in damaged.items():
+        damage(run / name)
+    lines = told(run, capsys)
+    named = {name: (name, str(Path(name).with_suffix(".json"))) for name in damaged}
+    assert [name for name in damaged if not any(one in line for line in lines for one in named[name])] == []
+    assert sum("part-001.json: missing" in line for line in lines) == 1
+    assert len(lines) == len(damaged) + 1
+    assert told(run / "nulls", capsys) == [line for line in lines if "nulls/same" in line]
+    assert not any("base/c/0/0" in line for line in told(run, capsys, "--no-checksums"))

@@ -113,7 +113,9 @@ def test_a_run_that_has_not_ended(copy: Path) -> None:
     results = tunediff.open_results(copy)
     assert results.dictionaries == ["batchtopk-seed0"]
     assert "hooks.json: not made yet" in repr(results) and "no evaluation/batchtopk-seed0.json yet" in repr(results)
-    with pytest.raises(tunediff.TunediffError, match=r"hooks.json: not made yet; run `snakemake --cores all .*hooks"):
+    with pytest.raises(
+        tunediff.TunediffError, match=r"hooks.json: not made yet; run `snakemake .*hooks.json --cores all`"
+    ):
         results.pair  # noqa: B018
     with pytest.raises(tunediff.TunediffError, match=r"no finished dictionary 'l1-seed0', there are: batchtopk-seed0;"):
         results.latents("l1-seed0")
@@ -126,7 +128,7 @@ def test_a_run_that_has_not_ended(copy: Path) -> None:
 @pytest.mark.parametrize("method", ["kl", "kl_table"])
 def test_every_missing_table_says_what_to_run(copy: Path, method: str) -> None:
     shutil.rmtree(copy / "causal")
-    with pytest.raises(tunediff.TunediffError, match=r"\.parquet: not made yet; run `snakemake --cores all"):
+    with pytest.raises(tunediff.TunediffError, match=r"\.parquet: not made yet; run `snakemake .*parquet --cores all`"):
         getattr(tunediff.open_results(copy), method)()
 
 

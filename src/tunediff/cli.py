@@ -24,6 +24,7 @@ explanations by a language model cost.
 
 EXAMPLES = """\
 examples
+  tunediff inspect results                                       a whole run: what is missing or damaged
   tunediff inspect results/tokens/train.zarr --documents 5       texts with their masks
   tunediff inspect results/activations/train/part-000.zarr       layout, norms, checksums
   tunediff inspect results/crosscoders/l1-seed0 --json
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(run=run_inspect)
     add = inspect.add_argument
-    add("path", type=Path, help="a store (.zarr), table (.parquet), directory, or manifest (.json)")
+    add("path", type=Path, help="a store (.zarr), table, figure, directory, or manifest (.json); or all results")
     add("--json", action="store_true", help="print JSON")
     checksums = "compare every file's sha256 with the manifest (reads the whole store; default: yes)"
     add("--checksums", action=argparse.BooleanOptionalAction, default=True, help=checksums)
@@ -172,16 +173,12 @@ def run_export(chosen: argparse.Namespace) -> int:
 
 def run_calls(chosen: argparse.Namespace) -> int:
     """Carry out `tunediff calls`; return the exit status."""
-    import yaml
-
     from tunediff.config.check import check
+    from tunediff.config.written import load
     from tunediff.explanations.calls import as_text, planned
 
-    try:
-        raw = yaml.safe_load(chosen.config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TunediffError(f"{chosen.config}: cannot be read ({str(error).splitlines()[0]}); give a config") from error
-    if not isinstance(raw, dict) or "models" not in raw:
+    raw = load(chosen.config)
+    if "models" not in raw:
         raise TunediffError(f"{chosen.config}: not a config of a run; give one with `models`")
     config = check(raw)
     print(as_text(planned(config), config["explanations"]["model"]))

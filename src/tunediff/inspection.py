@@ -1,7 +1,7 @@
-"""What is in an artifact: layout, missing and damaged files, what made it, and the numbers worth a look."""
+"""What is in an artifact, or whole: layout, missing and damaged files, what made it, and the numbers worth a look."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +14,8 @@ from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.pipeline.artifacts import damage, read_manifest, store_of
-from tunediff.results import read_json
+from tunediff.pipeline.artifacts import damage, manifest_path, read_manifest, store_of
+from tunediff.results import MANIFEST_ENTRIES, read_json
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
@@ -23,6 +23,13 @@ SAMPLED_CHUNKS = 64  # chunks of an activation store that norms are measured on,
 SHOWN_TOKENS = 160  # of each document
 SHOWN_COLUMNS = 40  # of a table
 BESIDE = {".history.parquet": "history", ".texts.parquet": "texts"}  # tables of another store's artifact: their kinds
+DRAWN = (".pdf", ".png")  # what a drawing's manifest stands for, beside its numbers
+FILES_OF = {"drawing": DRAWN, "kl": (".sets.json",), "steering": (".texts.parquet",)}  # beside the store, by kind
+FILES_OF |= {"explanation_scores": (".overall.parquet",)}
+FOLDERS = ("crosscoders", "examples", "explanations")  # each folder in these is a store
+STORES = ("models", "report", "scores")  # and so are these
+NO_ARTIFACTS = ("logs", "benchmarks", "exports", "replies")
+MOST_SHARDS = 1 << 20  # of an array
 
 
 @dataclass
@@ -42,7 +49,7 @@ class Inspection:
 
 
 def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: Path | None = None) -> Inspection:
-    """Look into a store, crosscoder, table or models directory, or what a manifest stands for; damage is reported.
+    """Look into an artifact, or what a manifest stands for, or a whole folder of results; damage is reported.
 
     `documents` decoded documents of a token store are shown, with `tokenizer` or the chat model's of the same results.
 
@@ -52,42 +59,133 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
         There is nothing at `path`, or it is nothing this project writes.
     """
     described = path.suffix == ".json" and not path.name.endswith(".provenance.json") and store_of(path).exists()
-    store = store_of(path) if described else path
+    drawn = path.suffix in DRAWN and manifest_path(path).is_file()
+    store = store_of(manifest_path(path)) if described or drawn else path
     if not store.exists():
         raise TunediffError(f"{path}: no such artifact; give a store, a directory, a table or a manifest of `results`")
+    if _holds_artifacts(store):
+        return inspect_run(store, checksums)
     result = Inspection(str(store), "unknown", checksums=checksums)
     if store.suffix == ".json":
-        result.kind, result.summary = "json", read_json(store)
+        result.kind = "json"
+        _try(result, store, lambda: result.summary.update(read_json(store)))
         return result
-    try:
-        manifest = read_manifest(store)
-        result.kind, result.facts, result.bytes_stored = manifest.kind, manifest.facts, manifest.total_bytes
-        result.problems += damage(store, manifest, checksums)
-        made = store.with_suffix(".provenance.json")
-        result.made_by = {"key": manifest.key} | (read_json(made) if made.is_file() else {})
-    except TunediffError as error:
-        beside = [suffix for suffix in BESIDE if store.name.endswith(suffix)]
-        if beside:
-            result.kind = BESIDE[beside[0]]
-        else:
-            result.problems.append(str(error))
+    _try(result, store, _compare, result, store, checksums)
     if (store / "zarr.json").is_file():
         result.arrays = _zarr_arrays(store, result.problems)
     if result.problems and result.kind in ("tokens", "activations", "examples"):
         return result
     if result.kind == "tokens":
-        _inspect_tokens(result, store, documents, tokenizer)
+        _try(result, store, _inspect_tokens, result, store, documents, tokenizer)
     elif result.kind == "activations":
-        _inspect_activations(result, store)
+        _try(result, store, _inspect_activations, result, store)
     elif result.kind == "examples":
-        _inspect_examples(result, store)
+        _try(result, store, _inspect_examples, result, store)
     elif list(store.glob("*.safetensors")) and (store / "config.json").is_file():
-        _inspect_crosscoder(result, store)
-    elif store.suffix == ".parquet":
-        _inspect_table(result, store)
-    elif result.kind == "unknown" and not result.arrays:
+        _try(result, store, _inspect_crosscoder, result, store)
+    elif store.suffix in (".parquet", ".csv"):
+        _try(result, store, _inspect_table, result, store)
+    elif result.kind in ("summary", "report"):
+        text = store if result.kind == "summary" else store / "headline.txt"
+        _try(result, store, lambda: result.documents.extend(text.read_text(encoding="utf-8").splitlines()))
+    elif result.kind == "unknown" and not result.arrays and not manifest_path(store).is_file():
         raise TunediffError(f"{store}: nothing tunediff writes; give a store, a table or a manifest of `results`")
     return result
+
+
+def _try(result: Inspection, store: Path, look: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function that reads files with these arguments; what it cannot read is a problem."""
+    try:
+        look(*arguments)
+    except TunediffError as error:
+        result.problems.append(str(error))
+    except Exception as error:  # damage shows as whatever the reader of a format raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        result.problems.append(f"{store}: cannot be read ({why}); delete {manifest_path(store)}, run snakemake again")
+
+
+def _compare(result: Inspection, store: Path, checksums: bool) -> None:
+    """Compare a store, and what lies beside it, with its manifest."""
+    beside = [suffix for suffix in BESIDE if store.name.endswith(suffix)]
+    if beside and not manifest_path(store).is_file():
+        result.kind = BESIDE[beside[0]]
+        return
+    if manifest_path(store).is_file() and not store.exists():
+        raise TunediffError(
+            f"{manifest_path(store)}: its store is missing; snakemake makes it again where it is needed"
+        )
+    manifest = read_manifest(store)
+    result.kind, result.facts, result.made_by = manifest.kind, manifest.facts, {"key": manifest.key}
+    result.bytes_stored = manifest.total_bytes
+    result.problems += damage(store, manifest, checksums)
+    trained = manifest.kind == "crosscoder" and "-seed" in store.name
+    for suffix in (".history.parquet",) if trained else FILES_OF.get(manifest.kind, ()):
+        file = manifest_path(store).with_suffix(suffix)
+        if not file.is_file() and str(file) not in " ".join(result.problems):
+            result.problems.append(f"{file}: missing; delete {manifest_path(store)} and run snakemake again")
+    made = manifest_path(store).with_suffix(".provenance.json")
+    result.made_by |= read_json(made) if made.is_file() else {}
+
+
+# -- a whole run -------------------------------------------------------------------------------------------------------
+
+
+def inspect_run(folder: Path, checksums: bool = True) -> Inspection:
+    """Check every artifact of a folder of results: one problem for each file that is missing or damaged.
+
+    What was never made is no problem: `snakemake -n` names it.
+    """
+    result = Inspection(str(folder), "run", checksums=checksums)
+    for store in _stores(folder):
+        if store.suffix == ".json":
+            _try(result, store, read_json, store)
+            kind = "json"
+        else:
+            found = Inspection(str(store), "unfinished", checksums=checksums)
+            _try(found, store, _compare, found, store, checksums)
+            result.problems += found.problems
+            result.bytes_stored += found.bytes_stored
+            kind = found.kind
+        result.facts[kind] = result.facts.get(kind, 0) + 1
+    for parts in sorted(folder.rglob("activations/*/")):
+        numbers = sorted(int(file.stem[5:]) for file in parts.glob("part-*.json") if file.stem[5:].isdecimal())
+        absent = sorted(set(range(numbers[-1] + 1 if numbers else 0)) - set(numbers))
+        result.problems += [f"{parts}/part-{i:03d}.json: missing; run snakemake again" for i in absent]
+    return result
+
+
+def _holds_artifacts(folder: Path, levels: int = 3) -> bool:
+    """Whether a folder is no store, but has stores in it, so many levels down."""
+    if not folder.is_dir() or folder.suffix == ".zarr" or manifest_path(folder).is_file():
+        return False
+    manifests = [path for path in folder.glob("*.json") if not path.name.endswith(".provenance.json")]
+    if any(store_of(path).exists() for path in manifests):
+        return True
+    within = (path for path in folder.iterdir() if not path.name.startswith(".")) if levels else ()
+    return any(_holds_artifacts(path, levels - 1) for path in within)
+
+
+def _stores(folder: Path) -> Iterator[Path]:
+    """Yield every store of a folder, also those that lack a manifest or are lacking; JSON artifacts as they are."""
+    names = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    manifests = [name for name in names if name.endswith(".json") and name.count(".") == 1]
+    for name in manifests:
+        path = names[name]
+        try:
+            whole = set(read_json(path)) >= MANIFEST_ENTRIES
+        except (TunediffError, OSError, RecursionError):
+            whole = store_of(path).exists()
+        yield store_of(path) if whole else path
+    sealed = {name.removesuffix(".json") for name in manifests}
+    for name, path in names.items():
+        stem = name.split(".")[0]
+        if stem in sealed or path.suffix == ".json" or any(stem.startswith(f"{known}_") for known in sealed):
+            continue  # of an artifact above, or a further table of a drawing
+        if path.is_dir() and not (path.suffix == ".zarr" or folder.name in FOLDERS or name in STORES):
+            if name not in NO_ARTIFACTS:
+                yield from _stores(path)
+        else:
+            yield path
 
 
 def _zarr_arrays(store: Path, problems: list[str]) -> list[dict[str, Any]]:
@@ -96,9 +194,21 @@ def _zarr_arrays(store: Path, problems: list[str]) -> list[dict[str, Any]]:
 
     described = []
     for folder in sorted(path.parent for path in store.glob("*/zarr.json")):
-        array: Any = zarr.open_array(str(folder), mode="r")
+        if str(folder / "zarr.json") in " ".join(problems):
+            continue
+        try:
+            array: Any = zarr.open_array(str(folder), mode="r")
+        except Exception as error:  # zarr raises many kinds
+            why = " ".join(str(error).split())[:200]
+            problems.append(
+                f"{folder / 'zarr.json'}: damaged ({why}); delete {manifest_path(store)}, run snakemake again"
+            )
+            continue
         unit = array.shards or array.chunks
         grid = [-(-size // step) for size, step in zip(array.shape, unit, strict=True)]
+        if np.prod(np.array(grid, dtype=float)) > MOST_SHARDS:
+            problems.append(f"{folder / 'zarr.json'}: states a shape of {array.shape}, which no store has")
+            continue
         files = [folder.joinpath("c", *map(str, index)) for index in np.ndindex(*grid)]
         present = [file for file in files if file.is_file() and file.stat().st_size]
         known = " ".join(problems)
@@ -274,10 +384,11 @@ def _inspect_table(result: Inspection, store: Path) -> None:
     import pyarrow.parquet as pq
 
     try:
-        frame = pd.read_parquet(store)
-        criterion = (pq.read_schema(store).metadata or {}).get(b"criterion")
+        frame = pd.read_csv(store) if store.suffix == ".csv" else pd.read_parquet(store)
+        criterion = None if store.suffix == ".csv" else (pq.read_schema(store).metadata or {}).get(b"criterion")
     except (OSError, ValueError) as error:
-        result.problems.append(f"{store}: not a readable Parquet file ({str(error).splitlines()[0]})")
+        form = "CSV" if store.suffix == ".csv" else "Parquet"
+        result.problems.append(f"{store}: not a readable {form} file ({str(error).splitlines()[0]})")
         return
     result.summary = {"rows": len(frame)}
     if criterion is not None:  # of a latent table
@@ -338,5 +449,9 @@ def as_text(result: Inspection) -> str:
         lines += ["PROBLEMS", *(f"  {line}" for line in result.problems)]
     else:
         checked = "all checksums as in the manifest" if result.checksums else "sizes as in the manifest"
-        lines.append(f"whole: {checked}" if result.made_by else "readable (it has no manifest of its own)")
+        lines.append(
+            f"whole: {checked}"
+            if result.made_by or result.kind == "run"
+            else "readable (it has no manifest of its own)"
+        )
     return "\n".join(lines)

@@ -345,7 +345,7 @@ class Results:
     def _missing(self, relative: str, why: str = "not made yet") -> TunediffError:
         target = self.path / relative
         return TunediffError(
-            f"{target}: {why}; run `snakemake --cores all {target}` (with the --configfile of this run)"
+            f"{target}: {why}; run `snakemake {target} --cores all` (with the --configfile of this run)"
         )
 
     def _known(self, name: str) -> None:

@@ -1,6 +1,9 @@
 """Every kind of config mistake is one line that names the key and the remedy."""
 
 import copy
+import datetime
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import yaml
 
 from tunediff.config.check import check
 from tunediff.config.settings import EvaluationSettings
+from tunediff.config.written import check_files, load
 from tunediff.errors import TunediffError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,3 +113,103 @@ def test_seeds_go_on_top_of_another_config() -> None:
     assert list(more) == ["training"]
     config = check({**DEMO, "training": {**DEMO["training"], **more["training"]}})
     assert config["training"]["seeds"] == [0, 1, 2]
+
+
+def told(config: dict) -> str:
+    with pytest.raises(TunediffError) as caught:
+        check(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("results", "/", ["`results`", "holds the folder this run starts in"]),
+        ("results", "..", ["`results`", "holds the folder"]),
+        ("results", ".", ["`results`", "holds the folder"]),
+        ("results", str(ROOT / "Snakefile"), ["`results`", "is a file"]),
+        ("results", str(ROOT / "Snakefile/deeper"), ["`results`", "is a file"]),
+        ("results", "~nobody_of_this_name/x", ["`results`", "home folder"]),
+        ("results", "a\0b", ["`results`", "U+0000"]),
+        ("results", "{split}", ["`results`", "braces"]),
+        ("models.base", "demo\0", ["`models.base`", "U+0000"]),
+        ("models.base", "\ud800", ["`models.base`", "U+D800"]),
+        ("crosscoders.nan", {"kind": "l1"}, ["`crosscoders.nan`", "missing value", "another name"]),
+        ("nulls.summary", {"base": "demo-chat", "chat": "demo-chat"}, ["`nulls.summary`", "another name"]),
+        ("nulls.null", {"base": "demo-chat", "chat": "demo-chat"}, ["`nulls.null`", "another name"]),
+        ("seed", datetime.date(2024, 1, 1), ["`seed` is a date", "2024-01-01", "write a number"]),
+        ("seed", float("nan"), ["`seed` is nan", "finite"]),
+        ("training.learning_rate", float("inf"), ["`training.learning_rate` is inf", "finite"]),
+        ("training.learning_rate", "1e-3", ["`training.learning_rate`", "text to YAML; write 1.0e-3"]),
+        ("crosscoders.l1.mu", "2.5e2", ["`crosscoders.l1.mu`", "write 2.5e+2"]),
+        ("crosscoders", {True: {"kind": "l1"}}, ["a key of `crosscoders`", "true or false", "quotes"]),
+        ("tokens.budgets.train", {"web": 10**18, "chat": 1}, ["`tokens.budgets.train.web`", "at most 100000000000"]),
+        (
+            "tokens.budgets.train",
+            {"web": 1_000_000 * 65_536, "chat": 500_000 * 65_536},
+            ["`tokens.budgets.train`", "750,000 parts", "more than 10,000", "parts of 9,830,400 tokens"],
+        ),
+    ],
+)
+def test_odd_values_are_told_in_one_line(path: str, value: object, expected: list[str]) -> None:
+    message = told(changed(path, value))
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize("tokens", [10**15, 10**18])
+def test_an_immense_budget_takes_no_memory_and_no_time(tokens: int) -> None:
+    tracemalloc.start()
+    begun = time.process_time()
+    for derived in (False, True):
+        config = changed("tokens.budgets.train", {"web": tokens, "chat": 65_536})
+        if derived:
+            config["activations"] = {}
+        assert "`tokens.budgets.train.web`" in told(config)
+    most = 65_536 * 10**6  # allowed of a source, and planned in 16 parts
+    config = changed("tokens.budgets.train", {"web": most, "chat": 65_536})
+    config["activations"] = {}
+    assert check(config)["activations"]["part_tokens"] == -(-(most + 65_536) // 65_536 // 16) * 65_536
+    assert time.process_time() - begun < 10
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_results_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check(changed("results", "~/runs/"))["results"] == f"{tmp_path}/runs"
+
+
+def test_aliases_are_not_written_out_without_end() -> None:
+    bomb: list = ["x"] * 10
+    for _ in range(12):
+        bomb = [bomb] * 10
+    assert "`training` has more than 100,000 values" in told(changed("training.seeds", bomb))
+    endless: dict = {}
+    endless["a"] = endless
+    assert "levels deep" in told(changed("training", endless))
+
+
+def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("results: a\ntraining:\n  steps: 3\n  seeds: [0]\n  steps: 4\n")
+    for read in (lambda: load(path), lambda: check_files([path], tmp_path / "results")):
+        with pytest.raises(TunediffError, match=r"`training.steps` is written twice .*lines 3 and 5"):
+            read()
+    path.write_text('{"results": "a", "results": "b"}')
+    with pytest.raises(TunediffError, match="`results` is written twice"):
+        load(path)
+    path.write_text("a: &a [1]\nb: [*a, *a]\n")
+    assert load(path) == {"a": [1], "b": [[1], [1]]}
+    for text in ("- 1\n", "a: [", "\x00"):
+        path.write_text(text)
+        with pytest.raises(TunediffError, match="give a config"):
+            load(path)
+
+
+def test_a_target_that_was_read_as_a_config_is_named(tmp_path: Path) -> None:
+    target = tmp_path / "results/latents/l1-seed0.json"
+    with pytest.raises(TunediffError, match=r"l1-seed0\.json: was read as a config.*targets go first"):
+        check_files([target], tmp_path / "results")
+    check_files([str(ROOT / "config/config.yaml"), tmp_path / "results/own.yaml"], tmp_path / "results")

@@ -246,7 +246,7 @@ def test_reading_stops_at_the_cap(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_jsonl(path, "text", rows)
     with path.open("a") as stream:
-        stream.write("not JSON\n")  # an error, were it read
+        stream.write("not JSON\n" * 100)  # an error, were they read
     own = source(str(path), "text", validation_share=0.5)
     assert survey(own, 1024, {"train": 5_000, "validation": 4_950}, 0, ASKED).tokens == {
         "train": 5_000,

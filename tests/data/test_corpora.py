@@ -178,3 +178,49 @@ def test_demo_source_and_its_chat_concepts() -> None:
     assert labels([{"from": "local"}]) == ([], set(), {})
     with pytest.raises(TunediffError, match="part 'poems'"):
         next(documents({"from": "demo", "part": "poems"}, "train", 0))
+
+
+BAD_LINES = {
+    "not JSON": b'{"text": ',
+    "half of a surrogate pair": b'{"text": "a \\ud800 b"}',
+    "nested too deeply": b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "holds null": b'{"text": null}',
+    "both texts": b'{"text": [{"role": "user", "content": null}]}',
+    "not UTF-8": b'{"text": "\xff"}',
+    "not a JSON object": b"[1]",
+    "no column 'text'": b'{"other": 1}',
+    "not JSON (Exceeds": b'{"text": ' + b"1" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("why", BAD_LINES)
+def test_a_bad_row_is_skipped_and_counted_with_its_line(tmp_path: Path, why: str) -> None:
+    path = tmp_path / "d.jsonl"
+    lines = [json.dumps({"text": text}).encode() for text in TEXTS]
+    path.write_bytes(b"\n".join([*lines[:7], BAD_LINES[why], *lines[7:]]))
+    skipped = corpora.Skipped()
+    found = [d.messages[0].content for d in documents(local(path), "train", 0, whole=True, skipped=skipped)]
+    assert found == TEXTS
+    assert (skipped.bad, skipped.rows) == (1, 301)
+    head, line = skipped.lines("web")
+    assert head == "web: skipped 1 bad of 301 rows; the first:" and line.startswith(f"{path} line 8: ") and why in line
+
+
+def test_a_byte_order_mark_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes("\ufeff".encode() + jsonl(tmp_path / "x.jsonl", [{"text": t} for t in TEXTS]).read_bytes())
+    skipped = corpora.Skipped()
+    assert len(list(documents(local(path), "train", 0, whole=True, skipped=skipped))) == 300 and skipped.bad == 0
+
+
+@pytest.mark.parametrize(("rows", "bad", "read"), [(100, 5, 100), (100, 6, 100), (5000, 50, 5000), (5000, 51, 51)])
+def test_above_the_share_of_bad_rows_a_source_is_an_error(tmp_path: Path, rows: int, bad: int, read: int) -> None:
+    """The bad rows come first: a thousand rows, or the end of the source, are waited for."""
+    lines = [{"text": 1}] * bad + [{"text": f"t{i}"} for i in range(rows - bad)]
+    source = local(jsonl(tmp_path / "d.jsonl", lines))
+    if bad in (5, 50):
+        assert len(list(documents(source, "train", 0, whole=True))) == rows - bad
+    else:
+        wanted = rf"{bad} of {read} rows are bad, at most 5% may be; the first: .*d\.jsonl line 1: holds int"
+        with pytest.raises(TunediffError, match=wanted):
+            list(documents(source, "train", 0, whole=True))

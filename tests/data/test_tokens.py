@@ -15,7 +15,7 @@ from tunediff.data.rendering import ChatRenderer, Encoding, RenderError
 from tunediff.data.sampling import encode_budgets, tokenize_split, write_store
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
-from tunediff.pipeline.artifacts import manifest_path
+from tunediff.pipeline.artifacts import manifest_path, read_manifest
 
 TOKENIZER = {family: make() for family, make in TOKENIZERS.items()}
 LONG = 10_000
@@ -260,6 +260,24 @@ def test_token_store_round_trip_splits_and_determinism(tmp_path: Path) -> None:
     )
     first, second = (manifest_path(s.path).read_text() for s in (store, again))
     assert first == second and '"skipped_system": ' in first
+
+
+def test_bad_rows_are_counted_in_the_manifest_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources, budgets = local_sources(tmp_path), {"web": 700, "chat": 500}
+    clean = tokenize_split(sources, budgets, "train", TOKENIZER["gemma2"], 64, 0, 7, tmp_path / "clean.zarr", key="k")
+    path = tmp_path / "web.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], '{"text": "\\ud800"}', *lines[2:]]))
+    store = tokenize_split(sources, budgets, "train", TOKENIZER["gemma2"], 64, 0, 7, tmp_path / "bad.zarr", key="k")
+    told = capsys.readouterr().err
+    assert "tokens.sources.web: skipped 1 bad of" in told and f"{path} line 3: character 0 is half" in told
+    facts = read_manifest(store.path).facts["by_source"]
+    assert facts["web"]["skipped_bad"] == 1 and "skipped_bad" not in facts["chat"]
+    assert (store.token_id == clean.token_id).all()
+    with pytest.raises(TunediffError, match=r"only \d+ tokens.*1 skipped_bad"):
+        tokenize_split(
+            sources, {"web": 10**6, "chat": 0}, "train", TOKENIZER["gemma2"], 64, 0, 7, tmp_path / "x", key="k"
+        )
 
 
 def test_damaged_token_stores_are_loud(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """Nothing is written half; manifests see every damage."""
 
 import errno
+import fcntl
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,7 +37,7 @@ def make_store(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def leftovers(root: Path) -> list[str]:
-    return [p.name for p in root.rglob("*") if p.name.endswith((".partial", ".retired"))]
+    return [p.name for p in root.rglob("*") if p.name.endswith((".partial", ".retired", ".lock"))]
 
 
 def test_an_error_keeps_the_old_artifact_and_leaves_nothing(tmp_path: Path) -> None:
@@ -50,6 +55,67 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         partial.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from tunediff.pipeline.artifacts import building
+
+with building(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "a").write_text("half")
+    print("built", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def builder(target: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is in the midst of building `target`."""
+    with subprocess.Popen([sys.executable, "-c", BUILDER, str(target)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "built\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_build_of_the_same(tmp_path: Path) -> None:
+    others = [tmp_path / "part-000.zarr.old", tmp_path / ".part-000.zarr.x.partial"]
+    for other in others:
+        other.write_text("kept")
+    with builder(tmp_path / "part-000.zarr") as dead:
+        dead.kill()
+        dead.wait()
+    assert {Path(name).suffix for name in leftovers(tmp_path)} == {".partial", ".lock"}
+    with builder(tmp_path / "part-000.zarr") as alive:
+        (half,) = [path for path in tmp_path.glob(".part-000.zarr.????????.partial")]  # the dead one's is gone
+        with building(tmp_path / "part-001.zarr") as partial:
+            partial.write_text("another artifact")
+        assert (make_store(tmp_path, {"a": b"2"}) / "a").read_bytes() == b"2"
+        assert (half / "a").read_text() == "half" and alive.poll() is None
+    make_store(tmp_path, {"a": b"3"})
+    assert leftovers(tmp_path) == [others[1].name]
+    assert all(other.read_text() == "kept" for other in others)
+
+
+def test_a_build_that_was_taken_for_dead_is_not_published(tmp_path: Path) -> None:
+    with pytest.raises(TunediffError, match="took this build for dead"), building(tmp_path / "x") as partial:
+        partial.write_text("half")
+        next(tmp_path.glob(".x.*.lock")).unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with building(tmp_path / "x") as first:
+        first.write_text("1")
+        with building(tmp_path / "x") as second:
+            second.write_text("2")
+        assert first.read_text() == "1"
+    assert (tmp_path / "x").read_text() == "1" and leftovers(tmp_path) == []
 
 
 def test_other_system_errors_pass(tmp_path: Path) -> None:

@@ -222,3 +222,57 @@ def test_planted_pairs_train_dictionaries_of_their_arm() -> None:
     }
     assert {"figures/planted", "tables/planted"} <= built.artifacts.keys()
     assert not any(path.startswith("figures/fig") for path in built.artifacts)
+
+
+def local(path: Path, column: str) -> dict:
+    return {"from": "local", "path": str(path), "column": column}
+
+
+def test_a_token_source_may_be_named_as_anything_else(tmp_path: Path) -> None:
+    """The files of a source move the tokens, also where it is named like another section that names files."""
+    for name in ("conversations", "source", "tokens"):
+        files = {part: tmp_path / f"{name}-{part}.jsonl" for part in ("texts", "requests")}
+        for path in files.values():
+            path.write_text('{"text": "a b c"}\n')
+        changes = (
+            ("tokens.sources", {name: local(files["texts"], "text")}),
+            ("tokens.budgets", {"train": {name: 65_536}, "validation": {name: 65_536}}),
+            ("conversations.source", local(files["requests"], "text")),
+        )
+        before = keys_with(*changes)
+        files["texts"].write_text('{"text": "a b d"}\n')
+        tokens = keys_with(*changes)
+        assert tokens["tokens/train"] != before["tokens/train"]
+        assert tokens["tokens/conversations"] == before["tokens/conversations"]
+        files["requests"].write_text('{"text": "a b e"}\n')
+        asked = keys_with(*changes)
+        assert asked["tokens/train"] == tokens["tokens/train"]
+        assert asked["tokens/conversations"] != tokens["tokens/conversations"]
+
+
+def files_of(made: Graph) -> list[str]:
+    suffixes = {path: [s.rstrip("/") for s in graph.STAGES[of.stage].suffixes] for path, of in made.artifacts.items()}
+    return [f"{path}{suffix}" for path, several in suffixes.items() for suffix in (*several, ".json")]
+
+
+def test_no_name_that_a_config_may_give_is_that_of_another_file() -> None:
+    """Every word in a path of a run, tried as the name of a crosscoder, a null and an arm."""
+    words = {w for path in files_of(graph_with()) for part in path.split("/") for w in part.split("-")[0].split(".")}
+    words = {w for w in words if w.isidentifier() and w.islower()} | {"trained", "random"}
+    published = {f"{word}": {"kind": "published", "path": "some/one"} for word in words}
+    trained = {f"x_{word}" if word in published else word: {"kind": "l1"} for word in words}
+    pair = {"base": "demo-chat", "chat": "demo-chat"}
+    made = graph_with(
+        ("crosscoders", {**published, **trained}),
+        ("causal.reference", "x_l1"),
+        ("nulls", {word: pair for word in words - {"summary"}}),
+    )
+    planted = yaml.safe_load((ROOT / "config/planted.yaml").read_text())
+    arm = next(iter(planted["planted"]["arms"].values()))
+    planted["planted"]["arms"] = {word: arm for word in words}
+    for each in (made, PlantedGraph(check(planted), SHIPPED)):
+        found = files_of(each)
+        assert len(set(found)) == len(found)
+        stores = set(each.artifacts)
+        inside = {str(above) for path in stores for above in Path(path).parents} & stores
+        assert not inside

@@ -6,7 +6,6 @@ between sections, and files that must exist.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -19,12 +18,15 @@ from tunediff.config.dictionaries import DEFAULT_CROSSCODERS, CrosscoderSettings
 from tunediff.config.fields import BadSetting, wanted
 from tunediff.config.planted import PlantedArm
 from tunediff.config.schema import schema
-from tunediff.config.settings import ConversationSettings, HarvestSettings, Source
+from tunediff.config.settings import ConversationSettings, HarvestSettings, Source, split_tokens
+from tunediff.config.written import as_number, plain
 from tunediff.demo import DEMO, DEMO_MODELS
 from tunediff.errors import TunediffError
 
 T = TypeVar("T")
 SHIPPED_PAIR = Path("resources/demo-pair")  # runs start in the checkout
+NOT_NAMES = ("nan", "null")  # a missing value where a table is read
+MOST_PARTS = 10_000  # jobs that Snakemake plans in a minute
 
 
 class Checked(NamedTuple):
@@ -49,11 +51,13 @@ def complete(raw: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool =
     TunediffError
         The first mistake, in one line: the key, what is wrong, what to write instead.
     """
-    config = json.loads(json.dumps({"crosscoders": DEFAULT_CROSSCODERS, **raw}))  # a deep copy of plain values
+    config = plain({"crosscoders": DEFAULT_CROSSCODERS, **raw})
     errors = Draft202012Validator(_concrete(schema(), config)).iter_errors(config)
     error = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
     if error is not None:
         raise TunediffError(_explain(error))
+    config["results"] = _results(config["results"])
+    _check_names(config)
     planted = "planted" in config
     if planted:
         unread = [name for name in ("models", "tokens", "conversations", "nulls") if raw.get(name)]
@@ -63,8 +67,57 @@ def complete(raw: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool =
     derived = derive(config, shipped, fetch)
     _make("activations", HarvestSettings, **config["activations"])
     (_check_planted if planted else _check_relations)(config)
+    _check_parts(config)
     _check_crosscoders(config)
     return Checked(config, derived)
+
+
+def _results(written: str) -> str:
+    """Return the folder of results, `~` expanded; it must be a folder of its own."""
+    require(not set("{}\n") & set(written), f"`results` is {written!r}; write a path without braces and line breaks")
+    try:
+        path = Path(written).expanduser()
+    except RuntimeError as error:
+        raise TunediffError(f"config: `results`: {written} names no home folder; write the whole path") from error
+    whole = path.resolve()
+    require(
+        not Path.cwd().is_relative_to(whole),
+        f"`results` is {written}, which holds the folder this run starts in; write one of its own, such as results",
+    )
+    there = next(parent for parent in (whole, *whole.parents) if parent.exists())
+    require(there.is_dir(), f"`results` is {written}, but {there} is a file; write a folder")
+    return str(path)
+
+
+def _check_names(config: Mapping[str, Any]) -> None:
+    """Check that names of the config clash with no file of a run."""
+    arms = config.get("planted", {}).get("arms", {})
+    for section, named in {
+        "crosscoders": config["crosscoders"],
+        "nulls": config["nulls"],
+        "planted.arms": arms,
+    }.items():
+        for name in NOT_NAMES:
+            require(
+                name not in named, f"`{section}.{name}`: tables read `{name}` as a missing value; write another name"
+            )
+    for name in ("logs", "benchmarks"):
+        require(name not in arms, f"`planted.arms.{name}`: results/{name} holds other files; write another name")
+    require("summary" not in config["nulls"], "`nulls.summary`: nulls/summary holds their counts; write another name")
+
+
+def _check_parts(config: Mapping[str, Any]) -> None:
+    """Check that a split has no more parts than Snakemake can plan."""
+    part, shard = config["activations"]["part_tokens"], config["activations"]["shard_tokens"]
+    for split in ("train", "validation"):
+        total = split_tokens(config, split)
+        key = f"planted.{split}_tokens" if "planted" in config else f"tokens.budgets.{split}"
+        least = -(-total // (MOST_PARTS * shard)) * shard
+        require(
+            total <= MOST_PARTS * part,
+            f"`{key}` ({total:,} tokens) makes {-(-total // part):,} parts of `activations.part_tokens` ({part:,}), "
+            f"more than {MOST_PARTS:,}; write fewer tokens, or parts of {least:,} tokens",
+        )
 
 
 def _concrete(part: Mapping[str, Any], value: Any) -> dict[str, Any]:
@@ -112,6 +165,8 @@ def _explain(error: Any) -> str:
         return f"config: `{inside}{missing}` is missing; add it: {about}"
     must, meaning = wanted(error), part.get("description", "").rstrip(".")
     told = f"must be {must}, not {value!r}" if must else " ".join(error.message.split())
+    if must and "number" in must and isinstance(value, str) and (written := as_number(value)):
+        told += f", which is text to YAML; write {written}"
     return f"config:{f' `{key}`' if key else ''} {told}{f' ({meaning})' if meaning else ''}"
 
 
@@ -131,6 +186,13 @@ def _crosscoders(config: Mapping[str, Any]) -> Iterator[tuple[str, CrosscoderSet
 
 def _pairs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"models": config["models"], **{f"nulls.{name}": pair for name, pair in config["nulls"].items()}}
+
+
+def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return every source of texts, by its key."""
+    found = {f"tokens.sources.{name}": source for name, source in config["tokens"]["sources"].items()}
+    asked = config["conversations"]
+    return found | ({"conversations.source": asked["source"]} if "source" in asked else {})
 
 
 def _named_models(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -191,7 +253,7 @@ def _check_pair(where: str, pair: dict[str, Any]) -> None:
 
 def _check_inputs(config: Mapping[str, Any]) -> None:
     """Check what values are derived from: the models and files."""
-    models, tokens, asked = config["models"], config["tokens"], config["conversations"]
+    models, tokens = config["models"], config["tokens"]
     _check_pair("models", models)
     pair, recipe = (models["base"], models["chat"]), models["demo"]
     inside, retrain = pair[0] in DEMO_MODELS, recipe.get("retrain", False)
@@ -210,10 +272,7 @@ def _check_inputs(config: Mapping[str, Any]) -> None:
             (null["base"] in DEMO_MODELS) == inside,
             f"`nulls.{name}` must have the tokenizer of `models`: models of the demo go with the demo only",
         )
-    sources = {f"tokens.sources.{name}": source for name, source in tokens["sources"].items()}
-    if "source" in asked:
-        sources["conversations.source"] = asked["source"]
-    for where, source in sources.items():
+    for where, source in _sources(config).items():
         for field in Source.of(source).files:
             require(
                 not source.get(field) or bool(_files(source[field])),
@@ -268,7 +327,7 @@ def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
     named = {f"{where}.{key}": name for where, pair in _pairs(config).items() for key, name in _named_models(pair)}
     folders = {key: Path(name).expanduser() for key, name in named.items() if _is_local(name)}
     paths = {key: sorted(path for path in folder.iterdir() if path.is_file()) for key, folder in folders.items()}
-    for name, source in {**config["tokens"]["sources"], "conversations": config["conversations"]["source"]}.items():
+    for key, source in _sources(config).items():
         if fields := Source.of(source).files:
-            paths[f"source.{name}"] = [path for field in fields if source[field] for path in _files(source[field])]
+            paths[key] = [path for field in fields if source[field] for path in _files(source[field])]
     return paths | {key: own.files() for key, own in _crosscoders(config) if own.weights is not None}

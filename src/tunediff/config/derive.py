@@ -332,8 +332,7 @@ def _derive_budgets(config: Mapping[str, Any], texts: _Texts, blanks: Blanks) ->
 
 def largest_divisor(n: int, most: int) -> int:
     """Return the largest divisor of `n` that is at most `most`."""
-    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
-    return max(d for i in small for d in (i, n // i) if d <= max(1, most))
+    return next(d for d in range(max(1, min(n, most)), 0, -1) if n % d == 0)
 
 
 def shard_size(train: int, validation: int, chunk: int = 1, part: int | None = None) -> int:

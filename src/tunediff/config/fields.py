@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from tunediff.errors import TunediffError
 
 NAME = {"pattern": "^[a-z][a-z0-9_]*$"}  # of what a config names
+MOST_TOKENS = 10**11  # of a source: one job holds the tokens of a split, 50 bytes each
 DEVICE = "^(auto|cpu|cuda(:[0-9]+)?)$"
 
 PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", NoneType: "null"}

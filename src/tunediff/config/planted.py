@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tunediff.config.fields import DEVICE, NAME, Settings, setting
+from tunediff.config.fields import DEVICE, MOST_TOKENS, NAME, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,12 @@ class PlantedSettings(Settings):
         minimum=0,
     )
     train_tokens: int = setting(
-        "Train tokens; a multiple of activations.shard_tokens and of document_tokens.", 196_608, minimum=1
+        "Train tokens; a multiple of activations.shard_tokens and of document_tokens.",
+        196_608,
+        minimum=1,
+        maximum=MOST_TOKENS,
     )
-    validation_tokens: int = setting("The same for validation tokens.", 65_536, minimum=1)
+    validation_tokens: int = setting("The same for validation tokens.", 65_536, minimum=1, maximum=MOST_TOKENS)
     device: str = setting("As `models.device`; these pairs are small.", "cpu", pattern=DEVICE)
     arms: dict[str, PlantedArm] = setting(
         "Named arms: what differs from the defaults (see below).", minProperties=1, propertyNames=NAME

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tunediff.config.dictionaries import CrosscoderSettings
-from tunediff.config.fields import DEVICE, NAME, Settings, Variant, setting
+from tunediff.config.fields import DEVICE, MOST_TOKENS, NAME, Settings, Variant, setting
 from tunediff.config.planted import PlantedSettings
 
 TOKEN_ID = {"pattern": "^[0-9]+$"}
@@ -200,9 +200,13 @@ class BudgetSettings(Settings, section="tokens.budgets"):
         "(a token per 6 characters, where real tokenizers need 3 to 5; copies of a text left out, documents cut at "
         "max_length); the sum is rounded down to whole shards",
         minimum=1,
+        maximum=MOST_TOKENS,
     )
     validation: dict[str, int] = setting(
-        "Validation tokens per source, from other documents", rule="a tenth of that, in the same way", minimum=1
+        "Validation tokens per source, from other documents",
+        rule="a tenth of that, in the same way",
+        minimum=1,
+        maximum=MOST_TOKENS,
     )
 
 

@@ -1,5 +1,6 @@
 """Conversations: the requests of the causal experiment with the chat model's own (or given) answers."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunediff.config.settings import ConversationSettings
-from tunediff.data.corpora import documents
+from tunediff.data.corpora import Skipped, documents
 from tunediff.data.documents import Distinct, Document, Message
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import ChatRenderer, Encoding, cut
@@ -91,17 +92,18 @@ def build_conversations(
 ) -> TokenStore:
     """Write `settings.count` conversations: the first user turn of each document of `source`, and one answer.
 
-    A request that equals an earlier one is left out, so all are different. `shared_with` names the token source that
-    reads the same data: then only the validation share is used, which nothing is trained on, else all of `source`.
-    `TunediffError`: the source holds too few usable requests, or (answers "given") no answers.
+    A request that equals an earlier one is left out, so all are different; so is a row that is no document.
+    `shared_with` names the token source that reads the same data: then only the validation share is used, which nothing
+    is trained on, else all of `source`. `TunediffError`: the source holds too few usable requests, or (answers "given")
+    no answers.
     """
     started = time.time()
     tokenizer = pair.load_tokenizer()
     renderer = ChatRenderer(tokenizer, (), settings.ignore_first_tokens)
     skipped = dict.fromkeys(("system", "template", "long", "unanswered"), 0)
-    distinct = Distinct()
+    distinct, bad = Distinct(), Skipped()
     kept: list[Encoding] = []
-    for document in documents(source, "validation", seed, whole=shared_with is None):
+    for document in documents(source, "validation", seed, shared_with is None, bad):
         if len(kept) == settings.count:
             break
         turns = document.messages
@@ -127,6 +129,10 @@ def build_conversations(
             else:
                 skipped["template"] += 1
     skipped["copy"] = distinct.copies
+    if bad.bad:
+        skipped["bad"] = bad.bad
+    for line in bad.lines("conversations.source"):
+        print(line, file=sys.stderr)
     if len(kept) < settings.count:
         why = ", ".join(f"{n} skipped as {kind}" for kind, n in skipped.items() if n) or "none skipped"
         part = f"; only its validation share is used, for `tokens.sources.{shared_with}` reads the same data"

@@ -4,14 +4,17 @@ A `source` of the config is one of
 ``{from: demo, part: web | chat | requests}``,
 ``{from: hub, path, column, split?, name?, revision?, validation_split?}``,
 ``{from: local, path (file or glob), column, validation_path?}``.
-A column of texts gives plain texts, a column of lists of {role, content} (or {from, value}) gives conversations.
+A column of texts gives plain texts, a column of lists of {role, content} (or {from, value}) gives conversations. A row
+that is neither is skipped and counted; a source with too many of them is an error.
 """
 
 import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +26,49 @@ SPLITS = ("train", "validation")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+MOST_BAD = 0.05  # share of a source's rows that may be bad
+JUDGED_FROM = 1_000  # rows after which the share is judged; of fewer, at the end of the source
+TOLD = 5  # bad rows that are named
 FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only first
+
+
+class BadRow(TunediffError):  # noqa: N818
+    """A row that is no document; the message names file and row."""
+
+
+@dataclass
+class Skipped:
+    """The bad rows of a source, which are left out."""
+
+    rows: int = 0  # read, bad ones among them
+    bad: int = 0
+    first: list[str] = field(default_factory=list)  # what is wrong with the first of them, and where
+
+    def add(self, error: BadRow) -> None:
+        """Count a bad row.
+
+        Raises
+        ------
+        TunediffError
+            More than `MOST_BAD` of all rows so far are bad.
+        """
+        self.bad += 1
+        if len(self.first) < TOLD:
+            self.first.append(" ".join(str(error).split())[:400])
+        self.judge(max(self.rows, JUDGED_FROM))
+
+    def judge(self, rows: int) -> None:
+        """Raise a `TunediffError` if more than `MOST_BAD` of so many rows are bad."""
+        if self.bad > MOST_BAD * rows:
+            raise TunediffError(
+                f"{self.bad:,} of {self.rows:,} rows are bad, at most {MOST_BAD:.0%} may be; the first: {self.first[0]}"
+            )
+
+    def lines(self, source: str) -> Iterator[str]:
+        """Yield what to tell of them, a line each."""
+        if self.bad:
+            yield f"{source}: skipped {self.bad:,} bad of {self.rows:,} rows; the first:"
+            yield from self.first
 
 
 class Labels(NamedTuple):
@@ -43,7 +88,7 @@ class Source:
         self.settings = settings
 
     def rows(self, split: str) -> Iterator[tuple[str, Any]]:
-        """Yield (where it is, value of the column) of every row."""
+        """Yield (where it is, value of the column, or a `BadRow`) of every row."""
         raise NotImplementedError
 
     def data(self) -> set[Any]:
@@ -62,14 +107,20 @@ class Source:
         """Return of which of these kinds an answer to a request of this source is, "" where of none."""
         return ""
 
-    def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
+    def documents(self, split: str, seed: int, whole: bool, skipped: Skipped) -> Iterator[Document]:
         """Yield the documents of a split, as `documents`."""
         own_split = any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
         share = float(self.settings.get("validation_share", LocalSource.validation_share))
         for where, value in self.rows(split):
-            document = _document(value, where)
+            skipped.rows += 1
+            try:
+                document = _document(value, where)
+            except BadRow as error:
+                skipped.add(error)
+                continue
             if document is not None and (own_split or whole or in_split(document, split, share)):
                 yield document
+        skipped.judge(skipped.rows)
 
 
 class Demo(Source):
@@ -93,7 +144,7 @@ class Demo(Source):
 
         return grammar.kind_of_answer(text)
 
-    def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
+    def documents(self, split: str, seed: int, whole: bool, skipped: Skipped) -> Iterator[Document]:
         from tunediff.demo import grammar
 
         parts = {"web": grammar.web_documents, "chat": grammar.chat_documents, "requests": grammar.chat_requests}
@@ -147,14 +198,17 @@ def opened(source: Mapping[str, Any]) -> Source:
     return KINDS[source["from"]](source)
 
 
-def documents(source: Mapping[str, Any], split: str, seed: int, whole: bool = False) -> Iterator[Document]:
+def documents(
+    source: Mapping[str, Any], split: str, seed: int, whole: bool = False, skipped: Skipped | None = None
+) -> Iterator[Document]:
     """Yield the documents of one split of a source, lazily and always in the same order.
 
     Where a source has no validation split of its own, a hash of each document's text decides which split it is in, so
-    that no text is in both. With `whole`, such a source is not divided. `TunediffError`: the source cannot be read or
-    holds a malformed row; the message names file and row.
+    that no text is in both. With `whole`, such a source is not divided. Bad rows are left out and counted in `skipped`.
+    `TunediffError`: the source cannot be read, or more than `MOST_BAD` of its rows (of 1,000 or more, or of all) are
+    bad; the message names file and row.
     """
-    return opened(source).documents(split, seed, whole)
+    return opened(source).documents(split, seed, whole, Skipped() if skipped is None else skipped)
 
 
 def labels(sources: Iterable[Mapping[str, Any]]) -> Labels:
@@ -176,27 +230,41 @@ def reads_same_data(source: Mapping[str, Any], other: Mapping[str, Any]) -> bool
     return source["from"] == other["from"] and bool(opened(source).data() & opened(other).data())
 
 
+def _text(text: str, where: str) -> str:
+    """Return a text that tokenizers take: without halves of surrogate pairs."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(text[error.start]):04X}"
+            raise BadRow(f"{where}: character {error.start} is half of a surrogate pair ({half}); drop it") from error
+    return text
+
+
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise TunediffError(f"{where}: a turn is {type(turn).__name__}, not an object with role and content")
+        raise BadRow(f"{where}: a turn is {type(turn).__name__}, not an object with role and content")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
-        raise TunediffError(
+        raise BadRow(
             f"{where}: a turn has keys {', '.join(map(str, turn)) or 'none'}; it needs role (or from) and content "
             "(or value), both texts"
         )
-    return Message(ROLES.get(role, role), content)
+    return Message(_text(ROLES.get(role, role), where), _text(content, where))
 
 
 def _document(value: Any, where: str) -> Document | None:
     """Return a row's document; None for an empty one."""
+    if isinstance(value, BadRow):
+        raise value
     if isinstance(value, str):
-        return Document(where, (Message("text", value),)) if value.strip() else None
+        return Document(where, (Message("text", _text(value, where)),)) if value.strip() else None
     if isinstance(value, list):
         turns = tuple(_message(turn, where) for turn in value)
         return Document(where, turns) if turns else None
-    raise TunediffError(f"{where}: holds {type(value).__name__}, neither a text nor a list of turns; fix or drop it")
+    kind = "null" if value is None else type(value).__name__
+    raise BadRow(f"{where}: holds {kind}, neither a text nor a list of turns; fix or drop it")
 
 
 def _files(path_or_glob: str) -> list[Path]:
@@ -213,22 +281,30 @@ def _files(path_or_glob: str) -> list[Path]:
 def _jsonl(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
+        with opener(path, "rb") as stream:
             for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                where = f"{path} line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise TunediffError(f"{where}: not JSON ({error}); fix or drop the line") from error
-                if not isinstance(row, dict):
-                    raise TunediffError(f"{where}: not a JSON object; fix or drop the line")
-                if column not in row:
-                    raise TunediffError(f"{where}: no column '{column}'; it has {', '.join(row)}; set `column`")
-                yield where, row[column]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+                if line.strip():
+                    where = f"{path} line {number}"
+                    yield where, _value(line, column, where)
+    except (OSError, EOFError, zlib.error) as error:
         raise TunediffError(f"{path}: cannot be read ({error}); replace the file") from error
+
+
+def _value(line: bytes, column: str, where: str) -> Any:
+    """Return the value of a column in a line of JSON, or what is wrong with it; a byte order mark is no fault."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except RecursionError:
+        return BadRow(f"{where}: JSON that is nested too deeply; fix or drop the line")
+    except UnicodeDecodeError as error:
+        return BadRow(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); fix or drop the line")
+    except ValueError as error:
+        return BadRow(f"{where}: not JSON ({error}); fix or drop the line")
+    if not isinstance(row, dict):
+        return BadRow(f"{where}: not a JSON object; fix or drop the line")
+    if column not in row:
+        return BadRow(f"{where}: no column '{column}'; it has {', '.join(row) or 'none'}; set `column`")
+    return row[column]
 
 
 def _parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Sources to token stores: exact budgets per source, mixed in proportion."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tunediff.data.corpora import documents, labels
+from tunediff.data.corpora import Skipped, documents, labels
 from tunediff.data.documents import Distinct, Document
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import ChatRenderer, Encoding, RenderError, cut
@@ -57,15 +58,22 @@ def encode_budgets(
     renderer: ChatRenderer,
     max_length: int,
     description: str = "tokens",
+    bad: Mapping[str, Skipped] | None = None,
 ) -> tuple[list[Encoding], list[int], dict[str, Any]]:
     """Encode documents until each source has exactly its budget of tokens, sources mixed in proportion.
 
-    Returns the encodings in order, the number of the source of each, and facts (documents and skips per source).
+    `bad` counts the bad rows of each source. Returns the encodings in order, the number of the source of each, and
+    facts (documents and skips per source).
     `TunediffError`: a source has fewer tokens than its budget.
     """
     names = list(streams)
     sources = [_Source(streams[name], renderer, max_length) for name in names]
     done = [0] * len(names)
+
+    def left_out(i: int) -> dict[str, int]:
+        rows = bad[names[i]].bad if bad else 0
+        return {**sources[i].skipped, **({"skipped_bad": rows} if rows else {})}
+
     encodings: list[Encoding] = []
     doc_source: list[int] = []
     total = sum(budgets[name] for name in names)
@@ -76,10 +84,11 @@ def encode_budgets(
             i = min(unfinished, key=lambda i: done[i] / budgets[names[i]])
             budget, encoding = budgets[names[i]], next(sources[i].encodings, None)
             if encoding is None:
-                skipped = ", ".join(f"{n} {kind}" for kind, n in sources[i].skipped.items() if n)
+                skipped = ", ".join(f"{n} {kind}" for kind, n in left_out(i).items() if n)
+                last = f"; last: {sources[i].last_refusal}" if sources[i].last_refusal else ""
                 raise TunediffError(
                     f"source '{names[i]}' has only {done[i]} tokens, its budget is {budget}"
-                    + (f" ({skipped}; last: {sources[i].last_refusal})" if skipped else "")
+                    + (f" ({skipped}{last})" if skipped else "")
                     + "; lower the budget or give a larger source"
                 )
             encodings.append(cut(encoding, budget - done[i]))
@@ -87,9 +96,9 @@ def encode_budgets(
             done[i] += len(encodings[-1].token_id)
             bar.update(len(encodings[-1].token_id))
     facts = {}
-    for i, (name, source) in enumerate(zip(names, sources, strict=True)):
-        kind = "chat" if source.is_chat else "text"
-        facts[name] = {"tokens": done[i], "documents": doc_source.count(i), "kind": kind, **source.skipped}
+    for i, name in enumerate(names):
+        kind = "chat" if sources[i].is_chat else "text"
+        facts[name] = {"tokens": done[i], "documents": doc_source.count(i), "kind": kind, **left_out(i)}
     return encodings, doc_source, facts
 
 
@@ -108,20 +117,26 @@ def tokenize_split(
     """Write the tokens of one split: exactly `budgets[name]` tokens of each source, documents mixed in proportion.
 
     Documents are cut to `max_length` tokens and not packed; the last of a source is cut to meet its budget. A copy of
-    an earlier text of its source is left out and counted (`skipped_copy`). `TunediffError`: a source is too small or
+    an earlier text of its source is left out and counted (`skipped_copy`), and so is a row that is no document
+    (`skipped_bad`, where there are any; the first are printed). `TunediffError`: a source is too small or
     unreadable, or the tokenizer is slow or has no chat template.
     """
     started = time.time()
     concepts = labels(sources.values()).concepts
     wanted = {name: source for name, source in sources.items() if budgets.get(name, 0) > 0}
     renderer = ChatRenderer(tokenizer, concepts, ignore_first_tokens)
+    bad = {name: Skipped() for name in wanted}
     encodings, doc_source, per_source = encode_budgets(
-        {name: iter(documents(source, split, seed)) for name, source in wanted.items()},
+        {name: documents(source, split, seed, skipped=bad[name]) for name, source in wanted.items()},
         budgets,
         renderer,
         max_length,
         f"tokens {split}",
+        bad,
     )
+    for name, skipped in bad.items():
+        for line in skipped.lines(f"tokens.sources.{name}"):
+            print(line, file=sys.stderr)
     attributes = {
         "sources": list(wanted),
         "kinds": [per_source[name]["kind"] for name in wanted],

@@ -6,10 +6,12 @@ differs between two runs of the same work; what does (wall time, device, version
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 import uuid
@@ -18,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tunediff.errors import TunediffError
 
@@ -46,26 +48,67 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def lock(stream: IO[Any]) -> bool | None:
+    """Lock an open file for as long as this process has it open; its death lets go of it.
+
+    Return False where another process has the lock, None where the file system knows none.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            return None
+        raise
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove what dead processes left of builds of `target`: what has a lock that nobody holds."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.lock")
+    for path in [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]:
+        with suppress(FileNotFoundError, PermissionError), path.open("r+b") as stream:  # NFS locks what may be written
+            if lock(stream):
+                for suffix in (".partial", ".retired", ".lock"):
+                    _remove(path.with_suffix(suffix))
+
+
 @contextmanager
 def building(target: Path) -> Iterator[Path]:
     """Yield a hidden path beside `target` to build a file or directory at; rename it to `target` on success.
 
     The name is unique, so two processes building the same target cannot touch each other's files; on any error the
-    partial result is removed and an existing `target` stays as it was. A full disk becomes a `TunediffError`.
+    partial result is removed and an existing `target` stays as it was. What a killed process left, the next build of
+    the same target removes: a lock beside it dies with its process. A full disk becomes a `TunediffError`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(target)
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    held, retired = partial.with_suffix(".lock"), partial.with_suffix(".retired")
     try:
-        yield partial
-        for path in (partial, *sorted(partial.rglob("*"))):
-            if path.is_file():
-                _fsync(path)
-        retired = partial.with_suffix(".retired")
-        if partial.is_dir() and target.exists():
-            target.rename(retired)
-        partial.replace(target)
-        shutil.rmtree(retired, ignore_errors=True)
-        _fsync(target.parent)
+        with held.open("xb") as stream:
+            if not lock(stream):  # no locks here: then nobody takes what is left for dead
+                held.unlink(missing_ok=True)
+            kept = held.exists()
+            yield partial
+            for path in (partial, *sorted(partial.rglob("*"))):
+                if path.is_file():
+                    _fsync(path)
+            if kept and not held.exists():  # locks that do not reach another machine
+                raise TunediffError(f"{target}: another process builds it and took this build for dead; run again")
+            if partial.is_dir() and target.exists():
+                target.rename(retired)
+            partial.replace(target)
+            _remove(retired)
+            _fsync(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TunediffError(
@@ -74,10 +117,8 @@ def building(target: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+        held.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -151,7 +192,9 @@ def read_manifest(store: Path, kind: str | None = None, key: str | None = None) 
         raise TunediffError(f"{lacking}: missing, so the artifact is not complete; run snakemake again to make it")
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        if not isinstance(manifest.files, dict) or not isinstance(manifest.facts, dict):
+            raise TypeError("files and facts must be objects")
+    except (ValueError, TypeError, RecursionError) as error:
         raise TunediffError(f"{path}: not a manifest ({error}); delete it and run snakemake again") from error
     if kind is not None and manifest.kind != kind:
         raise TunediffError(f"{path}: is of kind '{manifest.kind}', not '{kind}'; give the path of a {kind} artifact")

@@ -223,21 +223,21 @@ class Graph:
         self.add("models", f"{folder}models", [pair, prints], own=own)
         self.add("hooks", f"{folder}hooks", [models["layer"], models["dtype"]], models=[f"{folder}models"])
 
-    def _source(self, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    def _source(self, key: str, source: Mapping[str, Any]) -> dict[str, Any]:
         version = {"demo": DEMO_VERSION} if Source.of(source).generated else {}
-        return {**source, **version, "fingerprint": self.fingerprints.get(f"source.{name}")}
+        return {**source, **version, "fingerprint": self.fingerprints.get(key)}
 
     def _tokens(self) -> None:
         c, seed = self.config, self.config["seed"]
         models, tokens, asked = c["models"], c["tokens"], c["conversations"]
-        sources = {name: self._source(name, source) for name, source in tokens["sources"].items()}
+        sources = {name: self._source(f"tokens.sources.{name}", source) for name, source in tokens["sources"].items()}
         shares = tokens["budgets"]  # a document's split may depend on both budgets
         for split in SPLITS:
             sampled = [sources, shares[split], shares, tokens["max_length"], models["ignore_first_tokens"], split, seed]
             self.add("tokens", f"tokens/{split}", sampled, models=["models"])
         generated = [
             _without(asked, "batch_size", "source"),
-            self._source("conversations", asked["source"]),
+            self._source("conversations.source", asked["source"]),
             self.conversations_shared_with,
             models["dtype"],
             models["ignore_first_tokens"],
@@ -291,7 +291,7 @@ class Graph:
         models = {"models": ["models"], "hooks": ["hooks"], "conversations": ["tokens/conversations"]}
         self.add("causal", "causal/kl", [edits, seed], **models, **every)
         self.add("causal_summary", "causal/summary", [c["causal"]["bootstrap_samples"], seed], kl=["causal/kl"])
-        labelled = self._source("conversations", c["conversations"]["source"])  # tells kinds of answers
+        labelled = self._source("conversations.source", c["conversations"]["source"])  # tells kinds of answers
         steered = [c["steering"], labelled, seed]
         self.add("steering", "steering/steering", steered, **models, **every)
         self._explanations()
