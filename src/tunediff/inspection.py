@@ -14,15 +14,15 @@ from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.pipeline.artifacts import damage, read_manifest, store_of
-from tunediff.results import read_json
+from tunediff.pipeline.artifacts import damage, manifest_path, own_files, read_json, read_manifest, store_of
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
 SAMPLED_CHUNKS = 64  # chunks of an activation store that norms are measured on, spread evenly
 SHOWN_TOKENS = 160  # of each document
 SHOWN_COLUMNS = 40  # of a table
-BESIDE = {".history.parquet": "history", ".texts.parquet": "texts"}  # tables of another store's artifact: their kinds
+# files beside the store of an artifact: their kinds
+BESIDE = {".history.parquet": "history", ".texts.parquet": "texts", ".overall.parquet": "means", ".sets.json": "sets"}
 
 
 @dataclass
@@ -56,24 +56,23 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
     if not store.exists():
         raise TunediffError(f"{path}: no such artifact; give a store, a directory, a table or a manifest of `results`")
     result = Inspection(str(store), "unknown", checksums=checksums)
-    if store.suffix == ".json":
+    if store.suffix == ".json" and (manifest_path(store) == store or store.name.endswith(".provenance.json")):
         result.kind, result.summary = "json", read_json(store)
         return result
+    beside = next((kind for suffix, kind in BESIDE.items() if store.name.endswith(suffix)), None)
     try:
         manifest = read_manifest(store)
-        result.kind, result.facts, result.bytes_stored = manifest.kind, manifest.facts, manifest.total_bytes
-        result.problems += damage(store, manifest, checksums)
-        made = store.with_suffix(".provenance.json")
+        files = own_files(store, manifest) if beside else list(manifest.files)
+        result.kind, result.facts = beside or manifest.kind, manifest.facts
+        result.bytes_stored = sum(manifest.files[name]["bytes"] for name in files)
+        result.problems += damage(store, manifest, files, later=() if checksums else ("*",))
+        made = manifest_path(store).with_suffix(".provenance.json")
         result.made_by = {"key": manifest.key} | (read_json(made) if made.is_file() else {})
     except TunediffError as error:
-        beside = [suffix for suffix in BESIDE if store.name.endswith(suffix)]
-        if beside:
-            result.kind = BESIDE[beside[0]]
-        else:
-            result.problems.append(str(error))
+        result.problems.append(str(error))
     if (store / "zarr.json").is_file():
         result.arrays = _zarr_arrays(store, result.problems)
-    if result.problems and result.kind in ("tokens", "activations", "examples"):
+    if result.problems and result.kind != "unknown":
         return result
     if result.kind == "tokens":
         _inspect_tokens(result, store, documents, tokenizer)
@@ -81,6 +80,8 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
         _inspect_activations(result, store)
     elif result.kind == "examples":
         _inspect_examples(result, store)
+    elif result.kind == "sets":
+        result.summary = json.loads(store.read_text(encoding="utf-8"))
     elif list(store.glob("*.safetensors")) and (store / "config.json").is_file():
         _inspect_crosscoder(result, store)
     elif store.suffix == ".parquet":
@@ -96,7 +97,11 @@ def _zarr_arrays(store: Path, problems: list[str]) -> list[dict[str, Any]]:
 
     described = []
     for folder in sorted(path.parent for path in store.glob("*/zarr.json")):
-        array: Any = zarr.open_array(str(folder), mode="r")
+        try:
+            array: Any = zarr.open_array(str(folder), mode="r")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            problems.append(f"{folder}: cannot be read ({str(error).splitlines()[0][:120]})")
+            continue
         unit = array.shards or array.chunks
         grid = [-(-size // step) for size, step in zip(array.shape, unit, strict=True)]
         files = [folder.joinpath("c", *map(str, index)) for index in np.ndindex(*grid)]
