@@ -7,6 +7,7 @@ from tunediff.config.check import complete
 from tunediff.config.estimate import memory_mb, setting
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import read_manifest, require
 from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
 from tunediff.report.registry import drawings_of
 
@@ -47,9 +48,13 @@ onstart:
 
 onsuccess:
     # what changed, in ten lines
-    headline = Path(R) / "report/headline.txt"
-    if "report" in GRAPH.on_disk()[0] and headline.is_file():
-        print(headline.read_text(encoding="utf-8"), end="")
+    report = Path(R) / "report"
+    if "report" in GRAPH.on_disk()[0] and (report / "headline.txt").is_file():
+        try:
+            require(report, read_manifest(report), ["headline.txt"])
+            print((report / "headline.txt").read_text(encoding="utf-8"), end="")
+        except TunediffError as error:
+            print(error, file=sys.stderr)
 
 
 wildcard_constraints:

@@ -385,6 +385,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
             pytest.skip("has a GPU")
         run(tmp_path, FakeStore(), TOPK, device="cuda")
 
+
 def test_a_damaged_checkpoint_is_told_and_training_starts_from_the_beginning(tmp_path: Path, capsys) -> None:
     run(tmp_path / "whole", FakeStore(), TOPK)
     with pytest.raises(KilledError):
