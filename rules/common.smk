@@ -8,6 +8,7 @@ from tunediff.config.estimate import memory_mb, setting
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import read_manifest, require
 from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
 from tunediff.pipeline.running import Running
 from tunediff.report.registry import drawings_of
@@ -57,9 +58,13 @@ onstart:  # of a run: not of -n, --report and the like, which work beside one
 
 onsuccess:
     # what changed, in ten lines
-    headline = Path(R) / "report/headline.txt"
-    if "report" in GRAPH.on_disk()[0] and headline.is_file():
-        print(headline.read_text(encoding="utf-8"), end="")
+    report = Path(R) / "report"
+    if "report" in GRAPH.on_disk()[0] and (report / "headline.txt").is_file():
+        try:
+            require(report, read_manifest(report), ["headline.txt"])
+            print((report / "headline.txt").read_text(encoding="utf-8"), end="")
+        except TunediffError as error:
+            print(error, file=sys.stderr)
 
 
 wildcard_constraints:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+from part_fixtures import seal_part
 from tunediff.config.settings import HarvestSettings
 from tunediff.data.activations import ActivationStore
 from tunediff.data.harvest import create_part
@@ -18,7 +19,6 @@ from tunediff.data.sampling import write_store
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.models.residual import ResidualModel
-from tunediff.pipeline.artifacts import seal
 
 SOURCES = ["web", "chat"]
 VOCAB = 40
@@ -77,7 +77,7 @@ def activation_store(
     order = np.concatenate([start + g.permutation(size) for start in range(0, n, size)])
     layout = {"shard_tokens": size, "chunk_tokens": size // 4, "codec": "blosc", "dtype": "float32"}
     settings = HarvestSettings(part_tokens=n, **layout)
-    attributes = {**layout, "sources": SOURCES}
+    attributes = {**layout, "sources": SOURCES, "first_row": 0}
     group = create_part(path, n, d_model, settings, attributes)
     for m, name in enumerate(("base", "chat")):
         group[name][:] = activations[order, m]
@@ -86,7 +86,7 @@ def activation_store(
     rows |= {"row": order, "source": tokens.doc_source[tokens.doc[order]]}
     for name, values in rows.items():
         group[name][:] = values
-    seal(path, "activations", "key", {})
+    seal_part(path, key="key")
     return ActivationStore([path])
 
 

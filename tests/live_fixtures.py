@@ -1,6 +1,5 @@
 """A folder of results whose models can be run: a tiny pair, random dictionaries, tables made up."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from helpers import TinyPair
 from tunediff.data.rendering import Encoding
 from tunediff.data.sampling import write_store
 from tunediff.models.pair import prepare_pair
-from tunediff.pipeline.artifacts import seal
+from tunediff.pipeline.artifacts import seal, write_json
 
 D_MODEL, LATENTS, LAYER, IGNORED = 32, 60, 1, 2
 NAME, DIFFERENCE = "batchtopk-seed0", "diff-seed0"
@@ -24,7 +23,7 @@ def live_results(root: Path, pair: TinyPair, replacements: Mapping[int, int] | N
     """Make a folder of results at `root` with the models of a pair, one crosscoder and one of the difference."""
     settings = {"base": str(pair.base), "chat": str(pair.chat), "base_token_replacements": dict(replacements or {})}
     prepare_pair(settings, Path("unused"), root / "models", key="k")
-    (root / "hooks.json").write_text(json.dumps({"kind": "hooks", "layer": LAYER, "dtype": "float32"}))
+    write_json(root / "hooks.json", {"kind": "hooks", "layer": LAYER, "dtype": "float32"})
     generator = np.random.default_rng(0)
     texts = [
         Encoding(generator.integers(270, 420, n).astype(np.int32), np.zeros(n, np.uint8), np.zeros(n, np.uint64))

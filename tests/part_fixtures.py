@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zarr
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, ROW_ARRAYS, to_stored
+from tunediff.data.activations import MODELS, ROW_ARRAYS, chunk_checksums, to_stored
 from tunediff.data.harvest import _write_shard, create_part
 from tunediff.pipeline.artifacts import building, seal
 
@@ -27,12 +28,26 @@ DAMAGE = {
 }
 
 
-def write_part(path: Path, n: int, d: int, layout: HarvestSettings, seed: int = 0, mask=None) -> torch.Tensor:
+def seal_part(path: Path, facts: dict | None = None, key: str = "k") -> None:
+    """Seal a part as it is on the disk."""
+    group = zarr.open_group(str(path), mode="r")
+    shard_tokens, chunk_tokens = group.attrs["shard_tokens"], group.attrs["chunk_tokens"]
+    chunks = {}
+    for name in MODELS:
+        values = np.asarray(group[name][:])
+        for i, shard in enumerate(np.split(values, len(values) // shard_tokens)):
+            chunks[f"{name}/c/{i}/0"] = chunk_checksums(shard, chunk_tokens)
+    seal(path, "activations", key, facts or {}, chunks=chunks)
+
+
+def write_part(
+    path: Path, n: int, d: int, layout: HarvestSettings, seed: int = 0, mask=None, first_row: int = 0
+) -> torch.Tensor:
     """Write a part of random activations; returns what must be read back, [token, model, d_model]."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn((n, 2, d), generator=generator) * 10
     values[:: max(1, n // 3)] = 0  # chunks of zeros must not be taken for empty ones
-    attributes = {"sources": ["web", "chat"], "dtype": layout.dtype, "codec": layout.codec}
+    attributes = {"sources": ["web", "chat"], "dtype": layout.dtype, "codec": layout.codec, "first_row": first_row}
     attributes |= {"shard_tokens": layout.shard_tokens, "chunk_tokens": layout.chunk_tokens}
     columns = {name: np.arange(n).astype(dtype) for name, dtype in ROW_ARRAYS.items()}
     columns["source"] = (np.arange(n) % 2).astype(np.uint8)
@@ -46,5 +61,5 @@ def write_part(path: Path, n: int, d: int, layout: HarvestSettings, seed: int = 
                 _write_shard(group[name], shard, layout.shard_tokens, stored)
             for name, column in columns.items():
                 _write_shard(group[name], shard, layout.shard_tokens, column[place])
-    seal(path, "activations", "k", {})
+    seal_part(path)
     return values.to(getattr(torch, layout.dtype)).float()

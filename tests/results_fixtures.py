@@ -1,6 +1,5 @@
 """A small folder of results, each artifact in its own format."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 import figure_tables
 from analysis_fixtures import activation_store, random_crosscoder, token_store
-from tunediff.pipeline.artifacts import seal
+from tunediff.pipeline.artifacts import seal, write_json
 
 DICTIONARIES = ("batchtopk-seed0", "l1-seed0")
 D_MODEL, N_TOKENS = 6, 48
@@ -28,7 +27,7 @@ def small_results(root: Path) -> np.ndarray:
     (root / "models/pair.json").write_text("{}")
     pair = {"base": "org/base", "chat": "org/chat", "base_revision": "abc", "chat_revision": None}
     seal(root / "models", "models", "key", pair | {"d_model": D_MODEL, "n_layers": 4, "vocab_size": 40})
-    (root / "hooks.json").write_text(json.dumps({"kind": "hooks", "layer": 1, "dtype": "float32"}))
+    write_json(root / "hooks.json", {"kind": "hooks", "key": "key", "layer": 1, "dtype": "float32"})
 
     activations = np.random.default_rng(0).standard_normal((N_TOKENS, 2, D_MODEL)).astype(np.float32)
     (root / "tokens").mkdir()
@@ -46,7 +45,7 @@ def small_results(root: Path) -> np.ndarray:
         figure_tables.latent_table(i).write(table)
         seal(table, "latents", "key", {})
         evaluation = figure_tables.evaluation(fve=0.875 - i / 4, l0=20.5)
-        (root / f"evaluation/{name}.json").write_text(json.dumps(asdict(evaluation)))
+        write_json(root / f"evaluation/{name}.json", {"key": "key", **asdict(evaluation)})
     sealed_frame(root / "causal/summary.parquet", "kl-summary", figure_tables.kl_summary()[0])
     sealed_frame(root / "causal/kl.parquet", "kl", pd.DataFrame({"conversation": [0, 1], "kl_sum_all": [0.5, 0.25]}))
     return activations

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from figure_tables import OTHER, latent_table
-from part_fixtures import DAMAGE, LAYOUT, flip, write_part
+from part_fixtures import DAMAGE, LAYOUT, flip, seal_part, write_part
 from results_fixtures import DICTIONARIES, small_results
 from tunediff.cli import main
 from tunediff.data.masks import Mask
@@ -85,12 +85,8 @@ def test_massive_activations_are_listed_per_source(tmp_path: Path, capsys) -> No
     mask[7] = Mask.OUTLIER
     write_part(path, 96, 16, LAYOUT, mask=mask)
     facts = {"factor": 5.0, "norm": {"base": 9.0, "chat": 9.5}, "median": {"base": 1.8, "chat": 1.9}}
-    seal(
-        path,
-        "activations",
-        "key",
-        {"outliers": {**facts, "tokens": {"web": 1, "chat": 0}, "of": {"web": 60, "chat": 36}}},
-    )
+    tokens = {"tokens": {"web": 1, "chat": 0}, "of": {"web": 60, "chat": 36}}
+    seal_part(path, {"outliers": {**facts, **tokens}})
     result = inspect(path)
     assert result.summary["outliers_left_out"] == {"chat": "0 of 36", "web": "1 of 60"}
     assert result.summary["rows_counted"] == 95
@@ -145,12 +141,13 @@ def test_crosscoder_and_tables(tmp_path: Path, capsys) -> None:
     frame = pd.DataFrame({"latent": [0, 1, 2], "class_name": ["shared", "shared", "dead"], "nu": [0.5, np.nan, 1.5]})
     table = tmp_path / "l1-seed0.parquet"
     frame.to_parquet(table)
-    seal(table, "latents", "k", {})
-    columns = inspect(table).summary["columns"]
-    assert columns["nu"] == "float64, 1 missing, 0.5 … 1 … 1.5" and "shared: 2, dead: 1" in columns["class_name"]
     history = tmp_path / "l1-seed0.history.parquet"
     frame.to_parquet(history)
+    seal(table, "latents", "k", {}, beside=[".history.parquet"])
+    columns = inspect(table).summary["columns"]
+    assert columns["nu"] == "float64, 1 missing, 0.5 … 1 … 1.5" and "shared: 2, dead: 1" in columns["class_name"]
     assert main(["inspect", str(history)]) == 0
+    assert f"{history}: history, {history.stat().st_size:,} bytes" in capsys.readouterr().out
     table.write_bytes(b"torn")
     assert main(["inspect", str(table)]) == 1
     assert "l1-seed0.parquet" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """`tunediff latent`, `Results.latent` and `inspect` on examples: what they show, and of what they make errors."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from tunediff.latents import examples as formats
 from tunediff.latents.card import visible
 from tunediff.models.pair import prepare_pair
 from tunediff.models.tokenizers import pieces
-from tunediff.pipeline.artifacts import seal
+from tunediff.pipeline.artifacts import seal, write_json
 from tunediff.results import Results, open_results
 
 NAME, LATENTS, ABSENT = "batchtopk-seed0", (0, 1, 2, 5, 7), 3
@@ -40,7 +39,7 @@ def results(tiny_pairs, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Results with all that a card reads; losses are measured on the first document only."""
     root, pair = tmp_path_factory.mktemp("cards"), tiny_pairs("gemma2")
     prepare_pair({"base": str(pair.base), "chat": str(pair.chat)}, Path("unused"), root / "models", key="k")
-    (root / "hooks.json").write_text(json.dumps({"kind": "hooks", "layer": 1, "dtype": "float32"}))
+    write_json(root / "hooks.json", {"kind": "hooks", "layer": 1, "dtype": "float32"})
     turns = (Message("user", HOSTILE), Message("assistant", "I am sorry,\nbut I cannot help with that request."))
     encodings = ChatRenderer(pair.tokenizer).chats([Document("a", turns)] * 4, 100)
     attributes = {"sources": ["web", "chat"], "concepts": [], "split": "validation", "seed": 0, "tokenizer": "x"}

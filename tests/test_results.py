@@ -165,6 +165,7 @@ def test_verify_finds_every_artifact_and_names_the_damaged(copy: Path) -> None:
     (copy / ".work/half.json").write_text('{"kind": "x", "key": "k", "files": {"": {"bytes": 1, "sha256": ""}}}')
     found = {path.relative_to(copy).as_posix() for path in results.verify()}
     expected = {"models", "causal/kl.parquet", "causal/summary.parquet", "nulls/summary.csv", "summary.txt"}
+    expected |= {"hooks.json", *(f"evaluation/{name}.json" for name in DICTIONARIES)}
     expected |= {f"tokens/{split}.zarr" for split in ("train", "validation")}
     expected |= {f"activations/{split}/part-000.zarr" for split in ("train", "validation")}
     expected |= {f"crosscoders/{name}" for name in DICTIONARIES} | {f"latents/{name}.parquet" for name in DICTIONARIES}
@@ -180,6 +181,8 @@ def test_verify_finds_every_artifact_and_names_the_damaged(copy: Path) -> None:
     (copy / "causal/kl.parquet").unlink()
     with pytest.raises(tunediff.TunediffError, match=r"\(1 more artifacts are damaged\)"):
         results.verify()
+    content[0] ^= 1
+    shard.write_bytes(content)
     (copy / "causal/kl.json").write_text("{")
     with pytest.raises(tunediff.TunediffError, match=r"causal/kl.json: not a JSON object"):
         results.verify()

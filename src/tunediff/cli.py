@@ -159,10 +159,7 @@ def run_export(chosen: argparse.Namespace) -> int:
     """Carry out `tunediff export`; return the exit status."""
     from tunediff.dictionaries.crosscoder import Crosscoder
     from tunediff.dictionaries.exchange import export, push
-    from tunediff.pipeline.artifacts import check, manifest_path
 
-    if manifest_path(chosen.crosscoder).is_file():
-        check(chosen.crosscoder, "crosscoder", checksums=True)
     config = export(Crosscoder.load(chosen.crosscoder), chosen.out, chosen.k, chosen.tolerance)
     library = "BatchTopKCrossCoder" if "k" in config else "CrossCoder"
     print(f"{chosen.out}: {config['dict_size']} latents of {config['activation_dim']} × 2, for {library}")

@@ -14,18 +14,17 @@ from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.pipeline.artifacts import damage, manifest_path, read_manifest, store_of
-from tunediff.results import MANIFEST_ENTRIES, read_json
+from tunediff.pipeline.artifacts import damage, manifest_path, own_files, read_json, read_manifest, store_of
+from tunediff.results import MANIFEST_ENTRIES
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LARGE_FACTOR = 5.0  # norms above this many medians are counted as large
 SAMPLED_CHUNKS = 64  # chunks of an activation store that norms are measured on, spread evenly
 SHOWN_TOKENS = 160  # of each document
 SHOWN_COLUMNS = 40  # of a table
-BESIDE = {".history.parquet": "history", ".texts.parquet": "texts"}  # tables of another store's artifact: their kinds
+# files beside the store of an artifact: their kinds
+BESIDE = {".history.parquet": "history", ".texts.parquet": "texts", ".overall.parquet": "means", ".sets.json": "sets"}
 DRAWN = (".pdf", ".png")  # what a drawing's manifest stands for, beside its numbers
-FILES_OF = {"drawing": DRAWN, "kl": (".sets.json",), "steering": (".texts.parquet",)}  # beside the store, by kind
-FILES_OF |= {"explanation_scores": (".overall.parquet",)}
 FOLDERS = ("crosscoders", "examples", "explanations")  # each folder in these is a store
 STORES = ("models", "report", "scores")  # and so are these
 NO_ARTIFACTS = ("logs", "benchmarks", "exports", "replies")
@@ -66,14 +65,14 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
     if _holds_artifacts(store):
         return inspect_run(store, checksums)
     result = Inspection(str(store), "unknown", checksums=checksums)
-    if store.suffix == ".json":
+    if store.suffix == ".json" and (manifest_path(store) == store or store.name.endswith(".provenance.json")):
         result.kind = "json"
         _try(result, store, lambda: result.summary.update(read_json(store)))
         return result
     _try(result, store, _compare, result, store, checksums)
     if (store / "zarr.json").is_file():
         result.arrays = _zarr_arrays(store, result.problems)
-    if result.problems and result.kind in ("tokens", "activations", "examples"):
+    if result.problems and result.kind != "unknown":
         return result
     if result.kind == "tokens":
         _try(result, store, _inspect_tokens, result, store, documents, tokenizer)
@@ -81,6 +80,8 @@ def inspect(path: Path, checksums: bool = True, documents: int = 2, tokenizer: P
         _try(result, store, _inspect_activations, result, store)
     elif result.kind == "examples":
         _try(result, store, _inspect_examples, result, store)
+    elif result.kind == "sets":
+        _try(result, store, lambda: result.summary.update(json.loads(store.read_text(encoding="utf-8"))))
     elif list(store.glob("*.safetensors")) and (store / "config.json").is_file():
         _try(result, store, _inspect_crosscoder, result, store)
     elif store.suffix in (".parquet", ".csv"):
@@ -105,24 +106,17 @@ def _try(result: Inspection, store: Path, look: Callable[..., Any], *arguments: 
 
 
 def _compare(result: Inspection, store: Path, checksums: bool) -> None:
-    """Compare a store, and what lies beside it, with its manifest."""
-    beside = [suffix for suffix in BESIDE if store.name.endswith(suffix)]
-    if beside and not manifest_path(store).is_file():
-        result.kind = BESIDE[beside[0]]
-        return
+    """Compare a store with its manifest: with what lies beside it, or a file beside a store alone."""
     if manifest_path(store).is_file() and not store.exists():
         raise TunediffError(
             f"{manifest_path(store)}: its store is missing; snakemake makes it again where it is needed"
         )
     manifest = read_manifest(store)
-    result.kind, result.facts, result.made_by = manifest.kind, manifest.facts, {"key": manifest.key}
-    result.bytes_stored = manifest.total_bytes
-    result.problems += damage(store, manifest, checksums)
-    trained = manifest.kind == "crosscoder" and "-seed" in store.name
-    for suffix in (".history.parquet",) if trained else FILES_OF.get(manifest.kind, ()):
-        file = manifest_path(store).with_suffix(suffix)
-        if not file.is_file() and str(file) not in " ".join(result.problems):
-            result.problems.append(f"{file}: missing; delete {manifest_path(store)} and run snakemake again")
+    beside = next((kind for suffix, kind in BESIDE.items() if store.name.endswith(suffix)), None)
+    files = own_files(store, manifest) if beside else list(manifest.files)
+    result.kind, result.facts, result.made_by = beside or manifest.kind, manifest.facts, {"key": manifest.key}
+    result.bytes_stored = sum(manifest.files[name]["bytes"] for name in files)
+    result.problems += damage(store, manifest, files, later=() if checksums else ("*",))
     made = manifest_path(store).with_suffix(".provenance.json")
     result.made_by |= read_json(made) if made.is_file() else {}
 

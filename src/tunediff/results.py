@@ -19,7 +19,7 @@ from tunediff.interventions.steering_table import read_steering, read_texts
 from tunediff.latents.examples import Examples, read_losses
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable, control_passes
-from tunediff.pipeline.artifacts import Manifest, check, manifest_path, store_of
+from tunediff.pipeline.artifacts import check, damage, manifest_at, manifest_path, read_json, read_manifest, store_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,41 +32,38 @@ if TYPE_CHECKING:
     from tunediff.live import Live, LoadedPair, Prompt, Steered
 
 MANIFEST_ENTRIES = {"kind", "key", "files"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise TunediffError(f"{path}: not a JSON object ({error}); delete it and run snakemake again") from error
+PROVENANCE = ".provenance.json"
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return read_json(path)["facts"]
+    return manifest_at(path).facts
 
 
-# role -> file ({}: a dictionary or a part), kind of its manifest (where it is the store that one describes), reader
+def _object(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+# role -> file ({}: a dictionary or a part), kind of its manifest (none: the reader itself goes by it), reader
 READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "hooks": ("hooks.json", "", read_json),
-    "latents": ("latents/{}.parquet", "latents", LatentTable.read),
+    "latents": ("latents/{}.parquet", "", LatentTable.read),
     "evaluation": ("evaluation/{}.json", "", Evaluation.read),
     "twins": ("twins/{}.parquet", "twins", pd.read_parquet),
-    "examples": ("examples/{}", "examples", Examples.open),
+    "examples": ("examples/{}", "", Examples.open),
     "losses": ("losses/losses.parquet", "losses", read_losses),
-    "explanations": ("explanations/{}", "explanations", Explanations.open),
-    "judgements": ("judgements/{}.parquet", "judgements", read_judgements),
+    "explanations": ("explanations/{}", "", Explanations.open),
+    "judgements": ("judgements/{}.parquet", "", read_judgements),
     "explanation_scores": ("explanation_scores/scores.parquet", "explanation_scores", pd.read_parquet),
-    "explanation_means": ("explanation_scores/scores.overall.parquet", "", pd.read_parquet),
-    "histories": ("crosscoders/{}.history.parquet", "", pd.read_parquet),
+    "explanation_means": ("explanation_scores/scores.overall.parquet", "explanation_scores", pd.read_parquet),
+    "histories": ("crosscoders/{}.history.parquet", "crosscoder", pd.read_parquet),
     "crosscoders": ("crosscoders/{}.json", "", _facts),
     "activations_train": ("activations/train/{}.json", "", _facts),
     "activations_validation": ("activations/validation/{}.json", "", _facts),
     "kl": ("causal/summary.parquet", "kl-summary", pd.read_parquet),
     "kl_table": ("causal/kl.parquet", "kl", pd.read_parquet),
-    "sets": ("causal/kl.sets.json", "", read_json),
+    "sets": ("causal/kl.sets.json", "kl", _object),
     "steering": ("steering/steering.parquet", "steering", read_steering),
-    "steering_texts": ("steering/steering.texts.parquet", "", read_texts),
+    "steering_texts": ("steering/steering.texts.parquet", "steering", read_texts),
     "concepts": ("concepts/concepts.parquet", "concepts", pd.read_parquet),
     "seeds": ("seeds/matches.parquet", "matches", pd.read_parquet),
 }
@@ -100,7 +97,7 @@ class Results:
     @property
     def pair(self) -> Pair:
         """The model pair, and the block after which it is read."""
-        facts = self._checked("models", "models").facts
+        facts = read_manifest(self._made("models"), "models").facts
         hooks = self.read("hooks")
         values = {name: facts[name] for name in Pair._fields if name in facts}
         return Pair(**values, layer=hooks["layer"], dtype=hooks["dtype"])
@@ -116,8 +113,7 @@ class Results:
         from tunediff.dictionaries.crosscoder import Crosscoder
 
         self._known(name)
-        self._checked(f"crosscoders/{name}", "crosscoder")
-        return Crosscoder.load(self.path / "crosscoders" / name, device)
+        return Crosscoder.load(self._made(f"crosscoders/{name}"), device)
 
     def latents(self, name: str) -> LatentTable:
         """Return the latent table of a dictionary; `frame` has one row per latent."""
@@ -154,8 +150,7 @@ class Results:
         """The tokenizer of the pair: the chat model's."""
         from tunediff.models.pair import load_pair
 
-        self._checked("models", "models")
-        return load_pair(self.path / "models", self.pair.layer, self.pair.dtype).load_tokenizer()
+        return load_pair(self._made("models"), self.pair.layer, self.pair.dtype).load_tokenizer()
 
     @cached_property
     def _cards(self) -> "dict[str, Cards]":
@@ -172,20 +167,16 @@ class Results:
     def read(self, role: str, name: str = "") -> Any:
         """Return what `READERS` has under `role`, of dictionary or part `name`."""
         file, kind, reader = READERS[role]
-        relative = file.format(name)
+        path = self._made(file.format(name))
         if kind:
-            self._checked(relative, kind)
-        elif not (self.path / relative).is_file():
-            raise self._missing(relative)
-        return reader(self.path / relative)
+            check(path, kind)
+        return reader(path)
 
     def tokens(self, split: str) -> "TokenStore":
         """Return the tokens of `train` or `validation`, or the `conversations` of the KL experiment."""
         from tunediff.data.tokens import TokenStore
 
-        run = self._run()
-        run._checked(f"tokens/{split}.zarr", "tokens")
-        return TokenStore.open(run.path / f"tokens/{split}.zarr")
+        return TokenStore.open(self._run()._made(f"tokens/{split}.zarr"))
 
     def activations(self, split: str) -> "ActivationStore":
         """Return the residuals of both models on all tokens of `train` or `validation`.
@@ -274,18 +265,20 @@ class Results:
     def verify(self) -> list[Path]:
         """Compare the sha256 of every file of every artifact with its manifest; return the artifacts.
 
+        An artifact that is one JSON file states its own digest, and so do manifests and provenances.
+
         Raises
         ------
         TunediffError
             An artifact is damaged: the first is named, the others are counted.
         """
         whole, damaged = [], []
-        for store, kind in _artifacts(self.path):
-            try:
-                check(store, kind, checksums=True)
+        for path in _json_files(self.path):
+            store, lines = _damage(path)
+            remedy = f"; delete {path} and run snakemake again" if store != path else ""
+            damaged += [f"{line}{remedy}" for line in lines[:1]]
+            if not lines and not path.name.endswith(PROVENANCE):
                 whole.append(store)
-            except TunediffError as error:
-                damaged.append(str(error))
         if damaged:
             more = f" ({len(damaged) - 1} more artifacts are damaged)" if len(damaged) > 1 else ""
             raise TunediffError(damaged[0] + more)
@@ -357,26 +350,42 @@ class Results:
         self._known(name)
         return self.read(role, name)
 
-    def _checked(self, relative: str, kind: str) -> Manifest:
-        """Return the manifest of an artifact whose files are all there, of the right size."""
-        store = self.path / relative
-        if not manifest_path(store).is_file():
+    def _made(self, relative: str) -> Path:
+        """Return the path of a store, or of a file beside one, that has a manifest."""
+        path = self.path / relative
+        if not manifest_path(path).is_file():
             raise self._missing(relative)
-        return check(store, kind)
+        return path
 
 
-def _artifacts(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield store and kind of every artifact, found by the manifests; what is hidden is work in progress."""
+def _json_files(folder: Path) -> Iterator[Path]:
+    """Yield the manifests, artifacts of JSON alone and provenances of a folder; what is hidden is work in progress."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
             if not manifest_path(path).is_file():  # else a store: its manifest knows what is in it
-                yield from _artifacts(path)
-        elif path.suffix == ".json" and not path.name.endswith(".provenance.json"):
-            values = read_json(path)
-            if set(values) >= MANIFEST_ENTRIES:
-                yield store_of(path), values["kind"]
+                yield from _json_files(path)
+        elif (path.suffixes == [".json"] or path.name.endswith(PROVENANCE)) and _is_own(path):
+            yield path
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a JSON file is one of ours, damaged or not: those of an exported crosscoder are not."""
+    try:
+        return not {"key", "digest"}.isdisjoint(_object(path))
+    except (OSError, ValueError, TypeError):
+        return True
+
+
+def _damage(path: Path) -> tuple[Path, list[str]]:
+    """Return the store that a JSON file stands for (else the file itself) and what is damaged of it."""
+    try:
+        if set(read_json(path)) >= MANIFEST_ENTRIES:
+            return store_of(path), damage(store_of(path), manifest_at(path))
+    except TunediffError as error:
+        return path, [str(error)]
+    return path, []
 
 
 def open_results(path: str | Path = "results") -> Results:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from part_fixtures import DAMAGE, LAYOUT, write_part
+from part_fixtures import DAMAGE, LAYOUT, seal_part, write_part
 from tunediff.config.settings import HarvestSettings
 from tunediff.data.activations import ActivationStore, to_stored
 from tunediff.data.harvest import _write_shard, create_part, harvest_part, length_batches
@@ -23,7 +23,7 @@ from tunediff.data.sampling import write_store
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
-from tunediff.pipeline.artifacts import manifest_path, seal
+from tunediff.pipeline.artifacts import manifest_path
 
 SETTINGS = HarvestSettings(
     part_tokens=256, shard_tokens=64, chunk_tokens=16, batch_tokens=120, codec="crc32c", dtype="float32"
@@ -165,7 +165,7 @@ def test_a_residual_that_is_not_finite_stops_every_reader(tmp_path: Path, value:
     stored[41, 2] = value
     for shard in range(2):
         group["chat"][shard * 32 : (shard + 1) * 32] = stored[shard * 32 : (shard + 1) * 32]
-    seal(path, "activations", "k", {})
+    seal_part(path)
     store = ActivationStore([path])
     for read in (lambda: list(store.chunks()), lambda: list(islice(store.batches(16, 0, 2), 8))):
         with pytest.raises(TunediffError, match=r"part-000.zarr: the residual of token 41 is not finite"):
@@ -264,7 +264,7 @@ def test_damage_is_loud_and_names_the_shard(tmp_path: Path, codec: str, kind: st
     assert "\n" not in str(caught.value)
     if kind != "missing" or when == "before opening":
         with pytest.raises(TunediffError):
-            next(iter(ActivationStore([path], checksums=True).batches(64, 0, 12)))
+            next(iter(ActivationStore([path]).batches(64, 0, 12)))
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -296,13 +296,14 @@ def test_stores_that_do_not_belong_together(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[ActivationStore, torch.Tensor]:
     """Three parts, 480 rows; rows 0, 9, 18, … are BOS, some are ignored."""
-    folder, values = tmp_path_factory.mktemp("known"), []
+    folder, values, first = tmp_path_factory.mktemp("known"), [], 0
     for i, n in enumerate((192, 192, 96)):
         mask = np.zeros(n, dtype=np.uint8)
         mask[::9] = Mask.BOS
         mask[5::40] = Mask.IGNORED | Mask.USER
         mask[7::11] |= np.uint8(Mask.TEMPLATE)
-        values.append(write_part(folder / f"part-{i:03d}.zarr", n, 6, LAYOUT, seed=i, mask=mask))
+        values.append(write_part(folder / f"part-{i:03d}.zarr", n, 6, LAYOUT, i, mask, first))
+        first += n
     paths = sorted(folder.glob("part-*.zarr"))
     return ActivationStore(paths), torch.cat(values)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
@@ -20,6 +21,7 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import (
     HISTORY,
+    _Run,
     make_optimizer,
     measure_normalization,
     optimizer_step,
@@ -101,7 +103,7 @@ def test_a_whole_run_publishes_sealed_dictionaries_and_histories(tmp_path: Path)
     run(tmp_path, FakeStore(), {**L1, "mu": 0.02, "target_l0": None}, "l1-seed0", "one")
     run(tmp_path, FakeStore(), TOPK, "batchtopk-seed0", "two")
     for name, key in KEYS.items():
-        manifest = check(tmp_path / "out" / name, "crosscoder", key, checksums=True)
+        manifest = check(tmp_path / "out" / name, "crosscoder", key)
         assert manifest.facts["layer"] == 3 and manifest.facts["steps"] == 40
         history = pd.read_parquet(tmp_path / "out" / f"{name}.history.parquet")
         assert tuple(history.columns) == HISTORY
@@ -382,11 +384,41 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         if torch.cuda.is_available():
             pytest.skip("has a GPU")
         run(tmp_path, FakeStore(), TOPK, device="cuda")
+
+
+def test_a_damaged_checkpoint_is_told_and_training_starts_from_the_beginning(tmp_path: Path, capsys) -> None:
+    run(tmp_path / "whole", FakeStore(), TOPK)
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", FakeStore(die_at=10), TOPK)
+    checkpoint = tmp_path / "cut/work/k/checkpoint.pt"
+    content = checkpoint.read_bytes()
+    weight = content.index(torch.load(checkpoint)["dictionary"]["decoder_weight"].numpy().tobytes())
+    damaged = bytearray(content)
+    damaged[weight + 41] ^= 1  # torch reads it without a word
+    checkpoint.write_bytes(damaged)
+    store = FakeStore()
+    run(tmp_path / "cut", store, TOPK)
+    assert 7 not in store.asked  # not from the checkpoint
+    told = [line for line in capsys.readouterr().out.splitlines() if "checkpoint" in line]
+    assert len(told) == 1 and told[0].endswith(
+        "/work/k/checkpoint.pt: damaged (its checksum differs); training starts from the beginning"
+    )
+    expected, actual = weights(tmp_path / "whole", "x"), weights(tmp_path / "cut", "x")
+    for tensor in expected:
+        assert torch.equal(expected[tensor], actual[tensor]), tensor
+
+
+def test_no_flipped_byte_of_a_checkpoint_is_read_as_another_state(tmp_path: Path, capsys) -> None:
     with pytest.raises(KilledError):
         run(tmp_path, FakeStore(die_at=10), TOPK)
-    (tmp_path / "work/k/checkpoint.pt").write_bytes(b"broken")
-    with pytest.raises(TunediffError, match=r"checkpoint\.pt: not a readable checkpoint"):
-        run(tmp_path, FakeStore(), TOPK)
+    checkpoint = tmp_path / "work/k/checkpoint.pt"
+    content = checkpoint.read_bytes()
+    assert _Run._load(SimpleNamespace(checkpoint=checkpoint))["step"] == 7
+    flipped = (content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :] for i in range(0, len(content), 7))
+    for damaged in (*flipped, b"broken", b"", content[:-9], content[:-32], content + b"x"):
+        checkpoint.write_bytes(damaged)
+        assert _Run._load(SimpleNamespace(checkpoint=checkpoint)) is None
+        assert capsys.readouterr().out.count("checkpoint.pt: damaged") == 1
 
 
 def test_a_missing_logger_is_known_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

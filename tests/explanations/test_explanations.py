@@ -338,7 +338,7 @@ def test_means_are_over_latents_by_fifths_and_between_dictionaries_within_freque
 
 def test_tables_are_checked(dictionary: Known, made: Explanations, tmp_path: Path) -> None:
     dictionary.judge(made)
-    judged = made.path.parent / "d.judgements.parquet"
+    judged = made.path.parent / "d_judgements.parquet"
     assert len(read_judgements(judged, key="k")) > 100
     with pytest.raises(TunediffError, match="made by other inputs"):
         Explanations.open(made.path, key="other")

@@ -69,7 +69,7 @@ def make(root: Path, streams: int = 2, settings: ExampleSettings = SETTINGS) -> 
 
     def build(out: str, chosen: ExampleSettings = settings) -> Examples:
         build_examples(crosscoder, table, store, tokens, model, chosen, root / out, key="k")
-        return Examples.open(root / out, key="k", checksums=True)
+        return Examples.open(root / out, key="k")
 
     counted = (tokens.mask & np.uint8(LEFT_OUT)) == 0
     counted[list(OUTLIERS)] = False

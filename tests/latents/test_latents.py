@@ -14,7 +14,7 @@ from tunediff.latents.criterion import Criterion
 from tunediff.latents.measure import build_table
 from tunediff.latents.scaling import ScalingSums, betas, direction_terms, document_block, nu, scaling_directions
 from tunediff.latents.table import CONTROLS, LatentTable, classify, control_passes, rank_sum
-from tunediff.pipeline.artifacts import check
+from tunediff.pipeline.artifacts import check, seal
 
 SETTINGS = LatentSettings(min_count=5, blocks=8, bootstrap_samples=100, batch_size=37)
 OUTLIERS = [9, 33, 34, 210]  # rows whose massive activations count nowhere
@@ -293,6 +293,7 @@ def test_a_table_of_another_shape_is_refused_in_one_line(pair, tmp_path, damage,
         LatentTable(damaged, SOURCES).write(tmp_path / "y.parquet")
     metadata = {"sources": "web\nchat"}
     pq.write_table(pa.Table.from_pandas(damaged, preserve_index=False).replace_schema_metadata(metadata), path)
+    seal(path, "latents", "k", {})
     with pytest.raises(TunediffError, match=message) as error:
         LatentTable.read(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -65,7 +65,7 @@ def test_divergence_is_that_of_dense_activations(measured) -> None:
         largest = max(a.max(), b.max())
         assert row.n_high == ((a >= 0.4 * largest) | (b >= 0.4 * largest)).sum() > 0
     assert frame["divergence"][0] < 0.2 < frame["divergence"][3:].min()  # (0, 4) share their encoder direction
-    manifest = check(path, "twins", "k", checksums=True)
+    manifest = check(path, "twins", "k")
     assert manifest.facts["twins"] == 3 and manifest.facts["pairs_compared"] == 20
     assert manifest.facts["n_tokens"] == len(dense)
 

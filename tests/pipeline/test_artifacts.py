@@ -24,6 +24,7 @@ from tunediff.pipeline.artifacts import (
     read_manifest,
     seal,
     store_of,
+    write_json,
 )
 
 
@@ -134,10 +135,9 @@ def test_a_new_directory_replaces_an_old_one_whole(tmp_path: Path) -> None:
 def test_manifest_round_trip(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
     store = make_store(tmp_path_factory.mktemp("m"), files)
     seal(store, "activations", "k1", {"n": 3}, provenance(0.0))
-    manifest = check(store, "activations", "k1", checksums=True)
+    manifest = check(store, "activations", "k1")
     assert manifest.facts == {"n": 3}
     assert set(manifest.files) == set(files)
-    assert manifest.total_bytes == sum(map(len, files.values()))
 
 
 def test_every_damage_is_named(tmp_path: Path) -> None:
@@ -151,9 +151,11 @@ def test_every_damage_is_named(tmp_path: Path) -> None:
         "2 bytes instead of 4",
         "checksum differs from the manifest",
     ]
-    assert len(damage(store, manifest, checksums=False)) == 2
+    assert len(damage(store, manifest, later=["*"])) == len(damage(store, manifest, ["a", "c"])) == 2
     with pytest.raises(TunediffError, match=r"a: missing \(3 of 3 files damaged\); delete"):
-        check(store, "activations", checksums=True)
+        check(store, "activations")
+    with pytest.raises(TunediffError, match=r"\(2 of 3 files damaged\); delete"):
+        check(store, "activations", later=["c"])
 
 
 def test_wrong_kind_key_or_missing_manifest(tmp_path: Path) -> None:
@@ -165,7 +167,11 @@ def test_wrong_kind_key_or_missing_manifest(tmp_path: Path) -> None:
         read_manifest(store, kind="activations")
     with pytest.raises(TunediffError, match="made by other inputs"):
         read_manifest(store, key="k2")
-    manifest_path(store).write_text("{}")
+    for content, told in (("{}", "states no digest"), ("[", "not a JSON object"), ('{"digest": "0"}', "damaged")):
+        manifest_path(store).write_text(content)
+        with pytest.raises(TunediffError, match=told):
+            read_manifest(store)
+    write_json(manifest_path(store), {"key": "k"})
     with pytest.raises(TunediffError, match="not a manifest"):
         read_manifest(store)
 

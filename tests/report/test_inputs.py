@@ -10,7 +10,7 @@ import pytest
 from figure_tables import CONFIG, NULLS, all_results, evaluation, nulls_table
 from tunediff.errors import TunediffError
 from tunediff.latents.table import LatentTable
-from tunediff.pipeline.artifacts import seal
+from tunediff.pipeline.artifacts import seal, write_json
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import READS
 from tunediff.report.style import Drawn, Style, save
@@ -27,7 +27,9 @@ def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
         file, kind, _ = READERS[name]
         files[name] = [stored(tmp_path / file, every[name], kind)]
     (tmp_path / "causal/kl.sets.json").write_text(json.dumps(every["sets"]))
-    (tmp_path / "crosscoders/l1-seed0.json").write_text(json.dumps({"facts": {"settings": {"k": 20}}}))
+    every["kl"].to_parquet(tmp_path / "causal/kl.parquet")
+    seal(tmp_path / "causal/kl.parquet", "kl", "k", {}, beside=[".sets.json"])
+    seal(tmp_path / "crosscoders/l1-seed0.history.parquet", "crosscoder", "k", {"settings": {"k": 20}})
     files |= {"sets": [tmp_path / "causal/kl.sets.json"], "crosscoders": [tmp_path / "crosscoders/l1-seed0.json"]}
     # as a job has them: one file is a string, several are a list
     listed = {
@@ -66,7 +68,7 @@ def test_every_pair_of_the_nulls_has_its_own_tables(tmp_path: Path) -> None:
             LatentTable(table.frame, table.sources).write(files[-2])
             seal(files[-2], "latents", "k", {})
             own = evaluation(l0=10.0 + i)
-            files[-1].write_text(json.dumps({"metrics": own.metrics, "n_tokens": own.n_tokens}))
+            write_json(files[-1], {"metrics": own.metrics, "n_tokens": own.n_tokens})
     found = Inputs({"pairs": files[::-1]}, {**CONFIG, "results": str(tmp_path)}).pairs
     assert list(found) == ["", "same", "reseeded"]
     for i, (tables, metrics) in enumerate(found.values()):
@@ -109,11 +111,11 @@ def test_outlier_tokens_of_all_parts(tmp_path: Path) -> None:
             "tokens": {"web": 2 + i, "chat": 0}, "of": {"web": 40, "chat": 60},
         }  # fmt: skip
         parts.append(folder / f"part-{i}.json")
-        parts[-1].write_text(json.dumps({"kind": "activations", "facts": {"outliers": facts}}))
+        write_json(parts[-1], {"kind": "activations", "key": "k", "files": {}, "facts": {"outliers": facts}})
     config = {**CONFIG, "results": str(tmp_path)}
     found = Inputs({"activations_train": parts}, config).outliers
     assert list(found) == ["train"] and found["train"] is not None
     assert found["train"].tokens == {"web": 5, "chat": 0} and found["train"].of == {"web": 80, "chat": 120}
     assert found["train"].norm == {"base": 30.0, "chat": 12.0} and found["train"].share == pytest.approx(5 / 200)
-    parts[0].write_text(json.dumps({"kind": "activations", "facts": {"outliers": None}}))
+    write_json(parts[0], {"kind": "activations", "key": "k", "files": {}, "facts": {"outliers": None}})
     assert Inputs({"activations_train": parts[:1]}, config).outliers == {"train": None}

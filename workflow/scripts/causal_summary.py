@@ -7,7 +7,7 @@ from tunediff.pipeline.artifacts import check
 from tunediff.pipeline.job import job
 
 with job(snakemake) as work:
-    check(work.path("kl"), "kl", work.key("kl"), checksums=True)
+    check(work.path("kl"), "kl", work.key("kl"))
     build_summary(
         pd.read_parquet(work.path("kl")),
         work.out,

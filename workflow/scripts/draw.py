@@ -11,4 +11,4 @@ from tunediff.report.style import Style, save
 with job(snakemake) as work:
     drawing, style, out = drawings()[work.wildcards.drawing], Style(**work.config["figures"]), snakemake.output
     save(drawing.draw(Inputs.of(snakemake), style), Path(out.pdf).with_suffix(""), style)
-    seal(Path(out.store), "drawing", work.own_key, {"title": drawing.title})
+    seal(Path(out.store), "drawing", work.own_key, {"title": drawing.title}, beside=(".pdf", ".png"))

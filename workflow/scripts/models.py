@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tunediff.models.pair import prepare_pair
+from tunediff.pipeline.artifacts import check
 from tunediff.pipeline.job import job
 
 with job(snakemake) as work:
@@ -11,4 +12,5 @@ with job(snakemake) as work:
         models = models | work.config["nulls"][Path(work.wildcards.pair).name]
         models["demo"] = {**models["demo"], "retrain": False}
         shipped = work.path("own")  # the run's own demo models
+        check(shipped, "models", work.key("own"))
     prepare_pair(models, shipped, work.out, key=work.own_key)

@@ -2,7 +2,8 @@
 
 A part is a zarr v3 group, written by `tunediff.data.harvest`. `base` and `chat` are sharded along tokens; with the
 default codec a shard file is the chunks in order, each followed by its crc32c, then an index: it is read directly, at
-the speed of the page cache.
+the speed of the page cache. The manifest knows the crc32c of every chunk, and each is compared when it is read. So a
+damaged shard is noticed, and so is one of another part, split or model. All other files are compared at the opening.
 """
 
 import os
@@ -29,7 +30,7 @@ from tunediff.pipeline.progress import Progress
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
-CRC_BYTES, INDEX_BYTES = 4, 16  # per chunk of a shard file
+CRC_BYTES = 4  # after each chunk of a shard file
 
 
 class ActivationBatch(NamedTuple):
@@ -71,6 +72,11 @@ def to_stored(values: Float[Tensor, "token d_model"], dtype: str) -> NDArray[Any
     return values.to(storage.torch).cpu().contiguous().view(storage.carrier).numpy().view(storage.numpy)
 
 
+def chunk_checksums(shard: NDArray[Any], chunk_tokens: int) -> str:
+    """Return the crc32c of every chunk of a stored shard [token, d_model], eight hexadecimal digits each."""
+    return "".join(f"{google_crc32c.value(chunk):08x}" for chunk in shard.reshape(-1, chunk_tokens, shard.shape[1]))
+
+
 def _rebuild(part: Path) -> str:
     return f"delete {manifest_path(part)} and run snakemake again"
 
@@ -78,18 +84,25 @@ def _rebuild(part: Path) -> str:
 class _Part:
     """One part, read chunk by chunk."""
 
-    def __init__(self, path: Path, key: str | None, checksums: bool) -> None:
-        self.outliers: dict[str, Any] | None = check(path, "activations", key, checksums).facts.get("outliers")
+    def __init__(self, path: Path, key: str | None) -> None:
+        manifest = check(path, "activations", key, later=[f"{name}/c/*" for name in MODELS])
+        self.outliers: dict[str, Any] | None = manifest.facts.get("outliers")
         self.path = path
         self.group: Any = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(self.group.attrs)
         self.dtype = str(attributes["dtype"])
         self.direct = attributes["codec"] == "crc32c"
         self.sources: list[str] = list(attributes["sources"])
+        self.first_row = int(attributes["first_row"])
         self.shard_tokens, self.chunk_tokens = int(attributes["shard_tokens"]), int(attributes["chunk_tokens"])
         self.arrays: dict[str, Any] = {name: self.group[name] for name in MODELS}
         self.n, self.d_model = self.arrays["base"].shape
         self.n_chunks = self.n // self.chunk_tokens
+        shards = range(self.n // self.shard_tokens)
+        self.checksums = {
+            name: bytes.fromhex("".join(manifest.files[f"{name}/c/{shard}/0"]["chunks"] for shard in shards))
+            for name in MODELS
+        }
 
     def row_array(self, name: str) -> NDArray[Any]:
         """Read one of the arrays that have a value per row; a shard that is not there is an error."""
@@ -103,12 +116,21 @@ class _Part:
             raise TunediffError(f"{self.path / name}: damaged ({error}); {_rebuild(self.path)}") from error
 
     def read_chunk(self, name: str, chunk: int, target: NDArray[Any]) -> None:
-        """Read one chunk of one model into `target` [chunk_tokens, d_model], checking its crc32c."""
+        """Read one chunk of one model into `target` [chunk_tokens, d_model]; its crc32c must be the manifest's."""
         shard, inside = divmod(chunk, self.shard_tokens // self.chunk_tokens)
         file = self.path / name / "c" / str(shard) / "0"
         if self.direct:
             self._read_direct(file, inside, target)
-            return
+        else:
+            self._read_zarr(file, name, chunk, target)
+        expected = self.checksums[name][chunk * CRC_BYTES : (chunk + 1) * CRC_BYTES]
+        if google_crc32c.value(target) != int.from_bytes(expected, "big"):
+            raise TunediffError(
+                f"{file}: checksum of chunk {inside} differs from the manifest, the shard is damaged or one of another "
+                f"place; {_rebuild(self.path)}"
+            )
+
+    def _read_zarr(self, file: Path, name: str, chunk: int, target: NDArray[Any]) -> None:
         place = slice(chunk * self.chunk_tokens, (chunk + 1) * self.chunk_tokens)
         try:
             if file.stat().st_size == 0:  # zarr takes an empty shard for one of fill values
@@ -119,19 +141,16 @@ class _Part:
             raise TunediffError(f"{file}: shard damaged ({cause}); {_rebuild(self.path)}") from error
 
     def _read_direct(self, file: Path, inside: int, target: NDArray[Any]) -> None:
-        crc = bytearray(CRC_BYTES)
         try:
             descriptor = os.open(file, os.O_RDONLY)
             try:
-                size = os.preadv(descriptor, [target.data.cast("B"), crc], inside * (target.nbytes + CRC_BYTES))
+                size = os.preadv(descriptor, [target.data.cast("B")], inside * (target.nbytes + CRC_BYTES))
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise TunediffError(f"{file}: shard missing or unreadable ({error}); {_rebuild(self.path)}") from error
-        if size != target.nbytes + CRC_BYTES:
+        if size != target.nbytes:
             raise TunediffError(f"{file}: shard cut short in chunk {inside}; {_rebuild(self.path)}")
-        if google_crc32c.value(target) != int.from_bytes(crc, "little"):
-            raise TunediffError(f"{file}: checksum of chunk {inside} differs, shard damaged; {_rebuild(self.path)}")
 
 
 def _column(name: str) -> "cached_property[NDArray[Any]]":
@@ -141,8 +160,8 @@ def _column(name: str) -> "cached_property[NDArray[Any]]":
 class ActivationStore:
     """All parts of a split as one long table of rows, in the order of the files.
 
-    `TunediffError`: a part is missing, unfinished, damaged, made by other inputs than `key` says, or of another width
-    or layout than the first.
+    `TunediffError`: a part is missing, unfinished, damaged, made by other inputs than `key` says, of another width or
+    layout than the first, or does not go on where the one before it ends.
     """
 
     # values per token, shape (token,), read when first asked for
@@ -153,18 +172,23 @@ class ActivationStore:
     mask = _column("mask")  # bits of `Mask`
     source = _column("source")  # index into `sources`
 
-    def __init__(self, part_paths: Sequence[Path], *, key: str | None = None, checksums: bool = False) -> None:
+    def __init__(self, part_paths: Sequence[Path], *, key: str | None = None) -> None:
         if not part_paths:
             raise TunediffError("activations: no parts given; run snakemake to harvest them")
-        self.parts = [_Part(Path(path), key, checksums) for path in part_paths]
+        self.parts = [_Part(Path(path), key) for path in part_paths]
         first = self.parts[0]
-        for part in self.parts[1:]:
+        for before, part in pairwise(self.parts):
             for name in ("d_model", "dtype", "chunk_tokens", "sources"):
                 if getattr(part, name) != getattr(first, name):
                     raise TunediffError(
                         f"{part.path}: {name} {getattr(part, name)} differs from {getattr(first, name)} of "
                         f"{first.path}; {_rebuild(part.path)}"
                     )
+            if part.first_row != before.first_row + before.n:
+                raise TunediffError(
+                    f"{part.path}: is of another place, its first token is {part.first_row} and should be "
+                    f"{before.first_row + before.n}; {_rebuild(part.path)}"
+                )
         self.d_model, self.dtype, self.chunk_tokens = int(first.d_model), first.dtype, first.chunk_tokens
         self.sources = first.sources
         self.n_tokens: int = sum(part.n for part in self.parts)

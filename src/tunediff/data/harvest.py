@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, ROW_ARRAYS, STORAGE, to_stored
+from tunediff.data.activations import MODELS, ROW_ARRAYS, STORAGE, chunk_checksums, to_stored
 from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
@@ -196,6 +196,7 @@ def harvest_part(
     source = tokens.doc_source[tokens.read("doc", first, last)]
     norms = np.empty((n, 2), dtype=np.float32)
     facts = {**attributes, "n_tokens": n, "d_model": pair.d_model, "outliers": None}
+    checksums: dict[str, str] = {}
     bar = Progress(n, f"harvest {part}", "tok")
     with building(out) as partial, bar:
         group = create_part(partial, n, pair.d_model, settings, attributes)
@@ -205,8 +206,10 @@ def harvest_part(
             for offset in range(0, len(values), shard_tokens):
                 shard = (low - first + offset) // shard_tokens
                 generator = np.random.default_rng([seed, first // shard_tokens + shard])
-                order = offset + generator.permutation(shard_tokens)
-                _write_shard(group[name], shard, shard_tokens, values[order])
+                block = values[offset + generator.permutation(shard_tokens)]
+                _write_shard(group[name], shard, shard_tokens, block)
+                if name in MODELS:
+                    checksums[f"{name}/c/{shard}/0"] = chunk_checksums(block, settings.chunk_tokens)
 
         for low in range(first, last, window):
             high = min(low + window, last)
@@ -226,4 +229,5 @@ def harvest_part(
         write("source", source, first)
         for name in ("token_id", "doc", "pos"):
             write(name, tokens.read(name, first, last), first)
-    seal(out, "activations", key, facts, provenance(started, device, tokens_per_second=n / (time.time() - started)))
+    made = provenance(started, device, tokens_per_second=n / (time.time() - started))
+    seal(out, "activations", key, facts, made, chunks=checksums)

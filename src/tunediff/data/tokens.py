@@ -43,12 +43,12 @@ class TokenStore:
     doc_source = _array("doc_source")  # index into `sources`
 
     @classmethod
-    def open(cls, path: Path, *, key: str | None = None, checksums: bool = False) -> "TokenStore":
-        """Open a finished store, having checked that its files are there and whole.
+    def open(cls, path: Path, *, key: str | None = None) -> "TokenStore":
+        """Open a finished store, having checked that its files are there and unchanged.
 
         `TunediffError`: missing, unfinished, damaged (the file is named), or made by other inputs than `key` says.
         """
-        check(path, "tokens", key, checksums)
+        check(path, "tokens", key)
         group = zarr.open_group(str(path), mode="r")
         return cls(path, dict(group.attrs), group)
 

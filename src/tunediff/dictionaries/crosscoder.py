@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tunediff.dictionaries.sparse import SparseCode, above_threshold, sparse_decode
 from tunediff.errors import TunediffError
-from tunediff.pipeline.artifacts import check
+from tunediff.pipeline.artifacts import check, manifest_path
 
 STREAMS = {"models": ("base", "chat"), "difference": ("difference",)}  # what a dictionary reads and writes of a token
 MAX_BLOCK = 2**25  # preactivations computed at a time, in entries (128 MiB of float32)
@@ -215,15 +215,15 @@ class Crosscoder(nn.Module):
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu", *, key: str | None = None) -> Self:
-        """Read a saved crosscoder; with `key`, only one that was made by these inputs and is unchanged since.
+        """Read a saved crosscoder; one that has a manifest must be unchanged, with `key` made by these inputs.
 
         Raises
         ------
         TunediffError
             A file or a tensor is missing, damaged, not finite or of the wrong shape, or the key is another.
         """
-        if key is not None:
-            check(directory, "crosscoder", key, checksums=True)
+        if key is not None or manifest_path(directory).is_file():
+            check(directory, "crosscoder", key)
         try:
             config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(directory / WEIGHTS, device=device)

@@ -26,7 +26,7 @@ from tunediff.data.activations import ActivationBatch, ActivationStore
 from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.errors import TunediffError
-from tunediff.pipeline.artifacts import building, provenance, seal
+from tunediff.pipeline.artifacts import append_sha256, building, ends_in_sha256, provenance, seal
 from tunediff.pipeline.progress import Progress
 
 Item = TypeVar("Item")
@@ -205,13 +205,10 @@ class _Run:
     def _load(self) -> dict[str, Any] | None:
         if not self.checkpoint.is_file():
             return None
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types for a damaged file
-            raise TunediffError(
-                f"{self.checkpoint}: not a readable checkpoint ({type(error).__name__}); delete it and run again"
-            ) from error
-        return state
+        if not ends_in_sha256(self.checkpoint):  # torch itself reads most damaged files without a word
+            print(f"{self.checkpoint}: damaged (its checksum differs); training starts from the beginning", flush=True)
+            return None
+        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all, and only from finite weights."""
@@ -226,6 +223,7 @@ class _Run:
         }
         with building(self.checkpoint) as partial:
             torch.save(state, partial)
+            append_sha256(partial)
 
     def _require_finite(self) -> None:
         """Raise where a weight, or a number such as μ or θ that the method carries along, is not finite."""
@@ -356,7 +354,8 @@ class _Run:
             history.to_parquet(partial, index=False)
         with building(out) as partial:
             crosscoder.save(partial)
-        seal(out, "crosscoder", key, crosscoder.config, provenance(self.started, self.training.device))
+        made = provenance(self.started, self.training.device)
+        seal(out, "crosscoder", key, crosscoder.config, made, beside=[".history.parquet"])
         self.checkpoint.unlink(missing_ok=True)
         kept.unlink()
         with suppress(OSError):  # a logger may have left files
@@ -405,13 +404,14 @@ def train(
 ) -> None:
     """Train a dictionary, from its checkpoint in `work_dir` if there is one; write it at `out` and seal it.
 
-    `out` is a folder NAME; NAME.history.parquet comes beside it. `facts` (such as the layer) go into config.json.
+    `out` is a folder NAME; NAME.history.parquet comes beside it. `facts` (such as the layer) go into config.json. Of a
+    damaged checkpoint a line is printed, and training starts from the beginning.
 
     Raises
     ------
     TunediffError
-        A name with a dot, a missing logger package, a damaged checkpoint, a loss or a weight that is not finite, an L0
-        missed by more than 10 %, a full disk.
+        A name with a dot, a missing logger package, a loss or a weight that is not finite, an L0 missed by more than
+        10 %, a full disk.
     """
     if "." in out.name:
         raise TunediffError(f"{out.name}: a dictionary's name may hold no dot; rename it in the config")

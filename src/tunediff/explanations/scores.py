@@ -298,5 +298,5 @@ def build_scores(
     facts = {"models": {name: own.facts["settings"]["model"] for name, own in explanations.items()}}
     with building(out.with_suffix(".overall.parquet")) as partial:
         means.to_parquet(partial, index=False)
-    write_frame(frame, out, "explanation_scores", key, facts, provenance(started))
+    write_frame(frame, out, "explanation_scores", key, facts, provenance(started), beside=[".overall.parquet"])
     return frame, means

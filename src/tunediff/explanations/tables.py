@@ -77,7 +77,7 @@ class Explanations:
     @classmethod
     def open(cls, path: Path, *, key: str | None = None) -> "Explanations":
         """Read finished explanations. `TunediffError`: missing, damaged, or made by other inputs than `key` says."""
-        facts = check(path, KIND, key, checksums=True).facts
+        facts = check(path, KIND, key).facts
         frames = []
         for name, schema in (("windows", contexts.WINDOWS), ("explanations", EXPLANATIONS)):
             table = pq.read_table(path / f"{name}.parquet")
@@ -119,7 +119,7 @@ class Explanations:
 
 def read_judgements(path: Path, *, key: str | None = None) -> pd.DataFrame:
     """Read judgements. `TunediffError`: missing, damaged, of other columns, or made by other inputs than `key` says."""
-    check(path, JUDGED, key, checksums=True)
+    check(path, JUDGED, key)
     table = pq.read_table(path)
     if table.schema.remove_metadata() != JUDGEMENTS:
         raise TunediffError(f"{path}: not a table of judgements; delete it and run snakemake again")

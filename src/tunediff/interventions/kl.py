@@ -310,5 +310,5 @@ def build_kl(
         "rules": {name: chosen.rule for name, chosen in sets.items()},
         "notes": {name: chosen.notes for name, chosen in sets.items()},
     }
-    write_frame(frame, out, "kl", key, facts, provenance(started, device))
+    write_frame(frame, out, "kl", key, facts, provenance(started, device), beside=[".sets.json"])
     return frame

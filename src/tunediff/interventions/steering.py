@@ -614,5 +614,5 @@ def build_steering(
         "mean_norm": seen.norm,
         "kinds": {f"{e.crosscoder}/{e.latent}": dict(zip(("kind", "auroc"), own[e], strict=True)) for e in chosen},
     }
-    write_frame(table, out, "steering", key, facts, provenance(started, device))
+    write_frame(table, out, "steering", key, facts, provenance(started, device), beside=[".texts.parquet"])
     return table

@@ -4,7 +4,6 @@ BOS, ignored tokens and massive activations are left out of every metric. The me
 subset's own.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
-from tunediff.pipeline.artifacts import provenance, write_text
+from tunediff.pipeline.artifacts import provenance, write_json
 from tunediff.pipeline.progress import Progress
 
 MODELS = ("base", "chat")
@@ -315,6 +314,6 @@ def build_evaluation(
         "dict_size": len(counts),
         "settings": asdict(settings),
     }
-    write_text(out, json.dumps(evaluated, indent=1) + "\n")
-    write_text(out.with_suffix(".provenance.json"), json.dumps(provenance(started, device), indent=1) + "\n")
+    write_json(out.with_suffix(".provenance.json"), provenance(started, device))
+    write_json(out, evaluated)
     return evaluated

@@ -153,13 +153,13 @@ class Examples:
     _bounds: dict[str, NDArray[np.int64]] = field(repr=False)  # first and last latent of every row group
 
     @classmethod
-    def open(cls, path: Path, *, key: str | None = None, checksums: bool = False) -> "Examples":
+    def open(cls, path: Path, *, key: str | None = None) -> "Examples":
         """Open finished examples, having checked that all tables are there, whole and of the right columns.
 
         `TunediffError`: missing, unfinished, damaged (the file is named), of other columns or types, not sorted by
         latent, or made by other inputs than `key` says.
         """
-        facts = check(path, KIND, key, checksums).facts
+        facts = check(path, KIND, key).facts
         files, bounds = {}, {}
         for name, schema in SCHEMAS.items():
             file, remedy = path / f"{name}.parquet", f"delete {path} and run snakemake again"

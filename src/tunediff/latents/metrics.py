@@ -1,6 +1,5 @@
 """The held-out metrics of one crosscoder, as everything after their stage reads them; nothing here imports torch."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import read_json
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,12 @@ class Evaluation:
     def read(cls, path: Path) -> "Evaluation":
         """Read the metrics that the evaluation wrote.
 
-        `TunediffError`: the file is missing, or holds no metrics.
+        `TunediffError`: the file is missing or damaged, or holds no metrics.
         """
+        values = read_json(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             return cls(values["metrics"], values["n_tokens"])
-        except FileNotFoundError as error:
-            raise TunediffError(f"{path}: missing; run snakemake again to make it") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
             raise TunediffError(f"{path}: holds no metrics ({error}); delete it and run snakemake again") from error
 
     def value(self, name: str, model: str | None = None, subset: str = "all") -> float:

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from tunediff.errors import TunediffError
 from tunediff.latents.criterion import Criterion
-from tunediff.pipeline.artifacts import check
+from tunediff.pipeline.artifacts import check, manifest_path
 
 CLASSES = ("chat-only", "shared", "base-only", "other", "dead")  # by Δnorm
 DIFFERENCE = "difference"  # class of the live latents of a dictionary of the difference: they have no Δnorm
@@ -137,13 +137,13 @@ class LatentTable:
 
     @classmethod
     def read(cls, path: Path, *, key: str | None = None) -> "LatentTable":
-        """Read and check a table; with `key`, only one that was made by these inputs and is unchanged since.
+        """Read and check a table; one that has a manifest must be unchanged, with `key` made by these inputs.
 
         `TunediffError`: the file is missing, is not Parquet, was made by other inputs, or has other columns, types,
         rows or classes than a latent table.
         """
-        if key is not None:
-            check(path, "latents", key, checksums=True)
+        if key is not None or manifest_path(path).is_file():
+            check(path, "latents", key)
         try:
             table = pq.read_table(path)
         except FileNotFoundError as error:

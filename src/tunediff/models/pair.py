@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,19 @@ from tunediff.errors import TunediffError
 from tunediff.models.hooks import verify_hooks
 from tunediff.models.residual import ResidualModel, check_layer, text_config, torch_dtype
 from tunediff.models.tokenizers import load_tokenizer, load_tokenizers, reading_error
-from tunediff.pipeline.artifacts import building, check, file_sha256, provenance, seal, write_text
+from tunediff.pipeline.artifacts import (
+    building,
+    check,
+    file_sha256,
+    provenance,
+    read_manifest,
+    require,
+    seal,
+    write_json,
+)
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")
+WEIGHTS = "*.safetensors"
+WEIGHT_FILES = (WEIGHTS, "*.bin", "*.json", "*.jinja", "*.model")
 
 
 @dataclass(frozen=True)
@@ -37,14 +48,22 @@ class PairInfo:
     replacements: dict[int, int]  # token ids replaced in what the base model reads
     tokenizer: dict[str, Any]  # facts: class, size, bos, eos, digest of the chat template
     key: str  # content key of results/models
+    folder: Path  # results/models
 
     def load_base(self, device: str, upper: bool = False) -> ResidualModel:
-        """Load the base model."""
+        """Load the base model; `TunediffError`: its weights in results/models are damaged."""
+        self._check_weights("base")
         return ResidualModel.load(self.base, self.layer, self.dtype, device, upper, self.base_revision)
 
     def load_chat(self, device: str, upper: bool = False) -> ResidualModel:
-        """Load the chat model."""
+        """Load the chat model; `TunediffError`: its weights in results/models are damaged."""
+        self._check_weights("chat")
         return ResidualModel.load(self.chat, self.layer, self.dtype, device, upper, self.chat_revision)
+
+    def _check_weights(self, model: str) -> None:
+        """Compare the sha256 of a model's weights (about a second per GB) where they lie in results/models."""
+        manifest = read_manifest(self.folder, "models", self.key)
+        require(self.folder, manifest, [name for name in manifest.files if fnmatch(name, f"{model}/{WEIGHTS}")])
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the pair: the chat model's."""
@@ -52,14 +71,14 @@ class PairInfo:
 
 
 def load_pair(models_dir: Path, layer: int, dtype: str, *, key: str | None = None) -> PairInfo:
-    """Read results/models, to be run in `dtype` and read after block `layer`.
+    """Read results/models, to be run in `dtype` and read after block `layer`; weights are checked when they are loaded.
 
     Raises
     ------
     TunediffError
         It is missing, incomplete, damaged or made by other inputs than `key` says, or has no such layer.
     """
-    manifest = check(models_dir, "models", key)
+    manifest = check(models_dir, "models", key, later=[f"*/{WEIGHTS}"])
     values = json.loads((models_dir / "pair.json").read_text(encoding="utf-8"))
     paths = {name: str(models_dir / name) if values[f"{name}_inside"] else values[name] for name in ("base", "chat")}
     check_layer(layer, values["n_layers"], paths["chat"])
@@ -73,6 +92,7 @@ def load_pair(models_dir: Path, layer: int, dtype: str, *, key: str | None = Non
         dtype=dtype,
         replacements={int(old): new for old, new in values["replacements"].items()},
         key=manifest.key,
+        folder=models_dir,
     )
 
 
@@ -90,7 +110,7 @@ def verify_pair(pair: PairInfo, device: str, out: Path, *, key: str) -> None:
         model.name = f"{name} model {model.name}"
         facts[name] = verify_hooks(model)
         del model
-    write_text(out, json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    write_json(out, facts)
 
 
 def directory_digest(directory: Path) -> str:

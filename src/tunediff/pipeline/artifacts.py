@@ -1,8 +1,9 @@
 """How artifacts reach the disk: built under a hidden name, renamed whole, sealed by a manifest written last.
 
-An artifact is a *store* (a file or a directory) and, beside it, ``NAME.json``, its manifest: the content key of the
-stage that made it, size and sha256 of every file, and the facts a reader needs. The manifest holds nothing that
-differs between two runs of the same work; what does (wall time, device, versions) is in ``NAME.provenance.json``.
+An artifact is a *store* (a file or a directory), perhaps more files ``NAME.more.suffix`` beside it, and ``NAME.json``,
+its manifest: the content key of the stage that made it, size and sha256 of every file, and the facts a reader needs.
+The manifest holds nothing that differs between two runs of the same work; what does (wall time, device, versions) is in
+``NAME.provenance.json``. These JSON files state a digest of their own content. So no damaged byte is read unnoticed.
 """
 
 import errno
@@ -15,9 +16,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -38,6 +40,24 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def append_sha256(path: Path) -> None:
+    """Append to a file the sha256 of what it holds, for `ends_in_sha256`; readers of zip archives pass over it."""
+    digest = bytes.fromhex(file_sha256(path))
+    with path.open("ab") as stream:
+        stream.write(digest)
+
+
+def ends_in_sha256(path: Path) -> bool:
+    """Return whether a file ends in the sha256 of what comes before."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - digest.digest_size
+    with path.open("rb") as stream:
+        while block := stream.read(min(max(left, 0), 1 << 20)):
+            digest.update(block)
+            left -= len(block)
+        return left == 0 and stream.read() == digest.digest()
 
 
 def _fsync(path: Path) -> None:
@@ -127,24 +147,59 @@ def write_text(target: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(target: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object that states a digest of its content (`digest`), whole or not at all."""
+    plain = json.loads(json.dumps(values))  # as it will be read
+    write_text(target, json.dumps({**plain, "digest": _digest(plain)}, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what `write_json` wrote.
+
+    `TunediffError`: the file is missing, holds no JSON object, or another content than its digest says.
+    """
+    remedy = "delete it and run snakemake again"
+    try:
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise TunediffError(f"{path}: missing; run snakemake again to make it") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise TunediffError(f"{path}: not a JSON object ({error}); {remedy}") from error
+    stated = values.pop("digest", None)
+    if stated != _digest(values):
+        wrong = (
+            "states no digest of its content" if stated is None else "damaged: its content is not that of its digest"
+        )
+        raise TunediffError(f"{path}: {wrong}; {remedy}")
+    return values
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What is known of a finished artifact, equal for every run of the same work."""
 
     kind: str  # "tokens", "activations", "crosscoder", …
     key: str  # content key of the stage that made it (see `tunediff.pipeline.keys`)
-    files: dict[str, dict[str, Any]]  # path relative to the store ("" for a single file) -> {"bytes", "sha256"}
+    # Path relative to the store ("" for a single file), or of a file beside it "*" and its suffix -> "bytes", "sha256",
+    # and of a shard of activations "chunks": the crc32c of the values of each, eight hexadecimal digits.
+    files: dict[str, dict[str, Any]]
     facts: dict[str, Any] = field(default_factory=dict)  # shapes, dtypes, seeds, counts
 
-    @property
-    def total_bytes(self) -> int:
-        """Size of all files of the store, in bytes."""
-        return sum(entry["bytes"] for entry in self.files.values())
+
+def manifest_path(path: Path) -> Path:
+    """Return the manifest of a store or of a file beside one: NAME.json of NAME/, NAME.parquet, NAME.sets.json."""
+    return path.with_name(f"{path.name.partition('.')[0]}.json")
 
 
-def manifest_path(store: Path) -> Path:
-    """Return the manifest of a store: `part-000.zarr` -> `part-000.json`, `l1-seed0/` -> `l1-seed0.json`."""
-    return store.with_suffix(".json")
+def _file(store: Path, name: str) -> Path:
+    """Return the file that a manifest calls `name`."""
+    if name.startswith("*"):
+        return manifest_path(store).with_suffix(name[1:])
+    return store / name if name else store
 
 
 def store_of(manifest: Path) -> Path:
@@ -154,48 +209,71 @@ def store_of(manifest: Path) -> Path:
 
 
 def seal(
-    store: Path, kind: str, key: str, facts: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    store: Path,
+    kind: str,
+    key: str,
+    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    beside: Collection[str] = (),
+    chunks: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Write the manifest (last) and the provenance of a finished store; this is what makes it complete."""
+    """Write the manifest (last) and the provenance of a finished store; this is what makes it complete.
+
+    `beside` are the suffixes of the artifact's other files; `chunks` go to the entries of these files, see `Manifest`.
+    """
     inside = sorted(p for p in store.rglob("*") if p.is_file() and not p.name.startswith(".snakemake"))
-    files = {}
-    for path in [store] if store.is_file() else inside:
-        name = "" if path == store else path.relative_to(store).as_posix()
+    names = [""] if store.is_file() else [path.relative_to(store).as_posix() for path in inside]
+    files: dict[str, dict[str, Any]] = {}
+    for name in (*names, *(f"*{suffix}" for suffix in beside)):
+        path = _file(store, name)
         files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    for name, checksums in (chunks or {}).items():
+        files[name]["chunks"] = checksums
     manifest = Manifest(kind, key, files, dict(facts))
     if provenance is not None:
-        write_text(store.with_suffix(".provenance.json"), json.dumps(dict(provenance), indent=1, sort_keys=True) + "\n")
-    write_text(manifest_path(store), json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+        write_json(store.with_suffix(".provenance.json"), provenance)
+    write_json(manifest_path(store), asdict(manifest))
     return manifest
 
 
 def write_frame(
-    frame: "DataFrame", out: Path, kind: str, key: str, facts: Mapping[str, Any], provenance: Mapping[str, Any]
+    frame: "DataFrame",
+    out: Path,
+    kind: str,
+    key: str,
+    facts: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    beside: Collection[str] = (),
 ) -> None:
-    """Write a table as Parquet and seal it."""
+    """Write a table as Parquet and seal it, with the files that lie beside it."""
     with building(out) as partial:
         frame.to_parquet(partial, index=False)
-    seal(out, kind, key, facts, provenance)
+    seal(out, kind, key, facts, provenance, beside=beside)
+
+
+def manifest_at(path: Path) -> Manifest:
+    """Read a manifest; `TunediffError` where it is none, or is damaged."""
+    values = read_json(path)
+    try:
+        return Manifest(**values)
+    except TypeError as error:
+        raise TunediffError(f"{path}: not a manifest ({error}); delete it and run snakemake again") from error
 
 
 def read_manifest(store: Path, kind: str | None = None, key: str | None = None) -> Manifest:
-    """Read the manifest of a store, checking its kind and content key where given.
+    """Read the manifest of a store, or of a file beside one, checking its kind and content key where given.
 
     Raises
     ------
     TunediffError
-        The artifact is missing, unfinished, of another kind, or was made by other inputs.
+        The artifact is missing, unfinished, of another kind, or was made by other inputs, or its manifest is damaged.
     """
     path = manifest_path(store)
     if not path.is_file() or not store.exists():
         lacking = path if not path.is_file() else store
         raise TunediffError(f"{lacking}: missing, so the artifact is not complete; run snakemake again to make it")
-    try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(manifest.files, dict) or not isinstance(manifest.facts, dict):
-            raise TypeError("files and facts must be objects")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise TunediffError(f"{path}: not a manifest ({error}); delete it and run snakemake again") from error
+    manifest = manifest_at(path)
     if kind is not None and manifest.kind != kind:
         raise TunediffError(f"{path}: is of kind '{manifest.kind}', not '{kind}'; give the path of a {kind} artifact")
     if key is not None and manifest.key != key:
@@ -205,35 +283,54 @@ def read_manifest(store: Path, kind: str | None = None, key: str | None = None) 
     return manifest
 
 
-def damage(store: Path, manifest: Manifest, checksums: bool = True) -> list[str]:
-    """Return one line per file of the store that is missing, of the wrong size or of the wrong content."""
+def damage(
+    store: Path, manifest: Manifest, names: Collection[str] | None = None, later: Collection[str] = ()
+) -> list[str]:
+    """Return one line per file of an artifact that is missing, of the wrong size or of the wrong content.
+
+    Only `names` are looked at, where given. Of files that match a pattern of `later` the size alone is.
+    """
     lines = []
-    for name, entry in manifest.files.items():
-        path = store / name if name else store
+    for name in manifest.files if names is None else names:
+        entry, path = manifest.files[name], _file(store, name)
         if not path.is_file():
             lines.append(f"{path}: missing")
         elif path.stat().st_size != entry["bytes"]:
             lines.append(f"{path}: {path.stat().st_size} bytes instead of {entry['bytes']}")
-        elif checksums and file_sha256(path) != entry["sha256"]:
+        elif not any(fnmatch(name, pattern) for pattern in later) and file_sha256(path) != entry["sha256"]:
             lines.append(f"{path}: checksum differs from the manifest")
     return lines
 
 
-def check(store: Path, kind: str, key: str | None = None, checksums: bool = False) -> Manifest:
-    """Read a store's manifest and check that every file it lists is there, whole and (optionally) unchanged.
+def own_files(path: Path, manifest: Manifest) -> list[str]:
+    """Return which files of a manifest a store is made of; of a file beside one, itself."""
+    beside = f"*{path.name.removeprefix(manifest_path(path).stem)}"
+    return [beside] if beside in manifest.files else [name for name in manifest.files if not name.startswith("*")]
+
+
+def require(store: Path, manifest: Manifest, names: Collection[str], later: Collection[str] = ()) -> None:
+    """Raise a `TunediffError` that names the first of these files that is damaged, see `damage`."""
+    lines = damage(store, manifest, names, later)
+    if lines:
+        raise TunediffError(
+            f"{lines[0]} ({len(lines)} of {len(names)} files damaged); "
+            f"delete {manifest_path(store)} and run snakemake again to rebuild the store"
+        )
+
+
+def check(path: Path, kind: str, key: str | None = None, later: Collection[str] = ()) -> Manifest:
+    """Read the manifest of a store, or of a file beside one, and check that it is whole and unchanged.
+
+    Every reader begins with this. Size and sha256 of all its files are compared; of files that match a pattern of
+    `later`, the size: their reader compares the content when it comes to them.
 
     Raises
     ------
     TunediffError
         As `read_manifest`, or a file is damaged; the first one is named.
     """
-    manifest = read_manifest(store, kind, key)
-    lines = damage(store, manifest, checksums)
-    if lines:
-        raise TunediffError(
-            f"{lines[0]} ({len(lines)} of {len(manifest.files)} files damaged); "
-            f"delete {manifest_path(store)} and run snakemake again to rebuild the store"
-        )
+    manifest = read_manifest(path, kind, key)
+    require(path, manifest, own_files(path, manifest), later)
     return manifest
 
 

@@ -1,9 +1,9 @@
 """Content keys: what an artifact depends on, as one short digest.
 
-key = digest(version of its stage, config values that change its result, keys of the artifacts it reads). A stage's
-version is raised by hand when its results change (`tunediff.pipeline.record` sees to it that this is not forgotten), so
-comments, moves and fixes of readers rebuild nothing. Nothing heavy is imported here: the Snakefile reads this module at
-every start.
+key = digest(format of manifests, version of its stage, config values that change its result, keys of the artifacts it
+reads). A stage's version is raised by hand when its results change (`tunediff.pipeline.record` sees to it that this is
+not forgotten), so comments, moves and fixes of readers rebuild nothing. Nothing heavy is imported here: the Snakefile
+reads this module at every start.
 """
 
 import hashlib
@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FORMAT = 2  # of manifests; raised when older ones can no longer be read
+
 
 def content_key(version: int, settings: Any, upstream: Mapping[str, str]) -> str:
     """Return the content key (16 hexadecimal digits) of an artifact.
 
     `settings` is any JSON value; `upstream` maps the paths of the artifacts that are read to their keys.
     """
-    payload = json.dumps([version, settings, dict(upstream)], sort_keys=True)
+    payload = json.dumps([FORMAT, version, settings, dict(upstream)], sort_keys=True)
     return hashlib.sha256(payload.encode()).hexdigest()[:16]
 
 

@@ -134,7 +134,7 @@ class Inputs:
         if not self.nulls_key:
             return None
         numbers = self.folder / "nulls/summary.csv"
-        check(numbers, "drawing", self.nulls_key, checksums=True)
+        check(numbers, "drawing", self.nulls_key)
         return pd.read_csv(numbers).fillna({"pair": "", "null_kind": ""})
 
     @cached_property

@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from tunediff.config.planted import PlantedArm
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, to_stored
+from tunediff.data.activations import MODELS, chunk_checksums, to_stored
 from tunediff.data.harvest import create_part
 from tunediff.data.masks import Mask
 from tunediff.data.rendering import MAX_CONCEPTS, Encoding
@@ -284,11 +284,16 @@ def write_split(
         with building(path) as partial:
             group = create_part(partial, size, pair.settings.d_model, layout, attributes)
             order = _shuffled_within_shards(size, layout.shard_tokens, seed, first // layout.shard_tokens)
+            checksums: dict[str, str] = {}
             for name, values in columns.items():
                 array: Any = group[name]
-                array[:] = values[order].astype(array.dtype)
+                stored = values[order].astype(array.dtype)
+                array[:] = stored
+                if name in MODELS:
+                    shards = enumerate(np.split(stored, size // layout.shard_tokens))
+                    checksums |= {f"{name}/c/{i}/0": chunk_checksums(own, layout.chunk_tokens) for i, own in shards}
         facts = attributes | {"n_tokens": size, "d_model": pair.settings.d_model}
-        seal(path, "activations", key, facts, provenance(started))
+        seal(path, "activations", key, facts, provenance(started), chunks=checksums)
         parts.append(path)
         first += size
     doc_source = [i % 2 for i in range(len(encodings))]

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from tunediff.interventions.steering_table import ARMS, verdicts
+from tunediff.pipeline.artifacts import check, read_json
+from tunediff.pipeline.keys import stored_key
 from tunediff.report.html.text import shown
 from tunediff.report.inputs import Inputs
 from tunediff.report.registry import drawings
@@ -26,6 +28,7 @@ def copied_drawings(run: Inputs, out: Path) -> list[dict[str, str]]:
         path = f"{store.parent.name}/{store.stem}"
         about = known[path].about(run.config)
         for file in (store, store.with_suffix(".png")):
+            check(file, "drawing")
             target = out / "drawings" / file.parent.name / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
@@ -112,11 +115,10 @@ def provenance(run: Inputs, keys: Mapping[str, str]) -> dict[str, Any]:
         manifest = run.folder / f"{path}.json"
         if not manifest.is_file():
             continue
-        stored = json.loads(manifest.read_text(encoding="utf-8"))
-        if stored.get("key") != key:
+        if stored_key(manifest) != key:
             continue
         beside = run.folder / f"{path}.provenance.json"
-        made = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        made = read_json(beside) if beside.is_file() else {}
         for package, version in {"python": made.get("python"), **made.get("packages", {})}.items():
             if version:
                 versions.setdefault(package, set()).add(version)
