@@ -86,7 +86,7 @@ class Known:
 
     def judge(self, explanations: Explanations, model: str = "", answered: Answered | None = None) -> Any:
         """Build judgements."""
-        path = explanations.path.parent / "d_judgements.parquet"
+        path = explanations.path.parent / "judgements/d.parquet"
         return build_judgements(explanations, self.reader, path, key="k", model=model, seed=5, answered=answered)
 
 

@@ -181,11 +181,12 @@ def run(tmp_path: Path) -> Path:
         (path / "causal/kl.sets.json").write_text("{}")
         for name in DICTIONARIES:
             pd.DataFrame({"step": [1]}).to_parquet(path / f"crosscoders/{name}.history.parquet")
+            seal(path / "crosscoders" / name, "crosscoder", "k", {}, beside=[".history.parquet"])
     (root / "figures").mkdir()
     for suffix in ("csv", "pdf", "png"):
         (root / f"figures/fig4.{suffix}").write_text("set,kl\na,0.5\nb,0.25\n")
     (root / "figures/fig4_more.csv").write_text("x\n1\n")
-    seal(root / "figures/fig4.csv", "drawing", "k", {"title": "Figure 4"})
+    seal(root / "figures/fig4.csv", "drawing", "k", {"title": "Figure 4"}, beside=(".pdf", ".png"))
     (root / "summary.txt").write_text("Found: nothing.\n")
     seal(root / "summary.txt", "summary", "k", {})
     (root / "report").mkdir()

@@ -145,6 +145,7 @@ def inspect_run(folder: Path, checksums: bool = True) -> Inspection:
         numbers = sorted(int(file.stem[5:]) for file in parts.glob("part-*.json") if file.stem[5:].isdecimal())
         absent = sorted(set(range(numbers[-1] + 1 if numbers else 0)) - set(numbers))
         result.problems += [f"{parts}/part-{i:03d}.json: missing; run snakemake again" for i in absent]
+    result.problems = list(dict.fromkeys(result.problems))  # files of one artifact may tell the same
     return result
 
 

@@ -216,7 +216,7 @@ def test_replies_that_cannot_be_read_are_counted_and_not_guessed(
     own = of(judged, judge="llm")
     assert set(own["status"]) == {"ok", "unreadable reply", "refused"}
     assert own["p"].isna().equals(own["status"] != "ok")
-    path = made.path.parent / "d.judgements.json"
+    path = made.path.parent / "judgements/d.json"
     counts = json.loads(path.read_text())["facts"]["judged_by_model"]
     assert counts == own["status"].value_counts().to_dict()
     frame = scored(dictionary, made, judged, tmp_path)
@@ -338,7 +338,7 @@ def test_means_are_over_latents_by_fifths_and_between_dictionaries_within_freque
 
 def test_tables_are_checked(dictionary: Known, made: Explanations, tmp_path: Path) -> None:
     dictionary.judge(made)
-    judged = made.path.parent / "d_judgements.parquet"
+    judged = made.path.parent / "judgements/d.parquet"
     assert len(read_judgements(judged, key="k")) > 100
     with pytest.raises(TunediffError, match="made by other inputs"):
         Explanations.open(made.path, key="other")
