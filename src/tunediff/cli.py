@@ -18,8 +18,8 @@ and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itsel
   snakemake --cores 2 results/figures/fig4.pdf       the embedded demo
   snakemake --cores 8 --configfile config/…yaml      another config
 
-This command looks into what it made, shows single latents, tries prompts on them, exports crosscoders, and says what
-explanations by a language model cost.
+This command checks a config, looks into what the pipeline made, shows single latents, tries prompts on them, exports
+crosscoders, and says what explanations by a language model cost.
 """
 
 EXAMPLES = """\
@@ -49,6 +49,17 @@ def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("tunediff", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="find the mistakes of a config before anything runs",
+        description="Look at the models' config.json, the first rows of every source, packages and device, in seconds. "
+        "Prints one line per mistake, or what was looked at. A start of Snakemake does the same for what it will run. "
+        "Exit status: 0 nothing wrong, 1 a mistake.",
+    )
+    check.set_defaults(run=run_check)
+    check.add_argument("config", type=Path, metavar="CONFIG", help="a config: config/….yaml")
+    device = "do not look for the config's GPU: the jobs run on another machine"
+    check.add_argument("--elsewhere", action="store_true", help=device)
     inspect = commands.add_parser(
         "inspect",
         help="show what is in an artifact and whether it is whole",
@@ -130,6 +141,32 @@ def add_try(commands: Any) -> None:
     add("--device", default="cpu", help="where the models run: cpu, cuda, … (cpu)")
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a config file says, unchecked."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TunediffError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give a config") from error
+    if not isinstance(raw, dict):
+        raise TunediffError(f"{path}: not a config of a run; give a file of keys, as config/template.yaml is")
+    return raw
+
+
+def run_check(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff check`; return the exit status."""
+    from tunediff.config.check import SHIPPED_PAIR, check
+    from tunediff.config.preflight import preflight
+
+    found = preflight(check(read_config(chosen.config)), SHIPPED_PAIR, device=not chosen.elsewhere)
+    for line in found.problems:
+        print(f"tunediff: {line}", file=sys.stderr)
+    if not found.problems:
+        print(f"{chosen.config}: nothing wrong; looked at", "every key", *found.right, sep="\n  ", flush=True)
+    return 1 if found.problems else 0
+
+
 def run_inspect(chosen: argparse.Namespace) -> int:
     """Carry out `tunediff inspect`; return the exit status."""
     from tunediff.inspection import as_json, as_text, inspect
@@ -172,16 +209,11 @@ def run_export(chosen: argparse.Namespace) -> int:
 
 def run_calls(chosen: argparse.Namespace) -> int:
     """Carry out `tunediff calls`; return the exit status."""
-    import yaml
-
     from tunediff.config.check import check
     from tunediff.explanations.calls import as_text, planned
 
-    try:
-        raw = yaml.safe_load(chosen.config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TunediffError(f"{chosen.config}: cannot be read ({str(error).splitlines()[0]}); give a config") from error
-    if not isinstance(raw, dict) or "models" not in raw:
+    raw = read_config(chosen.config)
+    if "models" not in raw:
         raise TunediffError(f"{chosen.config}: not a config of a run; give one with `models`")
     config = check(raw)
     print(as_text(planned(config), config["explanations"]["model"]))

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,6 +24,7 @@ SPLITS = ("train", "validation")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+FIRST_ROWS = 20  # that are read to see whether a source is what its settings say
 FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only first
 
 
@@ -42,9 +44,20 @@ class Source:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
 
+    @property
+    def has_own_validation(self) -> bool:
+        """Whether validation documents are in a split or in files of their own."""
+        return any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
+
     def rows(self, split: str) -> Iterator[tuple[str, Any]]:
         """Yield (where it is, value of the column) of every row."""
         raise NotImplementedError
+
+    def glance(self) -> None:
+        """Read the first rows of every file and split; a `TunediffError` where one is not as `documents` needs it."""
+        for split in SPLITS if self.has_own_validation else SPLITS[:1]:
+            for where, value in islice(self.rows(split), FIRST_ROWS):
+                _document(value, where)
 
     def data(self) -> set[Any]:
         """Return what is read, to compare with another source of this kind."""
@@ -64,11 +77,10 @@ class Source:
 
     def documents(self, split: str, seed: int, whole: bool) -> Iterator[Document]:
         """Yield the documents of a split, as `documents`."""
-        own_split = any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
         share = float(self.settings.get("validation_share", LocalSource.validation_share))
         for where, value in self.rows(split):
             document = _document(value, where)
-            if document is not None and (own_split or whole or in_split(document, split, share)):
+            if document is not None and (self.has_own_validation or whole or in_split(document, split, share)):
                 yield document
 
 
@@ -76,6 +88,9 @@ class Demo(Source):
     """Endless generated texts; requests are made for their split, so no two sources share any."""
 
     labelled = True
+
+    def glance(self) -> None:
+        next(self.documents(SPLITS[0], 0, True))
 
     def labels(self) -> Labels:
         from tunediff.demo import grammar
@@ -108,11 +123,22 @@ class Local(Source):
     def rows(self, split: str) -> Iterator[tuple[str, Any]]:
         own = self.settings.get("validation_path") if split == "validation" else None
         for path in _files(own or self.settings["path"]):
-            yield from (_parquet if path.suffix == ".parquet" else _jsonl)(path, self.settings["column"])
+            yield from self._rows_of(path)
+
+    def _rows_of(self, path: Path) -> Iterator[tuple[str, Any]]:
+        return (_parquet if path.suffix == ".parquet" else _jsonl)(path, self.settings["column"])
+
+    def glance(self) -> None:
+        for path in self._paths():
+            for where, value in islice(self._rows_of(path), FIRST_ROWS):
+                _document(value, where)
 
     def data(self) -> set[Any]:
+        return {path.resolve() for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
         given = [self.settings[name] for name in ("path", "validation_path") if self.settings.get(name)]
-        return {path.resolve() for each in given for path in _files(each)}
+        return list(dict.fromkeys(path for each in given for path in _files(each)))
 
 
 class Hub(Source):

@@ -104,7 +104,7 @@ class Rendered(NamedTuple):
     content: list[tuple[int, int, int]]  # per message: first and one past the last character, characters stripped left
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, str]], prompt: bool) -> str:
+def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prompt: bool) -> str:
     """Return the text that the chat template makes of turns; to be called within `limited`.
 
     `RenderError`: the template refuses them. `TunediffError`: it writes too much beside their contents.
