@@ -5,6 +5,7 @@ from time import time_ns
 
 from tunediff.config.check import complete
 from tunediff.config.estimate import memory_mb, setting
+from tunediff.config.preflight import preflight
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
@@ -47,12 +48,26 @@ if MAIN and workflow.output_settings.dryrun:
     estimate()
 
 
+def check_inputs():
+    """End the run here where models, texts, packages or the device are not what its jobs need."""
+    jobs = list(workflow.dag.needrun_jobs())
+    names = {f"{job.wildcards.get('pair', '')}{job.rule.name}" for job in jobs}
+    own = not workflow.deployment_settings.deployment_method  # else jobs run in other environments
+    here = workflow.local_exec and any(job.resources.get("gpu") for job in jobs)
+    found = preflight(config, SHIPPED, names, environment=own, device=here)
+    for line in found.problems:
+        print(line, file=sys.stderr)
+    if found.problems:
+        sys.exit(1)
+
+
 onstart:  # of a run: not of -n, --report and the like, which work beside one
     try:
         RUNNING.start()
     except TunediffError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+    check_inputs()
     estimate()
 
 

@@ -18,8 +18,8 @@ and its chat-tuned version, Latent Scaling, and causal tests. The pipeline itsel
   snakemake --cores 2 results/figures/fig4.pdf       the embedded demo
   snakemake --cores 8 --configfile config/…yaml      another config
 
-This command looks into what it made, shows single latents, tries prompts on them, exports crosscoders, and says what
-explanations by a language model cost.
+This command checks a config, looks into what the pipeline made, shows single latents, tries prompts on them, exports
+crosscoders, and says what explanations by a language model cost.
 """
 
 EXAMPLES = """\
@@ -50,6 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("tunediff", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="find the mistakes of a config before anything runs",
+        description="Look at the models' config.json, the first rows of every source, packages and device, in seconds. "
+        "Prints one line per mistake, or what was looked at. A start of Snakemake does the same for what it will run. "
+        "Exit status: 0 nothing wrong, 1 a mistake.",
+    )
+    check.set_defaults(run=run_check)
+    check.add_argument("config", type=Path, metavar="CONFIG", help="a config: config/….yaml")
+    device = "do not look for the config's GPU: the jobs run on another machine"
+    check.add_argument("--elsewhere", action="store_true", help=device)
     inspect = commands.add_parser(
         "inspect",
         help="show what is in an artifact and whether it is whole",
@@ -129,6 +140,20 @@ def add_try(commands: Any) -> None:
     add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of results (results)")
     add("--top", type=int, default=10, metavar="N", help="latents to show, the strongest first (10)")
     add("--device", default="cpu", help="where the models run: cpu, cuda, … (cpu)")
+
+
+def run_check(chosen: argparse.Namespace) -> int:
+    """Carry out `tunediff check`; return the exit status."""
+    from tunediff.config.check import SHIPPED_PAIR, check
+    from tunediff.config.preflight import preflight
+    from tunediff.config.written import load
+
+    found = preflight(check(load(chosen.config)), SHIPPED_PAIR, device=not chosen.elsewhere)
+    for line in found.problems:
+        print(f"tunediff: {line}", file=sys.stderr)
+    if not found.problems:
+        print(f"{chosen.config}: nothing wrong; looked at", "every key", *found.right, sep="\n  ", flush=True)
+    return 1 if found.problems else 0
 
 
 def run_inspect(chosen: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import copy
 import datetime
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def changed(path: str, value: object) -> dict:
         ("training.steps", "many", ["`training.steps`", "whole number", "'many'"]),
         ("training.steps", 0, ["`training.steps`", "at least 1"]),
         ("training.learning_rate", -1.0, ["`training.learning_rate`", "above 0"]),
+        ("training.learning_rate", float("nan"), ["`training.learning_rate`", "a number, not nan"]),
+        ("crosscoders.batchtopk.aux_weight", float("inf"), ["`crosscoders.batchtopk.aux_weight`", "a number, not inf"]),
+        ("crosscoders.l1.mu", float("nan"), ["`crosscoders.l1.mu`", "a number or auto, not nan"]),
+        ("training.steps", 200.0, ["`training.steps`", "a whole number, not 200.0"]),
+        ("tokens.budgets.train.web", 262144.0, ["`tokens.budgets.train.web`", "a whole number, not 262144.0"]),
+        ("models.layer", 5, ["`models.layer` is 5, the models have 6 blocks; write 0 to 4"]),
+        ("models.layer", 99, ["`models.layer` is 99, the models have 6 blocks; write 0 to 4"]),
         ("models.chat", KeyError, ["`models.chat` is missing", "Chat-tuned"]),
         ("models.layer", None, ["`models.layer`", "whole number"]),
         ("tokens.sources", KeyError, ["`tokens.sources` is missing", "Named text sources"]),
@@ -82,6 +90,31 @@ def test_mistakes_are_told_in_one_line(path: str, value: object, expected: list[
     assert "\n" not in message
     for part in expected:
         assert part in message
+
+
+@pytest.mark.parametrize("name", ["a" * 300, f"org/{'a' * 300}", f"/{'é' * 150}/model"])
+@pytest.mark.parametrize(
+    ("path", "make"),
+    [
+        ("models.base", lambda name: name),
+        ("models.chat", lambda name: {"base": "some/model", "adapter": name}),
+        ("nulls.same.chat", lambda name: name),
+        ("tokens.sources.web", lambda name: {"from": "local", "path": name, "column": "text"}),
+        ("tokens.sources.web", lambda name: {"from": "hub", "path": name, "column": "text"}),
+        ("crosscoders.other", lambda name: {"kind": "published", "path": name}),
+        ("explanations", lambda name: {"model": {"from": "local", "path": name}}),
+        ("results", lambda name: name),
+    ],
+)
+def test_names_no_file_system_takes_are_told(path: str, make: Callable[[str], object], name: str) -> None:
+    with pytest.raises(TunediffError, match=rf"`{path}[a-z.]*`: .{{20}}… has a name of 300 bytes") as caught:
+        check(changed(path, make(name)))
+    assert len(str(caught.value)) < 200
+
+
+def test_long_keys_are_told() -> None:
+    with pytest.raises(TunediffError, match=r"`crosscoders\.aaa.*…` has 300 characters; write 100 at most"):
+        check(changed(f"crosscoders.{'a' * 300}", {"kind": "l1"}))
 
 
 def test_model_directory_must_hold_a_model(tmp_path: Path) -> None:

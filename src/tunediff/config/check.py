@@ -11,11 +11,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from jsonschema import Draft202012Validator
-
-from tunediff.config.derive import derive, require
+from tunediff.config.derive import LAYERS, derive, model_config, require, shape_value
 from tunediff.config.dictionaries import DEFAULT_CROSSCODERS, CrosscoderSettings, trained
-from tunediff.config.fields import BadSetting, wanted
+from tunediff.config.fields import BadSetting, Validator, wanted
 from tunediff.config.planted import PlantedArm
 from tunediff.config.schema import schema
 from tunediff.config.settings import ConversationSettings, HarvestSettings, Source, split_tokens
@@ -24,6 +22,8 @@ from tunediff.demo import DEMO, DEMO_MODELS
 from tunediff.errors import TunediffError
 
 T = TypeVar("T")
+LONGEST_NAME = 255  # bytes of a file's name; ids of the hub are shorter
+LONGEST_KEY = 100  # of what the config names: files are named by it, with more behind it
 SHIPPED_PAIR = Path("resources/demo-pair")  # runs start in the checkout
 NOT_NAMES = ("nan", "null")  # a missing value where a table is read
 MOST_PARTS = 10_000  # jobs that Snakemake plans in a minute
@@ -52,11 +52,12 @@ def complete(raw: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool =
         The first mistake, in one line: the key, what is wrong, what to write instead.
     """
     config = plain({"crosscoders": DEFAULT_CROSSCODERS, **raw})
-    errors = Draft202012Validator(_concrete(schema(), config)).iter_errors(config)
+    errors = Validator(_concrete(schema(), config)).iter_errors(config)
     error = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
     if error is not None:
         raise TunediffError(_explain(error))
     config["results"] = _results(config["results"])
+    _check_lengths("", config)
     _check_names(config)
     planted = "planted" in config
     if planted:
@@ -65,6 +66,8 @@ def complete(raw: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool =
     else:
         _check_inputs(config)
     derived = derive(config, shipped, fetch)
+    if not planted:
+        require_layer(config["models"], shipped)
     _make("activations", HarvestSettings, **config["activations"])
     (_check_planted if planted else _check_relations)(config)
     _check_parts(config)
@@ -170,6 +173,36 @@ def _explain(error: Any) -> str:
     return f"config:{f' `{key}`' if key else ''} {told}{f' ({meaning})' if meaning else ''}"
 
 
+def _check_lengths(where: str, value: Any) -> None:
+    """Check that names and paths are no longer than a file system takes."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            require(
+                len(key) <= LONGEST_KEY, f"`{where}{key[:20]}…` has {len(key)} characters; write {LONGEST_KEY} at most"
+            )
+            _check_lengths(f"{where}{key}.", part)
+    elif isinstance(value, str):
+        longest = max(map(len, value.encode("utf-8", "surrogatepass").split(b"/")))
+        require(
+            longest <= LONGEST_NAME,
+            f"`{where[:-1]}`: {value[:20]}… has a name of {longest} bytes, files and ids have {LONGEST_NAME} at most; "
+            "correct it",
+        )
+
+
+def require_layer(models: Mapping[str, Any], shipped: Path, fetch: bool = False) -> None:
+    """Raise a `TunediffError` where `models.layer` is no block whose output another one reads, as far as is known.
+
+    See `derive.model_config` for `shipped` and `fetch`.
+    """
+    blocks = shape_value(model_config(models, shipped, fetch), *LAYERS)
+    require(
+        blocks is None or models["layer"] < blocks - 1,
+        f"`models.layer` is {models['layer']}, the models have {blocks} blocks; write 0 to {(blocks or 2) - 2} (no "
+        "other block reads the last one's output)",
+    )
+
+
 def _make(where: str, make: Callable[..., T], *own: Any, **keys: Any) -> T:
     """Return the object of a section: its class checks what the values say together."""
     try:
@@ -184,7 +217,7 @@ def _crosscoders(config: Mapping[str, Any]) -> Iterator[tuple[str, CrosscoderSet
         yield f"crosscoders.{name}", _make(f"crosscoders.{name}", CrosscoderSettings.made, own)
 
 
-def _pairs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def pairs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"models": config["models"], **{f"nulls.{name}": pair for name, pair in config["nulls"].items()}}
 
 
@@ -195,7 +228,7 @@ def _sources(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found | ({"conversations.source": asked["source"]} if "source" in asked else {})
 
 
-def _named_models(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def named_models(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each key of a pair that names a model or adapter (`base`; `base.base`, `base.adapter`), and that name."""
     for side in ("base", "chat"):
         if isinstance(pair[side], str):
@@ -204,7 +237,7 @@ def _named_models(pair: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((f"{side}.{part}", pair[side][part]) for part in ("base", "adapter"))
 
 
-def _is_local(model: str) -> bool:
+def is_local(model: str) -> bool:
     """Whether a model or adapter is named by a directory rather than a hub id (`org/name`) or as a demo model."""
     return model not in DEMO_MODELS and (model.startswith((".", "/", "~")) or Path(model).expanduser().is_dir())
 
@@ -242,11 +275,11 @@ def _check_pair(where: str, pair: dict[str, Any]) -> None:
                 pair[f"{side}_revision"] is None,
                 f"`{where}.{side}_revision` has no effect beside an adapter; write `{where}.{side}.base_revision`",
             )
-    for key, name in _named_models(pair):
+    for key, name in named_models(pair):
         kind, file = ("an adapter", "adapter_config.json") if key.endswith(".adapter") else ("a model", "config.json")
         path = Path(name).expanduser()
         require(
-            not _is_local(name) or (path / file).is_file(),
+            not is_local(name) or (path / file).is_file(),
             f"`{where}.{key}`: {path} is not {kind} directory (no {file}); give one made by save_pretrained",
         )
 
@@ -324,8 +357,8 @@ def _files(pattern: str) -> list[Path]:
 
 def fingerprinted_paths(config: Mapping[str, Any]) -> dict[str, list[Path]]:
     """Return the local files that stages read by content, per config key: models, adapters, texts, crosscoders."""
-    named = {f"{where}.{key}": name for where, pair in _pairs(config).items() for key, name in _named_models(pair)}
-    folders = {key: Path(name).expanduser() for key, name in named.items() if _is_local(name)}
+    named = {f"{where}.{key}": name for where, pair in pairs(config).items() for key, name in named_models(pair)}
+    folders = {key: Path(name).expanduser() for key, name in named.items() if is_local(name)}
     paths = {key: sorted(path for path in folder.iterdir() if path.is_file()) for key, folder in folders.items()}
     for key, source in _sources(config).items():
         if fields := Source.of(source).files:

@@ -49,6 +49,10 @@ KNOWN_MODELS = {
     "google/gemma-3-270m": (18, 640, 2048, 4, 1, 256, 262_144),
     "meta-llama/Llama-3.2-1B": (16, 2048, 8192, 32, 8, 64, 128_256),
 }
+PICKLED = (
+    "has no weights in *.safetensors, and pickled ones (pytorch_model.bin) are not read, for they can run code; load "
+    "it with transformers and write it again with save_pretrained"
+)
 WIDTH = ("hidden_size", "n_embd", "d_model")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
@@ -90,6 +94,12 @@ def _from_hub(model: str, revision: str | None, fetch: bool) -> dict[str, Any] |
         except (OSError, ValueError):  # the hub's own errors are among them
             return None
     return json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def require_safetensors(directory: Path, told: str) -> None:
+    """Raise a `TunediffError` where a model's directory has no weights in safetensors; `told` names the model."""
+    if not any(directory.glob("*.safetensors")):
+        raise TunediffError(f"{told}: {PICKLED}")
 
 
 def model_config(models: Mapping[str, Any], shipped: Path, fetch: bool = True) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ checked wherever an object is made. A plain field is no key: who makes the objec
 docstring is the help of its section.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
@@ -13,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
 
 from tunediff.errors import TunediffError
 
@@ -32,6 +34,19 @@ WORDS = {
     **{"integer": "a whole number", "number": "a number", "string": "text", "object": "a mapping", "array": "a list"},
     **{"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below"},
 }
+
+
+def _is_number(checker: Any, value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(checker: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# JSON's numbers: neither NaN, which is below no limit, nor infinite; and 200.0 is no whole number, as `range` has it.
+TYPES = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number).redefine("integer", _is_integer)
+Validator = extend(Draft202012Validator, type_checker=TYPES)
 
 
 class BadSetting(TunediffError):  # noqa: N818
@@ -150,9 +165,9 @@ def node(hint: Any, limits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _validators(cls: type[Settings]) -> dict[str, Draft202012Validator]:
+def _validators(cls: type[Settings]) -> dict[str, Any]:
     nodes = {key: node(hint, entry.metadata["limits"]) for key, (entry, hint) in cls.keys().items()}
-    return {key: Draft202012Validator(each) for key, each in nodes.items() if "$ref" not in str(each)}
+    return {key: Validator(each) for key, each in nodes.items() if "$ref" not in str(each)}
 
 
 def types(schema: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,6 +30,7 @@ OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 MOST_BAD = 0.05  # share of a source's rows that may be bad
 JUDGED_FROM = 1_000  # rows after which the share is judged; of fewer, at the end of the source
 TOLD = 5  # bad rows that are named
+FIRST_ROWS = 20  # that are read to see whether a source is what its settings say
 FIRST_SHARED_CONCEPT = "fact"  # demo.grammar.CONCEPTS lists those of chats only first
 
 
@@ -87,9 +89,26 @@ class Source:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
 
+    @property
+    def has_own_validation(self) -> bool:
+        """Whether validation documents are in a split or in files of their own."""
+        return any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
+
     def rows(self, split: str) -> Iterator[tuple[str, Any]]:
         """Yield (where it is, value of the column, or a `BadRow`) of every row."""
         raise NotImplementedError
+
+    def glance(self) -> None:
+        """Read the first rows of every file and split; a `TunediffError` where none of a split's is a document."""
+        for split in SPLITS if self.has_own_validation else SPLITS[:1]:
+            rows, bad = list(islice(self.rows(split), FIRST_ROWS)), []
+            for where, value in rows:
+                try:
+                    _document(value, where)
+                except BadRow as error:
+                    bad.append(error)
+            if rows and len(bad) == len(rows):
+                raise bad[0]
 
     def data(self) -> set[Any]:
         """Return what is read, to compare with another source of this kind."""
@@ -109,7 +128,6 @@ class Source:
 
     def documents(self, split: str, seed: int, whole: bool, skipped: Skipped) -> Iterator[Document]:
         """Yield the documents of a split, as `documents`."""
-        own_split = any(self.settings.get(name) is not None for name in ("validation_split", "validation_path"))
         share = float(self.settings.get("validation_share", LocalSource.validation_share))
         for where, value in self.rows(split):
             skipped.rows += 1
@@ -118,7 +136,7 @@ class Source:
             except BadRow as error:
                 skipped.add(error)
                 continue
-            if document is not None and (own_split or whole or in_split(document, split, share)):
+            if document is not None and (self.has_own_validation or whole or in_split(document, split, share)):
                 yield document
         skipped.judge(skipped.rows)
 
@@ -127,6 +145,9 @@ class Demo(Source):
     """Endless generated texts; requests are made for their split, so no two sources share any."""
 
     labelled = True
+
+    def glance(self) -> None:
+        next(self.documents(SPLITS[0], 0, True, Skipped()))
 
     def labels(self) -> Labels:
         from tunediff.demo import grammar
@@ -159,11 +180,22 @@ class Local(Source):
     def rows(self, split: str) -> Iterator[tuple[str, Any]]:
         own = self.settings.get("validation_path") if split == "validation" else None
         for path in _files(own or self.settings["path"]):
-            yield from (_parquet if path.suffix == ".parquet" else _jsonl)(path, self.settings["column"])
+            yield from self._rows_of(path)
+
+    def _rows_of(self, path: Path) -> Iterator[tuple[str, Any]]:
+        return (_parquet if path.suffix == ".parquet" else _jsonl)(path, self.settings["column"])
+
+    def glance(self) -> None:
+        for path in self._paths():
+            for where, value in islice(self._rows_of(path), FIRST_ROWS):
+                _document(value, where)
 
     def data(self) -> set[Any]:
+        return {path.resolve() for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
         given = [self.settings[name] for name in ("path", "validation_path") if self.settings.get(name)]
-        return {path.resolve() for each in given for path in _files(each)}
+        return list(dict.fromkeys(path for each in given for path in _files(each)))
 
 
 class Hub(Source):

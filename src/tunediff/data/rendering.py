@@ -4,8 +4,13 @@ A conversation is rendered by the chat template, and that text is tokenised once
 own is found by rendering the same turns with sentinels in place of their contents.
 """
 
-from collections.abc import Sequence
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +24,10 @@ from tunediff.errors import TunediffError
 
 DATE = "26 Jul 2024"  # Llama's templates write today's date where none is given; runs must not depend on the day
 MAX_CONCEPTS = 64  # bits of a label
+RENDER_SECONDS = 20.0  # of the processor, for a batch of conversations; an ordinary one takes a thousandth of it
+RENDER_BYTES = 1 << 30  # by which the process may grow meanwhile
+STATM = Path("/proc/self/statm")  # begins with the size of this process, in pages
+TEMPLATE_CHARACTERS = 1 << 20  # that a chat template may write beside the contents
 CHARACTERS_PER_TOKEN = 8  # a plain text is cut there before tokenisation, where that changes none of the kept tokens
 
 
@@ -39,6 +48,51 @@ class RenderError(ValueError):
     """The chat template refuses a conversation."""
 
 
+class _OutOfTimeError(BaseException):
+    """A batch takes too long; not an `Exception`, which the template engine would take for one of the template's."""
+
+
+@contextmanager
+def limited(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Bound what a batch takes that is rendered inside: a chat template is a program that comes with a model.
+
+    In the main thread alone: signals reach no other, and limits of the process would be set back out of turn.
+
+    Raises
+    ------
+    TunediffError
+        A bound is reached.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _OutOfTimeError
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(STATM.read_bytes().split()[0]) * resource.getpagesize()
+    before = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        most = [size + RENDER_BYTES, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+        resource.setrlimit(resource.RLIMIT_AS, (min(most), hard))
+        signal.setitimer(signal.ITIMER_VIRTUAL, RENDER_SECONDS)
+        yield
+    except (_OutOfTimeError, MemoryError, RecursionError) as error:
+        what = {
+            _OutOfTimeError: f"takes more than {RENDER_SECONDS:g} s",
+            MemoryError: f"takes more than {RENDER_BYTES >> 20} MiB",
+        }.get(type(error), "calls itself without end")
+        raise TunediffError(
+            f"{tokenizer.name_or_path}: its chat template {what} for a few conversations; correct the model's "
+            "chat_template.jinja, or give a model with another"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def _sentinel(number: int) -> str:
     return f"\ue000{number}\ue001"
 
@@ -50,14 +104,24 @@ class Rendered(NamedTuple):
     content: list[tuple[int, int, int]]  # per message: first and one past the last character, characters stripped left
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prompt: bool) -> str:
+def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prompt: bool) -> str:
+    """Return the text that the chat template makes of turns; to be called within `limited`.
+
+    `RenderError`: the template refuses them. `TunediffError`: it writes too much beside their contents.
+    """
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, date_string=DATE)
+        made = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, date_string=DATE)
     except (TemplateError, ValueError, KeyError, TypeError) as error:
         raise RenderError(str(error)) from error
-    return str(text)
+    text = str(made)
+    if len(text) > TEMPLATE_CHARACTERS + sum(len(turn["content"]) for turn in turns):
+        raise TunediffError(
+            f"{tokenizer.name_or_path}: its chat template writes {len(text):,} characters for a conversation of "
+            f"{len(turns)} turns; correct the model's chat_template.jinja, or give a model with another"
+        )
+    return text
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool = False) -> Rendered:
@@ -66,8 +130,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prom
     With `prompt` the template ends with the header of the assistant's answer. `RenderError`: the template refuses the
     messages (roles, order), or changes a content beyond stripping white space.
     """
-    text = _apply(tokenizer, [{"role": m.role, "content": m.content} for m in messages], prompt)
-    marked = _apply(tokenizer, [{"role": m.role, "content": _sentinel(i)} for i, m in enumerate(messages)], prompt)
+    text = apply_template(tokenizer, [{"role": m.role, "content": m.content} for m in messages], prompt)
+    marked = apply_template(
+        tokenizer, [{"role": m.role, "content": _sentinel(i)} for i, m in enumerate(messages)], prompt
+    )
     pieces, rest = [], marked
     for number in range(len(messages)):
         piece, found, rest = rest.partition(_sentinel(number))
@@ -199,11 +265,12 @@ class ChatRenderer:
     def chats(self, batch: Sequence[Document], max_length: int, prompt: bool = False) -> list[Encoding | RenderError]:
         """Render and tokenise conversations, cut to `max_length` tokens; what the template refuses is returned so."""
         results: list[Any] = []
-        for document in batch:
-            try:
-                results.append(render(self.tokenizer, document.messages, prompt))
-            except RenderError as error:
-                results.append(error)
+        with limited(self.tokenizer):
+            for document in batch:
+                try:
+                    results.append(render(self.tokenizer, document.messages, prompt))
+                except RenderError as error:
+                    results.append(error)
         texts = [result.text for result in results if isinstance(result, Rendered)]
         if not texts:
             return results

@@ -24,7 +24,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
@@ -35,6 +34,7 @@ from transformers import (
 from tunediff.data.documents import Document, Message
 from tunediff.demo.grammar import BEHAVIOURS, behaviour, chat_documents, shows, web_documents
 from tunediff.errors import TunediffError
+from tunediff.models.weights import load_model
 from tunediff.pipeline.progress import Progress
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -281,7 +281,7 @@ def _evaluate(
     directory: Path, tokenizer: PreTrainedTokenizerFast, web: Corpus, chat: Corpus, config: PairConfig
 ) -> dict[str, object]:
     """Losses and behaviours of the shipped weights, read back as float32."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    model = load_model(directory, torch.float32, attn_implementation="eager").eval()
     rates, examples, ended = {}, {}, []
     for name, pairs in _held_out_requests(config.requests_per_behaviour, config.seed + 1).items():
         answers = greedy_answers(model, tokenizer, [request for request, _ in pairs])
@@ -340,7 +340,7 @@ def train_variant(variant: str, base: Path, out_dir: Path, config: PairConfig) -
     `continued` goes on with new web text, for as many tokens at the same learning rate.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model = load_model(base, torch.float32, attn_implementation="eager")
     if variant == "retuned":
         _tune(model, tokenizer, config, VARIANT_SEED)
     else:

@@ -406,9 +406,7 @@ def prompt_ids(tokenizer: Any, request: Request) -> list[int]:
 
     `TunediffError`: the template refuses the messages.
     """
-    from jinja2 import TemplateError
-
-    from tunediff.data.rendering import DATE
+    from tunediff.data.rendering import RenderError, apply_template, limited
 
     turns = [{"role": role, "content": text} for role, text in request.messages]
     system, rest = "", turns
@@ -418,8 +416,9 @@ def prompt_ids(tokenizer: Any, request: Request) -> list[int]:
     error: Exception | None = None
     for form in (turns, folded) if system else (turns,):
         try:
-            text = tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=True, date_string=DATE)
-        except (TemplateError, ValueError, KeyError, TypeError) as refusal:
+            with limited(tokenizer):
+                text = apply_template(tokenizer, form, prompt=True)
+        except RenderError as refusal:
             error = refusal
             continue
         if system.strip() in text:  # some templates leave it out instead of refusing it
@@ -459,19 +458,13 @@ class LocalModel:
     @cached_property
     def _loaded(self) -> tuple[Any, list[int]]:
         """The model, and the ids that end an answer."""
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         from tunediff.models.residual import torch_dtype
-        from tunediff.models.tokenizers import reading_error
+        from tunediff.models.weights import load_model
 
         stops = self._renderer.stop_ids
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                self.path, dtype=torch_dtype(self.dtype), revision=self.revision
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise reading_error("model", self.path, error) from error
+        model: Any = load_model(self.path, torch_dtype(self.dtype), self.revision)
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
         # Checkpoints come with sampling and penalties of their own; here the request says all.

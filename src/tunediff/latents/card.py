@@ -78,7 +78,7 @@ class Neighbour(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """A latent in words, and how well a judge predicts from them where it fires (method.md section 13)."""
+    """A latent in words, and how well a judge predicts from them where it fires (method.md section 8)."""
 
     group: str  # of the explained latents
     explainer: str  # lexical, label, llm or generic; with " of another" after it a control

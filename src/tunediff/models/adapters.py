@@ -16,13 +16,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunediff.errors import TunediffError
 from tunediff.models.hooks import relative_difference
 from tunediff.models.pair import is_hub_id
 from tunediff.models.residual import text_config
 from tunediff.models.tokenizers import load_tokenizer, reading_error
+from tunediff.models.weights import READING_ERRORS, load_model
 
 # Largest tolerated difference of logits between the merged model and the base with the adapter beside it, both in
 # float32, relative to the largest logit: only the order of summation differs (measured 3e-6 on Gemma 3 270M).
@@ -90,9 +91,9 @@ def _load_base(directory: Path, name: str, adapted: Collection[str]) -> PreTrain
             raise TunediffError(
                 f"{name}: is quantised, an adapter cannot be merged exactly; give the unquantised model"
             )
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except READING_ERRORS as error:
         raise reading_error("model", name, error) from error
+    model: Any = load_model(directory, torch.float32, told=name)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     ends = [f".{path}." for path, module in model.named_modules() if module in (head, embeddings)]
     if head is not None and head.weight is embeddings.weight and any(end in key for end in ends for key in adapted):
@@ -226,7 +227,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, base_name: str, adapt
     _check_finite(f"{told}, merged in {dtype}", merged.state_dict())
     merged.save_pretrained(out)
     _tokenizer(base, adapter).save_pretrained(out)
-    saved = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
+    saved: Any = load_model(out, dtype, told=f"{told}, merged and saved").eval()
     read, wanted = saved.state_dict(), merged.state_dict()
     for k in [*wanted, *sorted(read.keys() - wanted.keys())]:
         if k not in read or k not in wanted or not torch.equal(read[k], wanted[k]):

@@ -39,6 +39,12 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
         raise TunediffError(f"{model.name}: block {model.layer} gives {tuple(residual.shape)}, not a residual stream")
     with torch.no_grad():
         whole = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    dtype = str(model.dtype).removeprefix("torch.")
+    for what, values in (("residual stream is", residual[real]), ("logits are", whole.logits[real])):
+        if not bool(torch.isfinite(values).all()):
+            raise TunediffError(
+                f"{model.name}: its {what} not finite in {dtype}, though its weights are; write another `models.dtype`"
+            )
     positions = torch.tensor([0, 7, 14])
     continued = model.logits_from(residual, ids, mask, positions)
     changed = model.logits_from(1.5 * residual, ids, mask, positions)
@@ -48,7 +54,6 @@ def verify_hooks(model: ResidualModel) -> dict[str, Any]:
         "logits_from_own_residual": relative_difference(continued, whole.logits[:, positions.to(model.device)]),
         "right_padding": relative_difference(residual[1, :15], model.residual(ids[1:, :15])[0]),
     }
-    dtype = str(model.dtype).removeprefix("torch.")
     tolerance = TOLERANCE[dtype]
     for name, difference in differences.items():
         if not difference <= tolerance:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from tunediff.config.derive import require_safetensors
 from tunediff.demo import DEMO_MODELS
 from tunediff.errors import TunediffError
 from tunediff.models.hooks import verify_hooks
@@ -29,7 +30,7 @@ from tunediff.pipeline.artifacts import (
 )
 
 WEIGHTS = "*.safetensors"
-WEIGHT_FILES = (WEIGHTS, "*.bin", "*.json", "*.jinja", "*.model")
+MODEL_FILES = (WEIGHTS, "*.json", "*.jinja", "*.model")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def verify_pair(pair: PairInfo, device: str, out: Path, *, key: str) -> None:
 
 def directory_digest(directory: Path) -> str:
     """Return one sha256 over the weights, configuration and tokenizer files of a model directory."""
-    files = sorted({path for pattern in WEIGHT_FILES for path in directory.glob(pattern)})
+    files = sorted({path for pattern in MODEL_FILES for path in directory.glob(pattern)})
     return hashlib.sha256(json.dumps([[path.name, file_sha256(path)] for path in files]).encode()).hexdigest()
 
 
@@ -143,15 +144,19 @@ def _locate(model: str, revision: str | None, config_file: str = "config.json") 
         if not (directory / config_file).is_file():
             raise TunediffError(f"{directory}: has no {config_file}; give a directory written by save_pretrained")
         directory = directory.resolve()
+        if config_file == "config.json":
+            require_safetensors(directory, str(directory))
         return directory, _Placed(str(directory), None, directory_digest(directory), str(directory))
     if not is_hub_id(model):
         raise TunediffError(f"{model}: no such directory, and not an id of the hub (`organisation/model`)")
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=list(WEIGHT_FILES)))
+        snapshot = Path(snapshot_download(model, revision=revision, allow_patterns=list(MODEL_FILES)))
     except (OSError, ValueError) as error:  # the hub's own errors are among them
         raise reading_error("model", model, error) from error
+    if config_file == "config.json":
+        require_safetensors(snapshot, model)
     return snapshot, _Placed(model, snapshot.name, snapshot.name, model)
 
 

@@ -11,12 +11,12 @@ from typing import Any, Literal, Self
 import torch
 from jaxtyping import Float, Int
 from nnsight.modeling.transformers import TransformersModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunediff.errors import TunediffError
-from tunediff.models.tokenizers import load_tokenizer, reading_error
+from tunediff.models.tokenizers import load_tokenizer
+from tunediff.models.weights import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -111,12 +111,10 @@ class ResidualModel:
         Raises
         ------
         TunediffError
-            The checkpoint cannot be read, or `layer` is not one whose output another block reads.
+            The checkpoint cannot be read, its weights are not those of the model (see `load_model`), or `layer` is not
+            one whose output another block reads.
         """
-        try:
-            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=torch_dtype(dtype), revision=revision)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise reading_error("model", str(path), error) from error
+        model = load_model(path, torch_dtype(dtype), revision)
         made = cls(model, load_tokenizer(path, revision), layer, upper, name=str(path))
         made.model.to(device)
         return made
