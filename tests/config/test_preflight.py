@@ -159,9 +159,9 @@ def test_the_command_prints_mistakes_or_what_it_looked_at(
     config["training"] = {"learning_rate": float("nan")}
     path.write_text(yaml.safe_dump(config))
     assert main(["check", str(path)]) == 1
-    assert "tunediff: config: `training.learning_rate` must be a number, not nan" in capsys.readouterr().err
+    assert "tunediff: config: `training.learning_rate` is nan; write a finite number" in capsys.readouterr().err
     path.write_text("- a list")
-    assert main(["check", str(path)]) == 1 and "not a config of a run" in capsys.readouterr().err
+    assert main(["check", str(path)]) == 1 and "holds no keys" in capsys.readouterr().err
 
 
 def test_the_demo_is_looked_at_without_anything_heavy() -> None:

@@ -56,8 +56,8 @@ def complete(raw: Mapping[str, Any], shipped: Path = SHIPPED_PAIR, fetch: bool =
     error = min(errors, key=lambda error: list(map(str, error.absolute_path)), default=None)
     if error is not None:
         raise TunediffError(_explain(error))
-    config["results"] = _results(config["results"])
     _check_lengths("", config)
+    config["results"] = _results(config["results"])
     _check_names(config)
     planted = "planted" in config
     if planted:
