@@ -216,7 +216,7 @@ def test_replies_that_cannot_be_read_are_counted_and_not_guessed(
     own = of(judged, judge="llm")
     assert set(own["status"]) == {"ok", "unreadable reply", "refused"}
     assert own["p"].isna().equals(own["status"] != "ok")
-    path = made.path.parent / "d.judgements.json"
+    path = made.path.parent / "d_judgements.json"
     counts = json.loads(path.read_text())["facts"]["judged_by_model"]
     assert counts == own["status"].value_counts().to_dict()
     frame = scored(dictionary, made, judged, tmp_path)
