@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import figure_tables
 from report_fixtures import EXPLAINED, LEXICAL, SAID, SENTENCE, SHOWN, built, decode, run_with_examples, tables
+from tunediff.pipeline.artifacts import seal
 from tunediff.report.html.build import build_report
 from tunediff.report.html.text import shown
 
@@ -290,6 +291,7 @@ def test_a_figure_is_enlarged(browser: Browser, tmp_path: Path) -> None:
         (tmp_path / "figures").mkdir(exist_ok=True)
         path = tmp_path / f"figures/fig2.{suffix}"
         path.write_text("a,b\n1,2\n") if suffix == "csv" else Image.new("RGB", (60, 40)).save(path)
+    seal(tmp_path / "figures/fig2.csv", "drawing", "k", {}, beside=[".png"])
     run.files = {"drawings": [tmp_path / "figures/fig2.csv"]}  # type: ignore[assignment]
     build_report(run, tmp_path / "report", decode)
     opened = Opened(browser, tmp_path / "report", offline=True)
