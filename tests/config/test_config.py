@@ -41,7 +41,7 @@ def changed(path: str, value: object) -> dict:
         ("training.steps", 0, ["`training.steps`", "at least 1"]),
         ("training.learning_rate", -1.0, ["`training.learning_rate`", "above 0"]),
         ("training.learning_rate", float("nan"), ["`training.learning_rate`", "write a finite number"]),
-        ("crosscoders.batchtopk.aux_weight", float("inf"), ["`crosscoders.batchtopk.aux_weight`", "write a finite number"]),
+        ("crosscoders.batchtopk.aux_weight", float("inf"), ["`crosscoders.batchtopk.aux_weight`", "a finite number"]),
         ("crosscoders.l1.mu", float("nan"), ["`crosscoders.l1.mu`", "write a finite number"]),
         ("training.steps", 200.0, ["`training.steps`", "a whole number, not 200.0"]),
         ("tokens.budgets.train.web", 262144.0, ["`tokens.budgets.train.web`", "a whole number, not 262144.0"]),
