@@ -1,6 +1,5 @@
 """docs/explore.ipynb runs from top to bottom on a folder of results."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import figure_tables
 from helpers import TinyPair
 from live_fixtures import DIFFERENCE, NAME, live_results
 from results_fixtures import sealed_frame
+from tunediff.pipeline.artifacts import write_json
 
 NOTEBOOK = Path(__file__).parents[1] / "docs/explore.ipynb"
 
@@ -40,7 +40,7 @@ def test_it_runs(
     (root / "evaluation").mkdir()
     for name in (NAME, DIFFERENCE):
         evaluation = asdict(figure_tables.evaluation(fve=0.875, l0=20.5))
-        (root / f"evaluation/{name}.json").write_text(json.dumps(evaluation))
+        write_json(root / f"evaluation/{name}.json", {"key": "key", **evaluation})
     sealed_frame(root / "causal/summary.parquet", "kl-summary", figure_tables.kl_summary()[0])
     sealed_frame(root / "concepts/concepts.parquet", "concepts", figure_tables.concepts())
     null = root / "nulls/same"

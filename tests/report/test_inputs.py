@@ -29,6 +29,8 @@ def test_every_result_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "causal/kl.sets.json").write_text(json.dumps(every["sets"]))
     every["kl"].to_parquet(tmp_path / "causal/kl.parquet")
     seal(tmp_path / "causal/kl.parquet", "kl", "k", {}, beside=[".sets.json"])
+    scores = tmp_path / "explanation_scores/scores.parquet"
+    seal(scores, "explanation_scores", "k", {}, beside=[".overall.parquet"])
     seal(tmp_path / "crosscoders/l1-seed0.history.parquet", "crosscoder", "k", {"settings": {"k": 20}})
     files |= {"sets": [tmp_path / "causal/kl.sets.json"], "crosscoders": [tmp_path / "crosscoders/l1-seed0.json"]}
     # as a job has them: one file is a string, several are a list

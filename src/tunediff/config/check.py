@@ -139,11 +139,11 @@ def _concrete(part: Mapping[str, Any], value: Any) -> dict[str, Any]:
             node["properties"] = {tag: {"enum": names}}
     if not isinstance(value, dict):
         return node
-    options = [_concrete(option, None) for option in node.get("anyOf", [])]
-    mapping = next((option for option in options if option.get("type") == "object"), None)
+    options = node.get("anyOf", [])
+    mapping = next((option for option in options if _concrete(option, None).get("type") == "object"), None)
     if mapping:
         del node["anyOf"]
-        node |= mapping
+        return {**node, **_concrete(mapping, value), "description": node.get("description", "")}
     properties, extra = node.get("properties", {}), node.get("additionalProperties")
     for name, sub in properties.items():
         if "default" in sub:
