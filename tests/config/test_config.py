@@ -33,8 +33,8 @@ def changed(path: str, value: object) -> dict:
 
 
 def test_the_model_that_explains_gets_its_defaults() -> None:
-    assert check(changed("explanations.model", None))["explanations"]["model"] is None
-    found = check(changed("explanations.model", {"from": "local", "path": "m"}))["explanations"]["model"]
+    assert check(changed("explanations", {"model": None}))["explanations"]["model"] is None
+    found = check(changed("explanations", {"model": {"from": "local", "path": "m"}}))["explanations"]["model"]
     assert found == {"from": "local", "path": "m", "revision": None, "dtype": "bfloat16", "batch_size": 8}
 
 
@@ -46,7 +46,7 @@ def test_the_model_that_explains_gets_its_defaults() -> None:
             {"from": "local", "path": "m", "batch": 3},
             ["`explanations.model.batch`", "batch_size"],
         ),
-        ("explanations.model", {"from": "cloud"}, ["`explanations.model.from`", "endpoint, local"]),
+        ("explanations", {"model": {"from": "cloud"}}, ["`explanations.model.from`", "endpoint, local"]),
         ("training.stepz", 3, ["unknown key `training.stepz`", "did you mean `steps`"]),
         ("crosscoders.l1.kk", 3, ["unknown key `crosscoders.l1.kk`", "dict_size"]),
         ("training.steps", "many", ["`training.steps`", "whole number", "'many'"]),
