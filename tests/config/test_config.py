@@ -41,11 +41,7 @@ def test_the_model_that_explains_gets_its_defaults() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        (
-            "explanations.model",
-            {"from": "local", "path": "m", "batch": 3},
-            ["`explanations.model.batch`", "batch_size"],
-        ),
+        ("explanations", {"model": {"from": "local", "batch": 3}}, ["unknown key `explanations.model.batch`"]),
         ("explanations", {"model": {"from": "cloud"}}, ["`explanations.model.from`", "endpoint, local"]),
         ("training.stepz", 3, ["unknown key `training.stepz`", "did you mean `steps`"]),
         ("crosscoders.l1.kk", 3, ["unknown key `crosscoders.l1.kk`", "dict_size"]),
