@@ -10,7 +10,7 @@ rule activations:
         f"{R}/benchmarks/{{pair}}activations/{{split}}/part-{{part}}.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["activations"],
         runtime=240,

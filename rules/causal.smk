@@ -10,7 +10,7 @@ rule causal:
         f"{R}/benchmarks/causal/kl.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["causal"],
         runtime=240,
@@ -53,7 +53,7 @@ rule steering:
         f"{R}/benchmarks/steering/steering.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["steering"],
         runtime=240,

@@ -4,7 +4,7 @@ from pathlib import Path
 from time import time_ns
 
 from tunediff.config.check import complete
-from tunediff.config.estimate import memory_mb, setting
+from tunediff.config.estimate import memory_mb, sees_gpu, setting
 from tunediff.config.preflight import preflight
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.config.written import check_files
@@ -32,7 +32,12 @@ except TunediffError as error:
 
 R = config["results"]
 RUNNING = Running(Path(R))
-GPU = 0 if config["planted" if PLANTED else "models"]["device"] == "cpu" else 1
+DEVICE = config["planted" if PLANTED else "models"]["device"]
+# One job at a time has the GPU (profiles/default). A machine without one runs several; a cluster's head cannot see.
+CLUSTER = workflow.resource_settings.nodes is not None
+GPU = int(DEVICE.startswith("cuda") or (DEVICE == "auto" and (CLUSTER or sees_gpu())))
+# Of a large job. On one machine two run side by side: two dictionaries are trained faster so than one after the other.
+THREADS = max(1, min(8, (workflow.resource_settings.cores or 16) // 2))
 MEMORY = memory_mb(SETTING)  # asked for, in MB, per kind of job (override in a profile)
 
 

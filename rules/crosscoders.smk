@@ -15,7 +15,7 @@ if GRAPH.trained:
             name="|".join(GRAPH.trained),
         conda:
             "../envs/tunediff.yaml"
-        threads: 8
+        threads: THREADS
         resources:
             mem_mb=MEMORY["train"],
             runtime=2880,

@@ -11,7 +11,7 @@ rule evaluation:
         f"{R}/benchmarks/{{pair}}evaluation/{{name}}.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["evaluation"],
         runtime=240,
@@ -33,7 +33,7 @@ rule examples:
         f"{R}/benchmarks/{{pair}}examples/{{name}}.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["examples"],
         runtime=240,
@@ -55,7 +55,7 @@ rule losses:
         f"{R}/benchmarks/losses/losses.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["losses"],
         runtime=240,
@@ -77,7 +77,7 @@ rule concepts:
         f"{R}/benchmarks/concepts/concepts.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["concepts"],
         runtime=120,

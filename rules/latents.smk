@@ -10,7 +10,7 @@ rule latents:
         f"{R}/benchmarks/{{pair}}latents/{{name}}.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["latents"],
         runtime=240,

@@ -10,7 +10,7 @@ rule models:
         f"{R}/benchmarks/{{pair}}models.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["models"],
         runtime=60,
@@ -31,7 +31,7 @@ rule hooks:
         f"{R}/benchmarks/{{pair}}hooks.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["hooks"],
         runtime=30,

@@ -10,7 +10,7 @@ rule twins:
         f"{R}/benchmarks/twins/{{name}}.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["latents"],
         runtime=120,
@@ -34,7 +34,7 @@ if GRAPH.trained:
             f"{R}/benchmarks/seeds/matches.tsv"
         conda:
             "../envs/tunediff.yaml"
-        threads: 8
+        threads: THREADS
         resources:
             mem_mb=MEMORY["latents"],
             runtime=240,

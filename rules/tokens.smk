@@ -31,7 +31,7 @@ rule conversations:
         f"{R}/benchmarks/tokens/conversations.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=MEMORY["conversations"],
         runtime=240,
