@@ -1,5 +1,6 @@
 # Config check, the graph and what rules take from it. Nothing heavy: this is read at every start.
 import sys
+from os import sysconf
 from pathlib import Path
 from time import time_ns
 
@@ -11,7 +12,7 @@ from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import read_manifest, require
 from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
-from tunediff.pipeline.running import Running
+from tunediff.pipeline.running import Running, killed_lines
 from tunediff.report.registry import drawings_of
 
 ROOT = Path(workflow.basedir)
@@ -85,6 +86,12 @@ onsuccess:
             print((report / "headline.txt").read_text(encoding="utf-8"), end="")
         except TunediffError as error:
             print(error, file=sys.stderr)
+
+
+onerror:
+    texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in log if Path(file).is_file()]
+    for line in killed_lines("\n".join(texts), sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")):
+        print(line, file=sys.stderr)
 
 
 wildcard_constraints:

@@ -1,5 +1,6 @@
 """A script's output and errors reach its log, and an expected error is one line without a traceback."""
 
+import errno
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,31 @@ def test_an_expected_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: x.zarr: broken; delete it\n"
     assert (tmp_path / "logs/step.log").read_text() == "error: x.zarr: broken; delete it\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_meets_it(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(SystemExit) as caught, job(fake(tmp_path)):
+        try:
+            raise error
+        except Exception as inner:
+            raise ValueError("while saving") if isinstance(inner, OSError) else inner from inner
+    told = capsys.readouterr().err
+    assert caught.value.code == 1 and told.count("\n") == 1 and "disk is full" in told and "results" in told
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    with pytest.raises(RuntimeError), job(fake(tmp_path)):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What every Snakemake script does around its one library call: log, threads, keys of its inputs, one-line errors."""
 
+import errno
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,9 @@ from tunediff.pipeline.keys import stored_key
 from tunediff.pipeline.progress import Tee
 
 T = TypeVar("T")
+FULL = ("No space left on device", "Disk quota exceeded")
+WRITING = "failed writing file"  # of torch, which does not say why
+LEAST_FREE = 16 << 20  # bytes
 
 
 def usable_threads(wanted: int) -> int:
@@ -88,6 +93,20 @@ def _name(log: Path) -> str:
     return name if folder else log.stem
 
 
+def disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Return whether an error came of a full disk: as libraries say it in many ways, also by what is free now."""
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in chain):
+        return True
+    if any(text in str(each) for each in chain for text in FULL):
+        return True
+    return WRITING in str(error) and shutil.disk_usage(folder).free < LEAST_FREE
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[Job]:
     """Run a script's work: output goes to `snakemake.log`, threads are set, a TunediffError ends it in one line.
@@ -109,8 +128,12 @@ def job(snakemake: Any) -> Iterator[Job]:
             print(f"error: {error}", file=log)
             print(f"error: {error}", file=stderr)
             raise SystemExit(1) from None
-        except Exception:
-            traceback.print_exc(file=log)
-            raise
+        except Exception as error:
+            with suppress(OSError):  # the log may be on the full disk
+                traceback.print_exc(file=log)
+            if not disk_is_full(error, Path(snakemake.log[0]).parent):
+                raise
+            print(f"error: {name}: the disk is full; free some space, or set `results` to another disk", file=stderr)
+            raise SystemExit(1) from None
         finally:
             sys.stdout, sys.stderr = stdout, stderr

@@ -7,6 +7,7 @@ lock here is held by the main process and dies with it.
 
 import os
 import platform
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,24 @@ from typing import IO
 
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import lock
+
+KILLED = re.compile(r"died with <Signals\.SIGKILL|non-zero exit status 137")
+
+
+def killed_lines(log: str, memory: int) -> list[str]:
+    """Return what to say of jobs that were killed, given Snakemake's log and the bytes of memory of this machine."""
+    found = []
+    for killed in KILLED.finditer(log):
+        failed = re.search(r"Error in rule (\w+):", log[killed.end() :])
+        rule = failed[1] if failed else "a job"
+        asked = re.findall(rf"rule {rule}:\n(?:    .*\n)*?    resources: .*mem_mb=(\d+)", log[: killed.start()])
+        limit = f", the job had asked for {int(asked[-1]):,} MB" if asked else ""
+        found.append(
+            f"{rule}: killed by signal 9, as the kernel does where memory runs out (this machine has "
+            f"{memory / 1e9:.1f} GB{limit}); run fewer jobs at a time (--cores, --resources mem_mb=…) and start again: "
+            "finished results are kept"
+        )
+    return list(dict.fromkeys(found))
 
 
 class Running:
