@@ -18,11 +18,9 @@ from tunediff.data.documents import Document, Message
 from tunediff.data.rendering import ChatRenderer
 from tunediff.data.sampling import write_store
 from tunediff.errors import TunediffError
-from tunediff.explained import Explained
-from tunediff.explanations import scores, tables
+from tunediff.explained import Explained, Explanation
 from tunediff.explanations.explain import rule_text
 from tunediff.explanations.lexical import Clause, Rule
-from tunediff.latents import card
 from tunediff.latents import examples as formats
 from tunediff.latents.card import visible
 from tunediff.models.pair import prepare_pair
@@ -141,9 +139,7 @@ def test_explanations_are_told_with_their_scores(results: Results, capsys) -> No
     assert "&lt;script&gt;" in results.latent(NAME, 7)._repr_html_()
 
 
-def test_what_a_card_knows_of_explanations_by_name_is_what_they_are_called() -> None:
-    assert (card.SCORED, card.LEXICAL, card.OTHER) == (scores.SCORED, tables.LEXICAL, tables.OTHER)
-    assert set(card.JUDGES) == {tables.RULE, tables.MODEL} and set(card.EXPLAINERS) == {tables.LLM}
+def test_the_words_of_an_explanation_are_its_clauses() -> None:
     rule = Rule((Clause("role", 3, 1, 0.5), Clause("token", 4, 0, 0.5)), 0.6, 0.07)
     text = rule_text(rule, lambda token: {3: " (or", 4: " ("}[token])
     told = explanation(text).words
@@ -152,7 +148,7 @@ def test_what_a_card_knows_of_explanations_by_name_is_what_they_are_called() -> 
     assert explanation("all (but of others)", "llm").words == "all (but of others)"
 
 
-def explanation(text: str, explainer: str = "lexical") -> card.Explanation:
+def explanation(text: str, explainer: str = "lexical") -> Explanation:
     """Return an explanation by its text."""
     row = figure_tables.explanation_row(NAME, 0, explainer, text=text)
     return Explained(figure_tables.as_scores([row]), NAME).of[0][0]

@@ -10,13 +10,61 @@ import pandas as pd
 from tunediff.explanations.contexts import BANDS, DIRECTIONS, RANDOM
 from tunediff.explanations.scores import SCORED
 from tunediff.explanations.tables import LABEL, LEXICAL, LLM, MODEL, OTHER, RULE
-from tunediff.latents.card import Explanation
 from tunediff.latents.examples import SILENT
+from tunediff.markup import visible
 
+EXPLAINERS = {LLM: "language model"}  # where the name does not say it
+SAID = {RULE: "by its rule", MODEL: "by a language model"}  # of judges
 OWN = (LLM, LEXICAL, LABEL)  # explanations of a latent itself, in the order in which they are shown
 JUDGES = {LLM: (MODEL, RULE)}  # in that order; of others the rule comes first
 LEAST = 5  # random directions of a mean
 PARTS = (*BANDS, *SILENT)  # of the windows that are judged
+
+
+class Explanation(NamedTuple):
+    """A latent in words, and how well a judge predicts from them where it fires (method.md section 8)."""
+
+    group: str  # of the explained latents
+    explainer: str  # lexical, label, llm or generic; with " of another" after it a control
+    judge: str  # rule or llm
+    of: int  # the latent that it was made for
+    text: str
+    status: str  # scored, or why there is no score
+    balanced_accuracy: tuple[float, float, float]  # of judging windows; ends of its 95 % interval. Chance is 0.5
+    auroc: float  # of how sure the judge is
+    accuracy: dict[str, float]  # share of windows judged rightly, by band; NaN without windows
+    n_active: int  # judged windows in which the latent fires
+    n_silent: int
+    n_missing: int  # windows without a judgement
+    random: float  # mean balanced accuracy of random directions, explained and judged the same way; NaN: not known
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has a score."""
+        return self.status == SCORED
+
+    @property
+    def who(self) -> tuple[str, str]:
+        """Who explains, and who judges: "lexical", "by its rule"."""
+        maker, other, _ = self.explainer.partition(OTHER)
+        return EXPLAINERS.get(maker, maker) + other, SAID[self.judge]
+
+    @property
+    def words(self) -> str:
+        """The text; of a lexical one its clauses alone, without the shares that follow in brackets."""
+        clauses, bracket, shares = self.text.rpartition(" (")
+        lexical = self.explainer.startswith(LEXICAL)
+        return clauses if lexical and bracket and shares.endswith(" of others)") else self.text
+
+    @property
+    def line(self) -> str:
+        """The explanation with its score, in one visible line."""
+        told = f"explained ({', '.join(self.who)}): {visible(self.words) or 'no text'}: "
+        if not self.scored:
+            return f"{told}not scored ({visible(self.status)})"
+        value, low, high = self.balanced_accuracy
+        told += f"balanced accuracy {value:.2f} [{low:.2f}, {high:.2f}], AUROC {self.auroc:.2f}"
+        return told if math.isnan(self.random) else f"{told}; random directions {self.random:.2f}"
 
 
 class Yardstick(NamedTuple):
@@ -51,6 +99,11 @@ class Explained:
     def own(self) -> dict[int, list[Explanation]]:
         """The explanations of each latent that are no controls."""
         return {latent: [each for each in every if each.explainer in OWN] for latent, every in self.of.items()}
+
+    @property
+    def lines(self) -> dict[int, list[str]]:
+        """The explanations of each latent that are no controls, as lines with their scores."""
+        return {latent: [each.line for each in every] for latent, every in self.own.items()}
 
     @cached_property
     def best(self) -> dict[int, Explanation]:

@@ -140,7 +140,7 @@ class Results:
             measured = (self.path / "losses/losses.parquet").is_file()
             losses = self.read("losses") if measured else None
             scored = manifest_path(self.path / "explanation_scores/scores.parquet").is_file()
-            own = Explained(self.read("explanation_scores"), name).own if scored else {}
+            own = Explained(self.read("explanation_scores"), name).lines if scored else {}
             parts = self.latents(name), self.examples(name), self.tokens("validation"), self.tokenizer
             self._cards[name] = Cards(name, *parts, losses, own)
         return self._cards[name]

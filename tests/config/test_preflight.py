@@ -127,6 +127,7 @@ def test_what_the_environment_and_this_machine_lack_is_found(
     monkeypatch.setattr(module, "COUNT_GPUS", "print(2)")
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "wandb" else object())
     monkeypatch.delenv("SOME_KEY", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     model = {"from": "endpoint", "url": "http://localhost/v1", "model": "m", "key_variable": "SOME_KEY"}
     config |= {"training": {"log_to": "wandb"}, "explanations": {"model": model}}
     config["models"]["device"] = "cuda:2"
@@ -141,6 +142,9 @@ def test_what_the_environment_and_this_machine_lack_is_found(
     config["training"]["log_to"] = "tensorboard"
     monkeypatch.setenv("SOME_KEY", "x")
     assert problems(config) == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (line,) = problems(config)
+    assert line.startswith("config: `explanations.model.url`: HF_HUB_OFFLINE is set") and "unset it" in line
 
 
 def test_the_command_prints_mistakes_or_what_it_looked_at(

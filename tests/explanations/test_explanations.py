@@ -1,5 +1,6 @@
 """Explanations and their scores on a dictionary of which all is known: what leaks, what flatters, what is counted."""
 
+import copy
 import json
 import math
 import re
@@ -414,6 +415,50 @@ def test_the_dry_run_is_within_5_per_cent_of_what_is_used(dictionary: Known) -> 
     assert rest.kept == 6 and rest.completion_tokens == 7 * (rest.requests - 6)
     counted = sum(map(asker.count_tokens, requests[6:]))
     assert rest.prompt_tokens == pytest.approx(2 * counted, abs=1)
+
+
+class Finished:
+    """Results with the explanations of one dictionary."""
+
+    def __init__(self, known: Known, explanations: Explanations, path: Path) -> None:
+        self.known, self.explanations, self.path, self.dictionaries = known, explanations, path, ["d"]
+        self.tokenizer = copy.copy(known.tokenizer)
+        self.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+
+    def tokens(self, split: str) -> Any:
+        return self.known.tokens[split]
+
+    def read(self, role: str, name: str) -> Explanations:
+        assert (role, name) == ("explanations", "d")
+        return self.explanations
+
+
+def test_the_dry_run_of_a_config_asks_nothing(
+    dictionary: Known, made: Explanations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "Results", lambda path: Finished(dictionary, made, path))
+    own = {name: getattr(SETTINGS, name) for name in ("latents", "shared", "only", "controls", "max_tokens_total")}
+    model = {"from": "endpoint", "url": "http://localhost:1/v1", "model": "oracle", "key_variable": "NOT_THERE"}
+
+    def planned(**changed: Any) -> list[calls.Cost]:
+        explanations = {**own, "model": model, **changed}
+        config = {"results": str(tmp_path), "explanations": explanations, "seed": 5, "models": {"device": "cpu"}}
+        return calls.planned({**config, "examples": {"context": CONTEXT}})
+
+    with pytest.raises(TunediffError, match="nothing there; first run"):
+        planned()
+    (tmp_path / "explanations/d").mkdir(parents=True)
+    explain, judge = planned()
+    assert (explain.stage, judge.stage) == ("explanations", "judgements") and explain.kept == judge.kept == 0
+    windows = made.windows[made.windows["use"] == EXPLAIN]
+    assert explain.requests == len(windows.groupby(["group", "latent"])) and judge.prompt_tokens > 1000
+    assert judge.requests == len({call.request.digest for call in calls.calls(made, dictionary.reader, "oracle", 5)})
+    with pytest.raises(TunediffError, match="model: is null"):
+        planned(model=None)
+    with pytest.raises(TunediffError, match=r"controls: is 9, .* made with 4"):
+        planned(controls=9)
+    with pytest.raises(TunediffError, match=r"only\.d: other latents"):
+        planned(only={"d": [1]})
 
 
 def test_a_window_is_cut_at_its_document(made: Explanations) -> None:

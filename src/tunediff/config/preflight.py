@@ -104,6 +104,8 @@ def _packages(config: Mapping[str, Any]) -> Iterator[Look]:
     if own and own["from"] == "endpoint" and own["key_variable"]:
         name = own["key_variable"]
         yield Look(("explain", "judge"), "explanations.model.key_variable", name, partial(_variable, name))
+    if own and own["from"] == "endpoint":
+        yield Look(("explain", "judge"), "explanations.model.url", own["url"], _online)
 
 
 def _devices(config: Mapping[str, Any]) -> Iterator[Look]:
@@ -147,6 +149,12 @@ def _package(name: str) -> None:
 def _variable(name: str) -> None:
     if not os.environ.get(name):
         raise TunediffError(f"the environment has no {name}; set it to the key")
+
+
+def _online() -> None:
+    """Check that the client of endpoints will connect: offline, it refuses a server on this machine too."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise TunediffError("HF_HUB_OFFLINE is set, and the client then connects to no server; unset it")
 
 
 def _device(device: str) -> None:

@@ -108,6 +108,11 @@ def planned(config: Mapping[str, Any]) -> list[Cost]:
                     f"explanations.{key}: is {getattr(settings, key)}, the explanations of {name} were made with "
                     f"{made}; run `snakemake` with `explanations.model: null` first"
                 )
+        if list(explanations.facts["settings"]["only"].get(name, [])) != list(settings.only.get(name, [])):
+            raise TunediffError(
+                f"explanations.only.{name}: other latents than the explanations on disk have; run `snakemake` with "
+                "`explanations.model: null` first"
+            )
         kept = partial(replies_path, results.path, name=name)
         windows: Any = explanations.windows[explanations.windows["use"] == EXPLAIN].groupby(SUBJECT, sort=False)
         asked = [request_for(part, reader, asker.model, settings.seed) for _, part in windows]

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 SHADES = (230, 229, 222, 215, 209)  # of a terminal's 256 colours, weak to strong
 MARKS = "⟦", "⟧"  # around the peak where there are no colours
 HTML_WINDOWS = {STRONGEST: 10, "other": 5}  # of a band, in a notebook
-EXPLAINERS = {"llm": "language model"}  # where the name does not say it
-JUDGES = {"rule": "by its rule", "llm": "by a language model"}
-SCORED, LEXICAL, OTHER = "scored", "lexical", " of another"
 
 
 class Window(NamedTuple):
@@ -77,52 +74,6 @@ class Neighbour(NamedTuple):
     value: float
 
 
-class Explanation(NamedTuple):
-    """A latent in words, and how well a judge predicts from them where it fires (method.md section 8)."""
-
-    group: str  # of the explained latents
-    explainer: str  # lexical, label, llm or generic; with " of another" after it a control
-    judge: str  # rule or llm
-    of: int  # the latent that it was made for
-    text: str
-    status: str  # scored, or why there is no score
-    balanced_accuracy: tuple[float, float, float]  # of judging windows; ends of its 95 % interval. Chance is 0.5
-    auroc: float  # of how sure the judge is
-    accuracy: dict[str, float]  # share of windows judged rightly, by band; NaN without windows
-    n_active: int  # judged windows in which the latent fires
-    n_silent: int
-    n_missing: int  # windows without a judgement
-    random: float  # mean balanced accuracy of random directions, explained and judged the same way; NaN: not known
-
-    @property
-    def scored(self) -> bool:
-        """Whether it has a score."""
-        return self.status == SCORED
-
-    @property
-    def who(self) -> tuple[str, str]:
-        """Who explains, and who judges: "lexical", "by its rule"."""
-        maker, other, _ = self.explainer.partition(OTHER)
-        return EXPLAINERS.get(maker, maker) + other, JUDGES[self.judge]
-
-    @property
-    def words(self) -> str:
-        """The text; of a lexical one its clauses alone, without the shares that follow in brackets."""
-        clauses, bracket, shares = self.text.rpartition(" (")
-        lexical = self.explainer.startswith(LEXICAL)
-        return clauses if lexical and bracket and shares.endswith(" of others)") else self.text
-
-    @property
-    def line(self) -> str:
-        """The explanation with its score, in one visible line."""
-        told = f"explained ({', '.join(self.who)}): {visible(self.words) or 'no text'}: "
-        if not self.scored:
-            return f"{told}not scored ({visible(self.status)})"
-        value, low, high = self.balanced_accuracy
-        told += f"balanced accuracy {value:.2f} [{low:.2f}, {high:.2f}], AUROC {self.auroc:.2f}"
-        return told if math.isnan(self.random) else f"{told}; random directions {self.random:.2f}"
-
-
 def _rows(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table, by column."""
     columns = [frame[name].tolist() for name in frame]
@@ -144,7 +95,7 @@ class LatentCard:
     logits: dict[str, dict[str, list[Logit]]]  # by direction (chat, base, difference), then end (highest, lowest)
     neighbours: dict[str, list[Neighbour]]  # by kind: cosine, coactivation
     histogram: pd.DataFrame  # firings by bin of the maximum, a column per source
-    explanations: tuple[Explanation, ...] = ()  # its own, where it was explained
+    explanations: tuple[str, ...] = ()  # its own, where it was explained, each a line with its score
 
     @property
     def maximum(self) -> float:
@@ -204,7 +155,7 @@ class LatentCard:
         for kind, told in (("cosine", "by decoder"), ("coactivation", "by firing together")):
             shown = [f"{each.latent} ({each.value:.2f})" for each in self.neighbours[kind]]
             lines.append(f"nearest {told}: {', '.join(shown) or 'none'}")
-        return lines + [each.line for each in self.explanations]
+        return [*lines, *self.explanations]
 
     def _window(self, window: Window, colour: bool) -> str:
         shown = []
@@ -276,7 +227,7 @@ class Cards:
     tokens: TokenStore  # validation
     tokenizer: "PreTrainedTokenizerBase"
     losses: pd.DataFrame | None = None  # `examples.LOSSES`, where they are measured
-    explanations: Mapping[int, Sequence[Explanation]] = field(default_factory=dict)  # by latent
+    explanations: Mapping[int, Sequence[str]] = field(default_factory=dict)  # by latent
 
     @cached_property
     def pieces(self) -> Pieces:

@@ -316,7 +316,7 @@ class Graph:
         asked = [own, model and _without(model, *how), seed]
         tokenizer = {"models": ["models"], "tokens": ["tokens/validation"]}
         for name in self.explained:
-            of = [*asked, c["examples"], c["explanations"]["only"].get(name)]
+            of = [*asked, _without(c["examples"], "losses_latents"), c["explanations"]["only"].get(name)]
             read = {"latents": [f"latents/{name}"], "examples": [f"examples/{name}"], "train_tokens": ["tokens/train"]}
             read |= {"validation": self.parts("validation")}
             self.add("explanations", f"explanations/{name}", of, **tokenizer, **read)

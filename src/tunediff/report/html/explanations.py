@@ -8,10 +8,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tunediff.data.tokens import TokenStore
-from tunediff.explained import OWN, PARTS, Explained
+from tunediff.explained import OWN, PARTS, Explained, Explanation
 from tunediff.explanations import contexts
 from tunediff.explanations.tables import LEXICAL, LLM, MODEL, OTHER, RULE, Explanations
-from tunediff.latents.card import Explanation
 from tunediff.report.html.latents import BANDS, coded, fired
 from tunediff.report.html.shards import Shards, column, counts
 from tunediff.report.html.text import shown
