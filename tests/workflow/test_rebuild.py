@@ -107,17 +107,17 @@ def test_deleted_caches_are_made_again_only_when_needed(run: Checkout) -> None:
 
 
 def test_a_failed_upstream_job_is_planned_again_with_all_after_it(run: Checkout) -> None:
-    weights = run.root / "results/models/base/model.safetensors"
-    good = weights.read_bytes()
-    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    chunk = max((run.root / "results/tokens/train.zarr").rglob("c/*"), key=lambda path: path.stat().st_size)
+    good = chunk.read_bytes()
+    chunk.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
     run.edit_config("models.layer", 0)
     failed = run.run(check=False)
     assert failed.returncode != 0
     error = next(line for line in (failed.stdout + failed.stderr).splitlines() if line.startswith("error: "))
-    assert "model.safetensors" in error
+    assert "tokens/train.zarr" in error
     planned = set(run.planned())
-    assert {"hooks", "activations", "train", "latents", "causal", "drawing"} <= planned
-    weights.write_bytes(good)
+    assert {"activations", "train", "latents", "causal", "drawing"} <= planned
+    chunk.write_bytes(good)
     run.edit_config("models.layer", 1)
     run.run()
 
