@@ -15,6 +15,7 @@ rule activations:
         mem_mb=MEMORY["activations"],
         runtime=240,
         gpu=GPU,
+        turn=1,  # of a group's parts, one at a time
     params:
         content_keys=keys("{pair}activations/{split}/part-{part}"),
     script:

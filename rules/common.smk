@@ -1,6 +1,6 @@
 # Config check, the graph and what rules take from it. Nothing heavy: this is read at every start.
+import os
 import sys
-from os import sysconf
 from pathlib import Path
 from time import time_ns
 
@@ -10,6 +10,7 @@ from tunediff.config.preflight import preflight
 from tunediff.config.estimate import report as estimate_text  # `report` marks outputs
 from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
+from tunediff.pipeline import cluster
 from tunediff.pipeline.artifacts import read_manifest, require
 from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
 from tunediff.pipeline.running import Running, killed_lines
@@ -67,9 +68,23 @@ def check_inputs():
         sys.exit(1)
 
 
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def join_cluster():
+    """Wait for the jobs of an earlier run and plan again with what they made; then watch those of this run."""
+    cluster.check_accounting(workflow.executor_settings.status_command)
+    if cluster.wait_for(Path.cwd(), say):
+        os.execv(sys.executable, sys.orig_argv)
+    cluster.watch(Path.cwd(), say)
+
+
 onstart:  # of a run: not of -n, --report and the like, which work beside one
     try:
         RUNNING.start()
+        if workflow.executor_plugin.name == "slurm":
+            join_cluster()
     except TunediffError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
@@ -90,7 +105,7 @@ onsuccess:
 
 onerror:
     texts = [Path(file).read_text(encoding="utf-8", errors="replace") for file in log if Path(file).is_file()]
-    for line in killed_lines("\n".join(texts), sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES")):
+    for line in killed_lines("\n".join(texts), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         print(line, file=sys.stderr)
 
 
