@@ -293,7 +293,7 @@ def folders(work: Path, count: int, seed: int, cores: int) -> str:
     print(f"  read-only, empty: {told[0]}", flush=True)
 
     shutil.copytree(wanted.results, copy.results, dirs_exist_ok=True)
-    (copy.results / "figures/fig4.json").unlink()
+    (copy.results / "figures/fig4.csv").unlink()
     subprocess.run(["mount", "--bind", str(copy.results), str(copy.results)], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(copy.results)], check=True)

@@ -75,6 +75,7 @@ def test_a_full_disk_is_one_line_whoever_meets_it(
             raise ValueError("while saving") if isinstance(inner, OSError) else inner from inner
     told = capsys.readouterr().err
     assert caught.value.code == 1 and told.count("\n") == 1 and "disk is full" in told and "results" in told
+    assert (tmp_path / "logs/step.log").read_text() == told  # which Snakemake shows: without a traceback
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     with pytest.raises(RuntimeError), job(fake(tmp_path)):
         raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")

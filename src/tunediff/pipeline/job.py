@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import manifest_path
@@ -107,6 +107,15 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
     return WRITING in str(error) and shutil.disk_usage(folder).free < LEAST_FREE
 
 
+def _end(line: str, log: TextIO | None, stderr: TextIO) -> NoReturn:
+    """End a job with a line on its log and on stderr."""
+    print(line, file=stderr)
+    with suppress(OSError):  # the log may be on a full disk
+        if log is not None:
+            print(line, file=log)
+    raise SystemExit(1) from None
+
+
 def _close(log: TextIO | None, path: Path) -> None:
     """Close a job's log; where a full disk has no room for its last lines, say so."""
     try:
@@ -134,18 +143,15 @@ def job(snakemake: Any) -> Iterator[Job]:
         work.check_inputs()
         yield work
     except TunediffError as error:
-        print(f"error: {error}", file=stderr)
-        with suppress(OSError):  # the log may be on a full disk
-            print(f"error: {error}", file=log)
-        raise SystemExit(1) from None
+        _end(f"error: {error}", log, stderr)
     except Exception as error:
+        if disk_is_full(error, path.parent):
+            cause = " ".join(str(error).split())[:200]
+            full = f"the disk is full ({cause}); free some space, or set `results` to another disk"
+            _end(f"error: {name}: {full}", log, stderr)
         with suppress(OSError):
-            if log is not None:  # None is stderr to `traceback`
-                traceback.print_exc(file=log)
-        if not disk_is_full(error, path.parent):
-            raise
-        print(f"error: {name}: the disk is full; free some space, or set `results` to another disk", file=stderr)
-        raise SystemExit(1) from None
+            traceback.print_exc(file=log)
+        raise
     finally:
         sys.stdout, sys.stderr = stdout, stderr
         _close(log, path)
