@@ -300,7 +300,7 @@ def folders(work: Path, count: int, seed: int, cores: int) -> str:
         status, said = copy.run()
     finally:
         subprocess.run(["umount", "-l", str(copy.results)], check=True)
-    told = [line for line in said.splitlines() if "read-only" in line.lower()]
+    told = [line for line in said.splitlines() if "Write-protected output files" in line]  # Snakemake sees it first
     require(status != 0 and bool(told), f"read-only results, one figure missing: {status}, {last(said)}")
     require(not traced(said), f"read-only results: a traceback, see {copy.log}")
     print(f"  read-only, a figure missing: {told[0]}", flush=True)

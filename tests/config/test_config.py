@@ -182,6 +182,11 @@ def told(config: dict) -> str:
             {"from": "hub", "path": "a/b\u2028", "column": "x"},
             ["`tokens.sources.web.path`", "U+2028"],
         ),
+        (
+            "tokens.sources.web",
+            {"from": "hub", "path": "/", "column": "text"},
+            ["`tokens.sources.web.path`: / is a folder of this machine", "from: local"],
+        ),
         ("training.learning_rate", 10**400, ["`training.learning_rate` has a size of 2^63"]),
         ("seed", 2**63, ["`seed` has a size of 2^63 or more", "smaller"]),
         (

@@ -16,7 +16,7 @@ from tunediff.config.dictionaries import DEFAULT_CROSSCODERS, CrosscoderSettings
 from tunediff.config.fields import BadSetting, Validator, wanted
 from tunediff.config.planted import PlantedArm
 from tunediff.config.schema import schema
-from tunediff.config.settings import ConversationSettings, HarvestSettings, Source, split_tokens
+from tunediff.config.settings import ConversationSettings, HarvestSettings, HubSource, Source, split_tokens
 from tunediff.config.written import as_number, plain
 from tunediff.demo import DEMO, DEMO_MODELS
 from tunediff.errors import TunediffError
@@ -313,6 +313,11 @@ def _check_inputs(config: Mapping[str, Any]) -> None:
             f"`nulls.{name}` must have the tokenizer of `models`: models of the demo go with the demo only",
         )
     for where, source in _sources(config).items():
+        require(
+            source["from"] != HubSource.kind or not Path(source["path"]).is_dir(),
+            f"`{where}.path`: {source.get('path')} is a folder of this machine, in which every file would be looked at; "
+            "write `from: local` and its files, or the id of a data set of the hub",
+        )
         for field in Source.of(source).files:
             require(
                 not source.get(field) or bool(_files(source[field])),
