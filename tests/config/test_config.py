@@ -176,6 +176,24 @@ def told(config: dict) -> str:
         ("results", "{split}", ["`results`", "braces"]),
         ("models.base", "demo\0", ["`models.base`", "U+0000"]),
         ("models.base", "\ud800", ["`models.base`", "U+D800"]),
+        ("tokens.sources.web.part\n", "web", ["`tokens.sources.web.'part\\n'`", "U+000A"]),
+        (
+            "tokens.sources.web",
+            {"from": "hub", "path": "a/b\u2028", "column": "x"},
+            ["`tokens.sources.web.path`", "U+2028"],
+        ),
+        (
+            "tokens.sources.web",
+            {"from": "hub", "path": "/", "column": "text"},
+            ["`tokens.sources.web.path`: / is a folder of this machine", "from: local"],
+        ),
+        ("training.learning_rate", 10**400, ["`training.learning_rate` has a size of 2^63"]),
+        ("seed", 2**63, ["`seed` has a size of 2^63 or more", "smaller"]),
+        (
+            "models.dtype",
+            {f"k{i}": i for i in range(20_000)},
+            ["`models.dtype` must be one of float32", "'k1': 1", "…"],
+        ),
         ("crosscoders.nan", {"kind": "l1"}, ["`crosscoders.nan`", "missing value", "another name"]),
         ("nulls.summary", {"base": "demo-chat", "chat": "demo-chat"}, ["`nulls.summary`", "another name"]),
         ("nulls.null", {"base": "demo-chat", "chat": "demo-chat"}, ["`nulls.null`", "another name"]),
@@ -195,6 +213,7 @@ def told(config: dict) -> str:
 )
 def test_odd_values_are_told_in_one_line(path: str, value: object, expected: list[str]) -> None:
     message = told(changed(path, value))
+    assert len(message) < 1_000
     for part in expected:
         assert part in message
 
@@ -247,6 +266,25 @@ def test_a_key_that_stands_twice_is_named_with_its_lines(tmp_path: Path) -> None
         path.write_text(text)
         with pytest.raises(TunediffError, match="give a config"):
             load(path)
+
+
+def test_a_large_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("results: a\nseed: 1\n" + "".join(f"k{i}: {i}\n" for i in range(60_000)))
+    begun = time.process_time()
+    for read in (lambda: load(path), lambda: check_files([path], tmp_path / "results")):
+        with pytest.raises(TunediffError, match=r"c\.yaml: has [0-9,]+ bytes, a config has 524,288 at most"):
+            read()
+    assert time.process_time() - begun < 1
+
+
+def test_aliases_of_mappings_end_tunediff_check(tmp_path: Path) -> None:
+    levels = ["a0: &a0 {x: 1}"]
+    for level in range(1, 12):
+        levels.append(f"a{level}: &a{level} {{{', '.join(f'k{i}: *a{level - 1}' for i in range(9))}}}")
+    path = tmp_path / "c.yaml"
+    path.write_text("\n".join(levels))
+    assert "more than 100,000 values, aliases (*) written out" in told(load(path))
 
 
 def test_a_target_that_was_read_as_a_config_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -150,6 +151,7 @@ def test_configs_of_the_project_need_no_network(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("asked the hub")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     for name in ("gemma2-2b", "gemma2-2b-published", "gemma3-270m", "llama32-1b"):
         config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
         layer = config["models"].pop("layer")
@@ -164,6 +166,24 @@ def test_configs_of_the_project_need_no_network(monkeypatch: pytest.MonkeyPatch)
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def out_of_reach(url: str, **options: Any) -> None:
+        asked.append(url)
+        raise httpx2.ConnectError("no network")
+
+    def patient(*arguments: Any, **options: Any) -> str:
+        raise AssertionError("this tries six times, and waits in between")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", out_of_reach)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", patient)
+    for _ in range(3):
+        assert model_config({"base": "no/network"}, SHIPPED) is None
+    assert len(asked) == 1 and "no/network" in asked[0]
 
 
 def test_config_json_is_read_from_the_cache_then_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +202,7 @@ def test_config_json_is_read_from_the_cache_then_fetched(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetched)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *a, **k: None)
     shape = {"num_hidden_layers": 34, "hidden_size": 2560}
     assert model_config({"base": "some/cached"}, SHIPPED) == shape and not asked
     assert model_config({"base": "some/model", "base_revision": "v2"}, SHIPPED) == shape

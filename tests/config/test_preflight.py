@@ -121,6 +121,27 @@ def test_models_out_of_reach_of_other_shapes_or_pickled_are_found(
     assert problems(config, {"tokens", "train"}) == []
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("[]", "is no mapping"),
+        ('{"text_config": ["x"]}', "is no mapping"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"hidden_size": "{{}}"}', "`hidden_size` must be a whole number from 1 to 100000000, not {{}}"),
+        ('{"num_hidden_layers": {"a": 1}}', "`num_hidden_layers` must be a whole number"),
+        ('{"vocab_size": -1}', "`vocab_size` must be a whole number"),
+        ('{"hidden_size": 1e400}', "`hidden_size` must be a whole number"),
+    ],
+)
+def test_an_odd_config_json_is_told_in_one_line(
+    config: dict[str, Any], tmp_path: Path, written: str, expected: str
+) -> None:
+    (tmp_path / "chat/config.json").write_text(written)
+    found = problems(config)
+    assert found[0].startswith("config: `models.chat`: ") and expected in found[0] and found[0].endswith("replace it")
+    assert all("\n" not in line for line in found)
+
+
 def test_what_the_environment_and_this_machine_lack_is_found(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

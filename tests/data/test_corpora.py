@@ -5,11 +5,14 @@ import json
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tunediff.data import corpora
-from tunediff.data.corpora import documents, labels
+from tunediff.data.corpora import Skipped, documents, labels
 from tunediff.data.documents import Message
 from tunediff.errors import TunediffError
 
@@ -224,3 +227,15 @@ def test_above_the_share_of_bad_rows_a_source_is_an_error(tmp_path: Path, rows: 
         wanted = rf"{bad} of {read} rows are bad, at most 5% may be; the first: .*d\.jsonl line 1: holds int"
         with pytest.raises(TunediffError, match=wanted):
             list(documents(source, "train", 0, whole=True))
+
+
+def test_a_parquet_text_that_is_not_utf_8_is_a_bad_row(tmp_path: Path) -> None:
+    rows = [b"good", b"bad \xa5", b"good too"] + [b"more"] * 30
+    offsets = np.cumsum([0, *map(len, rows)]).astype("int32")
+    text = pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(b"".join(rows)))
+    pq.write_table(pa.table({"text": text}), tmp_path / "x.parquet")
+    source = {"from": "local", "path": str(tmp_path / "x.parquet"), "column": "text"}
+    skipped = Skipped()
+    found = [each.messages[0].content for each in documents(source, "train", 0, whole=True, skipped=skipped)]
+    assert found[:2] == ["good", "good too"] and len(found) == 32
+    assert skipped.bad == 1 and skipped.first[0].startswith(f"{tmp_path}/x.parquet row 1: 'utf-8' codec can't decode")

@@ -11,7 +11,7 @@ import pytest
 from helpers import TinyPair
 from tunediff.data import rendering
 from tunediff.data.documents import Document, Message
-from tunediff.data.rendering import ChatRenderer, Encoding
+from tunediff.data.rendering import ChatRenderer, Encoding, RenderError
 from tunediff.errors import TunediffError
 from tunediff.explanations.asking import Request, prompt_ids
 
@@ -67,3 +67,22 @@ def test_long_contents_are_no_growth(tiny_pair: TinyPair, monkeypatch: pytest.Mo
     long = Document("long", (Message("user", "fox " * 1000),))
     (encoding,) = ChatRenderer(tiny_pair.tokenizer).chats([long], 64)
     assert isinstance(encoding, Encoding)
+
+
+def test_a_template_that_refuses_answers_has_no_end_of_turn(tiny_pair: TinyPair) -> None:
+    refusing = (
+        "{% if messages[-1].role != 'user' %}{{ raise_exception('no\\nanswers') }}{% endif %}{{ messages[0].content }}"
+    )
+    with pytest.raises(
+        TunediffError, match=r"some/model: its chat template refuses a request with an answer \(no"
+    ) as error:
+        _ = ChatRenderer(evil(tiny_pair, refusing)).stop_ids
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ range(10 ** 9) | length }}", "{{ messages.x.y }}", "{{ 1 / 0 }}", "{{ {}[[]] }}"]
+)
+def test_whatever_a_template_raises_is_a_refusal(tiny_pairs: Any, template: str) -> None:
+    (refused,) = ChatRenderer(evil(tiny_pairs("gemma2"), template)).chats([CHAT], 64)
+    assert isinstance(refused, RenderError)

@@ -1,5 +1,6 @@
 """Weights that are missing, unknown, misshapen or not finite end the load with their names; tied ones do not."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +120,23 @@ def test_pickled_weights_are_refused_with_the_remedy(tiny_pair: TinyPair, tmp_pa
             prepare_pair(
                 dict(zip(("base", "chat"), map(str, pair), strict=True)), tmp_path, tmp_path / "models", key="k"
             )
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "what"),
+    [
+        ("tokenizer_config.json", "", "x", "tokenizer"),
+        ("config.json", "num_key_value_heads", [], "model"),
+        ("config.json", "num_attention_heads", 0, "model"),
+    ],
+)
+def test_whatever_a_damaged_directory_makes_libraries_raise_is_one_line(
+    tiny_pair: TinyPair, tmp_path: Path, file: str, key: str, value: object, what: str
+) -> None:
+    model = shutil.copytree(tiny_pair.chat, tmp_path / "model")
+    own = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps({**own, key: value} if key else value))
+    with pytest.raises(TunediffError, match=f"cannot read the {what} \\(") as caught:
+        prepare_pair({"base": str(tiny_pair.base), "chat": str(model)}, Path("unused"), tmp_path / "out", key="k")
+        load_model(model, torch.float32)
+    assert str(caught.value).startswith(f"{model}: ") and "\n" not in str(caught.value)

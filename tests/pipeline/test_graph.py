@@ -197,6 +197,17 @@ def test_what_another_config_made_is_found_by_its_key(tmp_path: Path) -> None:
     assert "causal/kl" not in other.on_disk()[1] | other.on_disk()[0]
 
 
+def test_a_store_without_a_readable_manifest_is_made_again(tmp_path: Path) -> None:
+    one = graph_with(("results", str(tmp_path)))
+    for path in ("figures/fig4", "crosscoders/l1-seed0", "hooks"):
+        store = Path(one.store(path))
+        store.parent.mkdir(parents=True, exist_ok=True)
+        store.mkdir() if path.startswith("crosscoders") else store.write_text("damaged")
+    assert one.on_disk() == (frozenset(), {"figures/fig4", "crosscoders/l1-seed0", "hooks"})
+    (tmp_path / "figures/fig4.json").write_text(json.dumps({"key": one.artifacts["figures/fig4"].key}))
+    assert one.on_disk() == ({"figures/fig4"}, {"crosscoders/l1-seed0", "hooks"})
+
+
 def test_jobs_get_stores_manifests_and_keys() -> None:
     built = graph_with()
     stores, manifests = built.inputs("latents/l1-seed0")

@@ -75,9 +75,39 @@ def test_a_full_disk_is_one_line_whoever_meets_it(
             raise ValueError("while saving") if isinstance(inner, OSError) else inner from inner
     told = capsys.readouterr().err
     assert caught.value.code == 1 and told.count("\n") == 1 and "disk is full" in told and "results" in told
+    assert (tmp_path / "logs/step.log").read_text() == told  # which Snakemake shows: without a traceback
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     with pytest.raises(RuntimeError), job(fake(tmp_path)):
         raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+
+@pytest.mark.parametrize("error", [TunediffError("x.zarr: the disk is full"), OSError(errno.ENOSPC, "No space"), None])
+def test_a_log_on_a_full_disk_hides_no_error(
+    error: Exception | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/step.log").symlink_to("/dev/full")  # opens, and takes nothing
+    before = sys.stdout, sys.stderr
+    with pytest.raises(SystemExit) as caught, job(fake(tmp_path)):
+        if error is not None:
+            raise error
+        print("a line")  # meets the full disk itself
+    told = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and (sys.stdout, sys.stderr) == before
+    assert told[0].startswith("error: ") and "the disk is full" in told[0]
+    assert told[1:] in ([], [f"{tmp_path}/logs/step.log: the log is not whole (No space left on device)"])
+
+
+def test_no_room_for_a_log_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(SystemExit), job(fake(tmp_path)):
+        raise AssertionError("the job must not start")
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:

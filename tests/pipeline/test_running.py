@@ -1,6 +1,11 @@
-"""What a run says of jobs that were killed."""
+"""What a run says of jobs that were killed, and of a folder that it may not write."""
 
-from tunediff.pipeline.running import killed_lines
+from pathlib import Path
+
+import pytest
+
+from tunediff.errors import TunediffError
+from tunediff.pipeline.running import Running, killed_lines
 
 LOG = """
 [Sun Nov 29 20:48:19 2026]
@@ -23,3 +28,9 @@ def test_a_job_killed_for_memory_is_named_with_its_limit() -> None:
         assert line.startswith("train: killed by signal 9") and "8.0 GB" in line and "1,234 MB" in line
         assert "--cores" in line and "\n" not in line
     assert killed_lines(LOG.format(ended="returned non-zero exit status 1."), 8 * 10**9) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where the folder should be")
+    with pytest.raises(TunediffError, match=r"results: cannot be written \(.*results/\.work\); make room or get"):
+        Running(tmp_path / "results").start()

@@ -16,7 +16,7 @@ from tunediff.config.dictionaries import DEFAULT_CROSSCODERS, CrosscoderSettings
 from tunediff.config.fields import BadSetting, Validator, wanted
 from tunediff.config.planted import PlantedArm
 from tunediff.config.schema import schema
-from tunediff.config.settings import ConversationSettings, HarvestSettings, Source, split_tokens
+from tunediff.config.settings import ConversationSettings, HarvestSettings, HubSource, Source, split_tokens
 from tunediff.config.written import as_number, plain
 from tunediff.demo import DEMO, DEMO_MODELS
 from tunediff.errors import TunediffError
@@ -26,6 +26,7 @@ LONGEST_NAME = 255  # bytes of a file's name; ids of the hub are shorter
 LONGEST_KEY = 100  # of what the config names: files are named by it, with more behind it
 SHIPPED_PAIR = Path("resources/demo-pair")  # runs start in the checkout
 NOT_NAMES = ("nan", "null")  # a missing value where a table is read
+MOST_SHOWN = 200  # characters of a value in a message
 MOST_PARTS = 10_000  # jobs that Snakemake plans in a minute
 
 
@@ -153,6 +154,12 @@ def _concrete(part: Mapping[str, Any], value: Any) -> dict[str, Any]:
     return node | {"properties": {n: _concrete(sub, value[n]) if n in value else sub for n, sub in properties.items()}}
 
 
+def shortened(text: str) -> str:
+    """Return a text on one line, as much of it as a message shows."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
+
+
 def _explain(error: Any) -> str:
     key, part, kind, value = ".".join(map(str, error.absolute_path)), error.schema, error.validator, error.instance
     inside = f"{key}." if key else ""
@@ -161,13 +168,13 @@ def _explain(error: Any) -> str:
         unknown = next(name for name in value if name not in known)
         close = difflib.get_close_matches(unknown, sorted(known), n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(sorted(known))}"
-        return f"config: unknown key `{inside}{unknown}`; {hint}"
+        return f"config: unknown key `{inside}{shortened(unknown)}`; {hint}"
     if kind == "required":
         missing = next(name for name in error.validator_value if name not in value)
         about = known.get(missing, {}).get("description", "see config/README.md")
         return f"config: `{inside}{missing}` is missing; add it: {about}"
     must, meaning = wanted(error), part.get("description", "").rstrip(".")
-    told = f"must be {must}, not {value!r}" if must else " ".join(error.message.split())
+    told = f"must be {must}, not {shortened(repr(value))}" if must else shortened(error.message)
     if must and "number" in must and isinstance(value, str) and (written := as_number(value)):
         told += f", which is text to YAML; write {written}"
     return f"config:{f' `{key}`' if key else ''} {told}{f' ({meaning})' if meaning else ''}"
@@ -306,6 +313,11 @@ def _check_inputs(config: Mapping[str, Any]) -> None:
             f"`nulls.{name}` must have the tokenizer of `models`: models of the demo go with the demo only",
         )
     for where, source in _sources(config).items():
+        require(
+            source["from"] != HubSource.kind or not Path(source["path"]).is_dir(),
+            f"`{where}.path`: {source.get('path')} is a folder of this machine, in which every file would be looked at; "
+            "write `from: local` and its files, or the id of a data set of the hub",
+        )
         for field in Source.of(source).files:
             require(
                 not source.get(field) or bool(_files(source[field])),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ PICKLED = (
     "has no weights in *.safetensors, and pickled ones (pytorch_model.bin) are not read, for they can run code; load "
     "it with transformers and write it again with save_pretrained"
 )
+LARGEST_SIZE = 10**8  # of a layer, a vocabulary, a number of blocks
 WIDTH = ("hidden_size", "n_embd", "d_model")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
@@ -79,9 +80,23 @@ class Blanks:
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _fetched(model: str, revision: str | None) -> str | None:
+    """Return config.json of a model of the hub, a file, fetched; None where no answer comes in three seconds."""
+    import httpx2
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    try:
+        # Without a network `hf_hub_download` alone tries again for half a minute.
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision), timeout=3)
+        return hf_hub_download(model, "config.json", revision=revision, etag_timeout=3)
+    except (OSError, ValueError, httpx2.HTTPError):  # the hub's own errors are among them
+        return None
+
+
 def _from_hub(model: str, revision: str | None, fetch: bool) -> dict[str, Any] | None:
     """Return config.json of a model of the hub: from its cache, else from the table above, else fetched."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "config.json", revision=revision)
     if not isinstance(found, str):
@@ -89,9 +104,8 @@ def _from_hub(model: str, revision: str | None, fetch: bool) -> dict[str, Any] |
             return dict(zip(NUMBERS, KNOWN_MODELS[model], strict=True))
         if not fetch:
             return None
-        try:
-            found = hf_hub_download(model, "config.json", revision=revision, etag_timeout=3)
-        except (OSError, ValueError):  # the hub's own errors are among them
+        found = _fetched(model, revision)
+        if found is None:
             return None
     return json.loads(Path(found).read_text(encoding="utf-8"))
 
@@ -111,30 +125,37 @@ def model_config(models: Mapping[str, Any], shipped: Path, fetch: bool = True) -
     Raises
     ------
     TunediffError
-        A config.json on this machine is not JSON.
+        A config.json on this machine is not JSON, no mapping, or states no width, depth or vocabulary one can have.
     """
     named, revision = models["base"], models.get("base_revision")
     if isinstance(named, Mapping):  # with an adapter, which changes no shape
         named, revision = named["base"], named["base_revision"]
     path = (shipped / "base" if named in (DEMO, *DEMO_MODELS) else Path(named).expanduser()) / "config.json"
+    about = f"`models.base`: config.json of {named}"
     try:
         if path.is_file():
             config = json.loads(path.read_text(encoding="utf-8"))
         else:
             config = _from_hub(named, revision, fetch) if named.count("/") == 1 else None
-    except ValueError as error:
-        wrong = f"config: `models.base`: config.json of {named} is not JSON ({error}); replace it"
-        raise TunediffError(wrong) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise TunediffError(f"config: {about} is not JSON ({error}); replace it") from error
     if config is None:
         return None
+    text = (config.get("text_config") or config) if isinstance(config, dict) else config
+    require(isinstance(text, dict), f"{about} is no mapping; replace it")
+    for name in (*WIDTH, *LAYERS, "vocab_size"):
+        wanted, own = f"a whole number from 1 to {LARGEST_SIZE}", str(text.get(name))[:80]
+        known = text.get(name) is None or shape_value(text, name) is not None
+        require(known, f"{about}: `{name}` must be {wanted}, not {own}; replace it")
     recipe = models.get("demo", {})
     written = {"hidden_size": recipe.get("d_model"), "num_hidden_layers": recipe.get("layers")}
-    return (config.get("text_config") or config) | {name: n for name, n in written.items() if n is not None}
+    return text | {name: n for name, n in written.items() if n is not None}
 
 
 def shape_value(config: Mapping[str, Any] | None, *names: str) -> int | None:
-    """Return the first of some keys that a config.json has."""
-    return next((int(config[name]) for name in names if config and config.get(name) is not None), None)
+    """Return the first of some keys that a config.json has as a size; what is none (a list of one per block) is not."""
+    found = (config.get(name) for name in names) if config else ()
+    return next((n for n in found if isinstance(n, int) and n is not True and 1 <= n <= LARGEST_SIZE), None)
 
 
 def _model_value(models: Mapping[str, Any] | None, shipped: Path, fetch: bool, names: Sequence[str], key: str) -> int:

@@ -37,7 +37,7 @@ WORDS = {
 
 
 def _is_number(checker: Any, value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_integer(checker, value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_integer(checker: Any, value: Any) -> bool:

@@ -9,13 +9,17 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import yaml
 
 from tunediff.errors import TunediffError
 
+MOST_BYTES = 1 << 19  # of a file, which takes seconds to read
 MOST_VALUES = 100_000  # with every alias written out
+LARGEST = 2**63  # of a whole number, which seeds and arrays stay below
 DEEPEST = 50  # levels
+NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")  # categories: control, surrogate, separators of lines and paragraphs
 NAMES = {bool: "true or false", float: "a number", type(None): "null"}  # what a key may be to YAML but a name
 
 
@@ -25,7 +29,8 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     TunediffError
-        A value is none of these, or not finite, or a text that no file can hold; or there are too many of them.
+        A value is none of these, or not finite, an immense number, or a text with characters that are not to be seen
+        in a line; or there are too many of them.
     """
     seen = 0
 
@@ -56,6 +61,8 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
             return _text(value, where)
         if isinstance(value, float) and not math.isfinite(value):
             raise TunediffError(f"config: `{where}` is {value}; write a finite number")
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise TunediffError(f"config: `{where}` has a size of 2^63 or more; write a smaller number")
         if value is None or isinstance(value, bool | int | float):
             return value
         kind = type(value).__name__
@@ -68,7 +75,7 @@ def plain(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(key: Any, where: str) -> str:
     if isinstance(key, str):
-        return _text(key, f"{where}.{key!r}")
+        return _text(key, f"{where}.{key[:80]!r}" if where else repr(key[:80]))
     if type(key) is int:  # a token id
         return str(key)
     what = NAMES.get(type(key), f"a {type(key).__name__}")
@@ -76,12 +83,11 @@ def _name(key: Any, where: str) -> str:
 
 
 def _text(value: str, where: str) -> str:
-    """Return a text; one with NUL, or with half of a surrogate pair, is in no path and no file."""
-    wrong = next((c for c in value if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    """Return a text that can stand in a path and in a line: no control characters, no halves of surrogate pairs."""
+    wrong = next((c for c in value if category(c) in NOT_IN_A_LINE), None)
     if wrong is not None:
-        raise TunediffError(
-            f"config: `{where}` holds the character U+{ord(wrong):04X} ({value!r}); write it without that character"
-        )
+        told = f"U+{ord(wrong):04X} ({value[:80]!r})"
+        raise TunediffError(f"config: `{where}` holds the character {told}; write it without that character")
     return value
 
 
@@ -104,7 +110,8 @@ def check_files(names: Iterable[str | Path], results: Path) -> None:
     Raises
     ------
     TunediffError
-        A file that is no YAML lies in the folder of results, so it is a target; or a key stands twice in a file.
+        A file that is no YAML lies in the folder of results, so it is a target; a file is too large; or a key stands
+        twice in it.
     """
     for path in map(Path, names):
         if path.suffix not in (".yaml", ".yml") and path.absolute().is_relative_to(results.absolute()):
@@ -113,6 +120,7 @@ def check_files(names: Iterable[str | Path], results: Path) -> None:
                 f" snakemake {path} --cores all --configfile …"
             )
         try:
+            _check_size(path)
             tree = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
             continue  # Snakemake has read it: JSON that is no YAML
@@ -125,21 +133,29 @@ def load(path: Path) -> dict[str, Any]:
     Raises
     ------
     TunediffError
-        It cannot be read, is no mapping, or has a key twice.
+        It cannot be read, is too large, is no mapping, or has a key twice.
     """
     try:
+        _check_size(path)
         text = path.read_text(encoding="utf-8")
+        loader = yaml.SafeLoader(text)
+        tree = loader.get_single_node()
         try:
             values = json.loads(text)
         except ValueError:
-            values = yaml.safe_load(text)
-        tree = yaml.compose(text, yaml.SafeLoader)
+            values = None if tree is None else loader.construct_document(tree)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise TunediffError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give a config") from error
     if not isinstance(values, dict):
         raise TunediffError(f"{path}: holds no keys; give a config")
     _check_tree(tree, path)
     return values
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise TunediffError(f"{path}: has {size:,} bytes, a config has {MOST_BYTES:,} at most; give a config")
 
 
 def _check_tree(tree: Any, path: Path) -> None:

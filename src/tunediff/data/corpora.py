@@ -339,6 +339,21 @@ def _value(line: bytes, column: str, where: str) -> Any:
     return row[column]
 
 
+def _column(column: Any) -> Iterable[Any]:
+    """Return the values of a column; in the place of one that is damaged (a text that is not UTF-8), what is wrong."""
+
+    def each(value: Any) -> Any:
+        try:
+            return value.as_py()
+        except (ValueError, OverflowError) as error:
+            return error
+
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return map(each, column)
+
+
 def _parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
@@ -350,8 +365,9 @@ def _parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
                 raise TunediffError(f"{path}: no column '{column}'; it has {', '.join(names)}; set `column`")
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield f"{path} row {number}", value
+                for value in _column(batch.column(0)):
+                    where = f"{path} row {number}"
+                    yield where, BadRow(f"{where}: {value}; fix or drop it") if isinstance(value, Exception) else value
                     number += 1
     except (OSError, arrow.ArrowException) as error:
         raise TunediffError(f"{path}: not a readable Parquet file ({error}); replace the file") from error

@@ -109,11 +109,11 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str
 
     `RenderError`: the template refuses them. `TunediffError`: it writes too much beside their contents.
     """
-    from jinja2 import TemplateError
-
     try:
         made = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt, date_string=DATE)
-    except (TemplateError, ValueError, KeyError, TypeError) as error:
+    except (MemoryError, RecursionError):  # told by `limited`
+        raise
+    except Exception as error:  # a program raises what it likes
         raise RenderError(str(error)) from error
     text = str(made)
     if len(text) > TEMPLATE_CHARACTERS + sum(len(turn["content"]) for turn in turns):
@@ -188,9 +188,16 @@ class ChatRenderer:
 
     @cached_property
     def end_of_turn(self) -> int | None:
-        """Id of the token that the template writes after an assistant turn; None where it is not one added token."""
+        """Id of the token that the template writes after an assistant turn; None where it is not one added token.
+
+        `TunediffError`: the template refuses a request with an answer.
+        """
         encoding = self.chats([Document("probe", (Message("user", "a"), Message("assistant", "b")))], 1 << 16)[0]
-        assert isinstance(encoding, Encoding)
+        if isinstance(encoding, RenderError):
+            raise TunediffError(
+                f"{self.tokenizer.name_or_path}: its chat template refuses a request with an answer ({encoding}); "
+                "correct the model's chat_template.jinja, or give a model with another"
+            )
         closing = (encoding.mask & np.uint8(Mask.ASSISTANT) != 0) & (encoding.mask & np.uint8(Mask.TEMPLATE) != 0)
         return int(encoding.token_id[closing][-1]) if closing.any() else None
 
@@ -198,7 +205,7 @@ class ChatRenderer:
     def stop_ids(self) -> list[int]:
         """Ids that end an answer: the template's end of turn and the tokenizer's end of a text.
 
-        `TunediffError`: the tokenizer has neither.
+        `TunediffError`: the tokenizer has neither, or the template refuses a request with an answer.
         """
         ends = dict.fromkeys((self.end_of_turn, self.tokenizer.eos_token_id))
         found = [int(i) for i in ends if i is not None]

@@ -23,7 +23,7 @@ from tunediff.models.hooks import relative_difference
 from tunediff.models.pair import is_hub_id
 from tunediff.models.residual import text_config
 from tunediff.models.tokenizers import load_tokenizer, reading_error
-from tunediff.models.weights import READING_ERRORS, load_model
+from tunediff.models.weights import load_model
 
 # Largest tolerated difference of logits between the merged model and the base with the adapter beside it, both in
 # float32, relative to the largest logit: only the order of summation differs (measured 3e-6 on Gemma 3 270M).
@@ -87,12 +87,11 @@ def stored_dtype(directory: Path) -> torch.dtype:
 def _load_base(directory: Path, name: str, adapted: Collection[str]) -> PreTrainedModel:
     """Load the base in float32; `adapted` are the names of the adapter's tensors."""
     try:
-        if getattr(AutoConfig.from_pretrained(directory), "quantization_config", None) is not None:
-            raise TunediffError(
-                f"{name}: is quantised, an adapter cannot be merged exactly; give the unquantised model"
-            )
-    except READING_ERRORS as error:
+        stored = AutoConfig.from_pretrained(directory)
+    except Exception as error:  # transformers raises all kinds for a damaged file
         raise reading_error("model", name, error) from error
+    if getattr(stored, "quantization_config", None) is not None:
+        raise TunediffError(f"{name}: is quantised, an adapter cannot be merged exactly; give the unquantised model")
     model: Any = load_model(directory, torch.float32, told=name)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     ends = [f".{path}." for path, module in model.named_modules() if module in (head, embeddings)]

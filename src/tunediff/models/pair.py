@@ -243,7 +243,7 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
                 of = _merge(model, target)
             try:
                 configs[name] = text_config(AutoConfig.from_pretrained(of.path, revision=of.revision))
-            except (OSError, ValueError, KeyError) as error:
+            except Exception as error:  # transformers raises all kinds for a damaged file
                 raise reading_error("model", of.told, error) from error
             placed[name] = of
         base, chat = placed["base"], placed["chat"]

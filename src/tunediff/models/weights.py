@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -13,7 +12,6 @@ from tunediff.config.derive import PICKLED, require_safetensors
 from tunediff.errors import TunediffError
 from tunediff.models.tokenizers import reading_error
 
-READING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 SHOWN = 3  # names in a message
 
 
@@ -65,7 +63,7 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except READING_ERRORS as error:
+    except Exception as error:  # transformers, safetensors and torch raise all kinds for a damaged file
         if "file named model.safetensors" in str(error):
             raise TunediffError(f"{told}: {PICKLED}") from error
         raise reading_error("model", told, error) from error

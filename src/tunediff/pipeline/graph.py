@@ -410,10 +410,14 @@ class Graph:
         return {"own": artifact.key, **read}
 
     def on_disk(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Return the artifacts on disk that are those of this config, and those that other inputs made."""
+        """Return the artifacts on disk that are those of this config, and those to be made again.
+
+        These are what other inputs made, and stores without a readable manifest, as errors say to delete a manifest.
+        """
         found = {path: stored_key(self.results / f"{path}.json") for path in self.artifacts}
         own = frozenset(path for path, key in found.items() if key == self.artifacts[path].key)
-        return own, frozenset(path for path, key in found.items() if key is not None) - own
+        there = frozenset(path for path, key in found.items() if key is not None or Path(self.store(path)).exists())
+        return own, there - own
 
 
 class PlantedGraph(Graph):

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import manifest_path
@@ -107,33 +107,51 @@ def disk_is_full(error: BaseException, folder: Path) -> bool:
     return WRITING in str(error) and shutil.disk_usage(folder).free < LEAST_FREE
 
 
+def _end(line: str, log: TextIO | None, stderr: TextIO) -> NoReturn:
+    """End a job with a line on its log and on stderr."""
+    print(line, file=stderr)
+    with suppress(OSError):  # the log may be on a full disk
+        if log is not None:
+            print(line, file=log)
+    raise SystemExit(1) from None
+
+
+def _close(log: TextIO | None, path: Path) -> None:
+    """Close a job's log; where a full disk has no room for its last lines, say so."""
+    try:
+        if log is not None:
+            log.close()
+    except OSError as error:
+        print(f"{path}: the log is not whole ({error.strerror})", file=sys.stderr)
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[Job]:
     """Run a script's work: output goes to `snakemake.log`, threads are set, a TunediffError ends it in one line.
 
     The keys in the manifests of its inputs are compared with the expected ones first.
     """
-    Path(snakemake.log[0]).parent.mkdir(parents=True, exist_ok=True)
-    stdout, stderr = sys.stdout, sys.stderr
-    with Path(snakemake.log[0]).open("w", buffering=1, encoding="utf-8") as log:
-        name = _name(Path(snakemake.log[0]))
+    path, log = Path(snakemake.log[0]), None
+    name, stdout, stderr = _name(path), sys.stdout, sys.stderr
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("w", buffering=1, encoding="utf-8")
         sys.stdout, sys.stderr = Tee(log, stdout, name), Tee(log, stderr, name)
-        try:
-            if "torch" in sys.modules:
-                sys.modules["torch"].set_num_threads(usable_threads(snakemake.threads))
-            work = Job(snakemake)
-            work.check_inputs()
-            yield work
-        except TunediffError as error:
-            print(f"error: {error}", file=log)
-            print(f"error: {error}", file=stderr)
-            raise SystemExit(1) from None
-        except Exception as error:
-            with suppress(OSError):  # the log may be on the full disk
-                traceback.print_exc(file=log)
-            if not disk_is_full(error, Path(snakemake.log[0]).parent):
-                raise
-            print(f"error: {name}: the disk is full; free some space, or set `results` to another disk", file=stderr)
-            raise SystemExit(1) from None
-        finally:
-            sys.stdout, sys.stderr = stdout, stderr
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(usable_threads(snakemake.threads))
+        work = Job(snakemake)
+        work.check_inputs()
+        yield work
+    except TunediffError as error:
+        _end(f"error: {error}", log, stderr)
+    except Exception as error:
+        if disk_is_full(error, path.parent):
+            cause = " ".join(str(error).split())[:200]
+            full = f"the disk is full ({cause}); free some space, or set `results` to another disk"
+            _end(f"error: {name}: {full}", log, stderr)
+        with suppress(OSError):
+            traceback.print_exc(file=log)
+        raise
+    finally:
+        sys.stdout, sys.stderr = stdout, stderr
+        _close(log, path)

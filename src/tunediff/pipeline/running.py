@@ -48,8 +48,17 @@ class Running:
         Raises
         ------
         TunediffError
-            Another run has it; the message says which.
+            Another run has it, and the message says which; or the folder cannot be written.
         """
+        try:
+            self._lock()
+        except OSError as error:
+            raise TunediffError(
+                f"{self.results}: cannot be written ({error.strerror}: {error.filename or self.path}); make room or "
+                "get the right to write there, or set `results` to another folder"
+            ) from error
+
+    def _lock(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self.path.open("a+", encoding="utf-8")
         taken = lock(self._stream)
