@@ -33,7 +33,7 @@ from tunediff.config.settings import (
 )
 from tunediff.data.activations import ActivationStore
 from tunediff.data.conversations import build_conversations
-from tunediff.data.harvest import harvest_part
+from tunediff.data.harvest import Wanted, harvest
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries import training as training_module
 from tunediff.dictionaries.crosscoder import Crosscoder
@@ -88,9 +88,8 @@ class Stages:
         return Crosscoder.load(self.read / "crosscoders" / name, self.device)
 
     def harvest(self) -> dict[str, Any]:
-        for part in range(2):
-            out = self.made / f"activations/part-{part:03d}.zarr"
-            harvest_part(self.tokens, self.pair, part, STORED, out, 3, self.device, key="k")
+        parts = [Wanted(self.tokens, i, self.made / f"activations/part-{i:03d}.zarr", "k") for i in range(2)]
+        harvest(parts, self.pair, STORED, self.made / ".work", 3, self.device)
         store = ActivationStore(sorted((self.made / "activations").glob("part-*.zarr")))
         return {"residuals": torch.cat([batch.activations for batch in store.chunks()]), "mask": store.mask}
 

@@ -54,3 +54,11 @@ def test_planted_mistakes_are_found(report: dict[str, Any]) -> None:
         "to the device": "copy to the device elsewhere",
         "no mistake": "",
     }
+
+
+def test_the_harvest_waits_for_nothing_but_batches_that_have_run(report: dict[str, Any]) -> None:
+    """Beside loading the weights: a batch is fetched while the next one runs."""
+    waits = report["stages"]["harvest"]["waits"]
+    assert waits and all(wait.startswith(("copy to the device residual.py:", "event harvest.py:")) for wait in waits)
+    loads = sum(n for wait, n in waits.items() if wait.startswith("copy"))
+    assert loads == 2 * 27  # the weights of both lower halves, once for both parts

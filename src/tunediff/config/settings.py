@@ -284,7 +284,7 @@ class HarvestSettings(Settings, section="activations"):
         minimum=1,
     )
     part_tokens: int = setting(
-        "Tokens per part, the unit of work, of resume and of a cluster job",
+        "Tokens per part, the unit of resume; one job makes all parts of a pair",
         1_048_576,
         rule="a multiple of shard_tokens: 4 to 16 parts, about 1 M tokens each and 65,536 at least",
         minimum=1,
