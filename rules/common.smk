@@ -11,8 +11,8 @@ from tunediff.config.estimate import report as estimate_text  # `report` marks o
 from tunediff.config.written import check_files
 from tunediff.errors import TunediffError
 from tunediff.pipeline import cluster
-from tunediff.pipeline.artifacts import read_manifest, require
-from tunediff.pipeline.graph import NULLS, STAGES, Graph, PlantedGraph
+from tunediff.pipeline.artifacts import read_manifest, require, set_aside
+from tunediff.pipeline.graph import NULLS, SPLITS, STAGES, Graph, PlantedGraph
 from tunediff.pipeline.running import Running, killed_lines
 from tunediff.report.registry import drawings_of
 
@@ -89,6 +89,8 @@ onstart:  # of a run: not of -n, --report and the like, which work beside one
         print(error, file=sys.stderr)
         sys.exit(1)
     check_inputs()
+    if not PLANTED:
+        keep_parts()
     estimate()
 
 

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from part_fixtures import DAMAGE, LAYOUT, seal_part, write_part
 from tunediff.config.settings import HarvestSettings
 from tunediff.data.activations import ActivationStore, to_stored
-from tunediff.data.harvest import _write_shard, create_part, harvest_part, length_batches
+from tunediff.data.harvest import Harvester, Wanted, _write_shard, create_part, harvest, harvest_part, length_batches
 from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.rendering import Encoding
 from tunediff.data.sampling import write_store
 from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.models.pair import PairInfo
-from tunediff.pipeline.artifacts import manifest_path
+from tunediff.pipeline.artifacts import check, manifest_path, set_aside
 
 SETTINGS = HarvestSettings(
     part_tokens=256, shard_tokens=64, chunk_tokens=16, batch_tokens=120, codec="crc32c", dtype="float32"
@@ -109,6 +109,38 @@ def test_harvest_is_reproducible_and_seeded(tokens: TokenStore, parts, prepared_
     assert manifest_path(again).read_text() == manifest_path(parts[1]).read_text()
     harvest_part(tokens, prepared_pair, 1, SETTINGS, other, 6, "cpu", key="a")
     assert not np.array_equal(ActivationStore([other]).row, ActivationStore([again]).row)
+
+
+def test_a_killed_harvest_goes_on_at_the_next_part_with_one_load_of_the_models(
+    tokens: TokenStore, parts: list[Path], prepared_pair: PairInfo, tmp_path: Path, monkeypatch
+) -> None:
+    loads, made, window = [], [], Harvester.window
+    monkeypatch.setattr(PairInfo, "load_base", lambda *a, load=PairInfo.load_base: loads.append("base") or load(*a))
+    wanted = [Wanted(tokens, i, tmp_path / "train" / path.name, "a") for i, path in enumerate(parts)]
+    work = tmp_path / ".work"
+
+    def dying(self, part, *rest):
+        if part == 1 and not made:
+            raise KeyboardInterrupt
+        return window(self, part, *rest)
+
+    monkeypatch.setattr(Harvester, "window", dying)
+    with pytest.raises(KeyboardInterrupt):
+        harvest(wanted, prepared_pair, SETTINGS, work, 5, "cpu")
+    assert loads == ["base"] and not (tmp_path / "train").exists()
+    monkeypatch.setattr(Harvester, "window", lambda self, part, *rest: made.append(part) or window(self, part, *rest))
+    harvest(wanted, prepared_pair, SETTINGS, work, 5, "cpu")
+    assert made == [1] and loads == ["base", "base"] and not list(work.iterdir())
+    for each, path in zip(wanted, parts, strict=True):
+        assert manifest_path(each.out).read_text() == manifest_path(path).read_text()
+        check(each.out, "activations", "a")  # sha256 of files as written are those of the files
+    made.clear()
+    shutil.rmtree(wanted[0].out)  # one part is lost, another is there
+    set_aside({each.out: each.key for each in wanted}, work)
+    assert not wanted[1].out.exists()
+    harvest(wanted, prepared_pair, SETTINGS, work, 5, "cpu")
+    assert made == [0] and len(loads) == 3
+    assert ActivationStore([each.out for each in wanted], key="a").n_tokens == 448
 
 
 def test_windows_change_nothing(tokens, parts, prepared_pair: PairInfo, tmp_path: Path, monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tunediff.config.settings import ConversationSettings
+from tunediff.config.settings import ConversationSettings, generation_batch
 from tunediff.data.conversations import build_conversations
 from tunediff.data.corpora import documents
 from tunediff.data.masks import Mask, response_positions
@@ -34,6 +34,14 @@ def source(folder: Path, n: int = 8) -> dict:
     path = folder / "chat.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return {"from": "local", "path": str(path), "column": "messages", "validation_path": str(path)}
+
+
+def test_answers_are_generated_in_larger_batches_on_a_gpu() -> None:
+    sizes = {
+        device: generation_batch(ConversationSettings().batch_size, device) for device in ("cpu", "cuda", "cuda:1")
+    }
+    assert sizes == {"cpu": 16, "cuda": 128, "cuda:1": 128}
+    assert generation_batch(3, "cuda") == 3
 
 
 def test_generated_answers_are_greedy(prepared_pair: PairInfo, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The KL experiment against edits written out densely on plain forward hooks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from tunediff.config.settings import CausalSettings
 from tunediff.data.masks import Mask, first_response_positions, response_positions
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
-from tunediff.interventions.kl import Lower, build_kl, edit_energies, kl_divergence, kl_table
+from tunediff.interventions.kl import Lower, Reference, build_kl, edit_energies, kl_divergence, kl_table
 from tunediff.interventions.registry import CROSSCODER, INTERVENTIONS, KEY, Capabilities, Difference, Edit, Intervention
 from tunediff.interventions.sets import effective_size, latent_sets
 from tunediff.interventions.summary import build_summary
@@ -165,16 +166,31 @@ def test_batches_of_any_size_give_the_same_sums(lower, crosscoders, sets, frame)
         np.testing.assert_allclose(other[column], frame[column], rtol=1e-4, atol=1e-5)
 
 
+def test_lower_halves_and_the_reference_are_computed_once_per_batch(lower, crosscoders, sets, frame, monkeypatch):
+    own, calls = replace(lower), []
+    for model, name in ((own.base, "base"), (own.chat, "chat")):
+        read = model.residual
+        monkeypatch.setattr(model, "residual", lambda *a, read=read, name=name: calls.append(name) or read(*a))
+    of = Reference.of
+    monkeypatch.setattr(Reference, "of", lambda logits: calls.append("reference") or of(logits))
+    edit_energies(own, crosscoders)
+    pd.testing.assert_frame_equal(kl_table(own, crosscoders, sets, SETTINGS), frame)
+    batches = -(-lower.conversations.n_documents // lower.batch_size)
+    answered = sum(bool(batch.where(response_positions).any()) for batch, _, _ in lower)
+    assert {name: calls.count(name) for name in calls} == {"base": batches, "chat": batches, "reference": answered}
+
+
 def test_kl_divergence_in_chunks_against_scipy(monkeypatch):
     p, q = torch.randn(2, 17, 30, generator=torch.Generator().manual_seed(0)) * 3
     expected = stats.entropy(p.double().softmax(-1).numpy(), q.double().softmax(-1).numpy(), axis=-1)
     monkeypatch.setattr("tunediff.interventions.kl.LOGITS_AT_ONCE", 100)
-    np.testing.assert_allclose(kl_divergence(p.log_softmax(-1), q), expected, rtol=1e-5)
-    assert (kl_divergence(p.log_softmax(-1), p) == 0).all()
+    np.testing.assert_allclose(kl_divergence(Reference.of(p), q), expected, rtol=1e-5)
+    assert (kl_divergence(Reference.of(p), p) == 0).all()
 
 
 def test_values_that_are_not_finite_name_their_conversation(lower, crosscoders, sets, monkeypatch):
     longest = 7  # conversation of 30 tokens
+    lower = replace(lower)  # which keeps no residuals yet
     for model, word in ((lower.base, "base"), (lower.chat, "chat")):
         read = model.residual
 

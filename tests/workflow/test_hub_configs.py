@@ -106,15 +106,15 @@ LLAMA_SPECIAL = (
     "<|eot_id|>",
 )
 
-# Jobs per rule of a whole run: parts of 1 M tokens, 15 drawings; without training no history, no seeds.
+# Jobs per rule of a whole run: 15 drawings; without training no history, no seeds.
 COMMON = {"models": 1, "hooks": 1, "tokens": 2, "conversations": 1, "latents": 2, "evaluation": 2, "concepts": 1}
 COMMON |= {"examples": 2, "losses": 1, "causal": 1, "causal_summary": 1, "steering": 1, "twins": 2, "summary": 1}
 COMMON |= {"explain": 2, "judge": 2, "explanation_scores": 1, "report": 1}
-TRAINED = {**COMMON, "activations": 110, "train": 2, "seeds": 1, "drawing": 17}
+TRAINED = {**COMMON, "activations": 1, "train": 2, "seeds": 1, "drawing": 17}
 PLANNED = {
-    "gemma2-2b-published": {**COMMON, "activations": 60, "published": 2, "drawing": 15},
+    "gemma2-2b-published": {**COMMON, "activations": 1, "published": 2, "drawing": 15},
     "gemma2-2b": TRAINED,
-    "gemma3-270m": {**TRAINED, "activations": 5},  # derived: parts of 524,288 tokens
+    "gemma3-270m": TRAINED,
     "llama32-1b": TRAINED,
 }
 FAMILIES = {"gemma2": GEMMA, "gemma3": GEMMA3, "llama32": LLAMA}

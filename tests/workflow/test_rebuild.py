@@ -102,6 +102,10 @@ def test_deleted_caches_are_made_again_only_when_needed(run: Checkout) -> None:
     assert run.planned() == {}
     run.edit_config("crosscoders.batchtopk.k", 9)
     assert run.planned()["activations"] == 1
+    other = run.root / "results/activations/train/part-001.zarr"
+    number = other.stat().st_ino
+    run.run("results/activations/train/part-000.zarr")
+    assert other.stat().st_ino == number  # one job makes all parts, but those that are there are kept
     run.edit_config("crosscoders.batchtopk.k", 8)
     run.run("--forcerun", "activations", "--until", "activations")
 

@@ -1,20 +1,21 @@
-"""Run both models over one part of the tokens and store their residuals."""
+"""Run both models over all tokens and store their residuals."""
+
+from pathlib import Path
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.harvest import harvest_part
+from tunediff.data.harvest import Wanted, harvest
 from tunediff.data.tokens import TokenStore
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job
 
 with job(snakemake) as work:
-    models = work.config["models"]
-    harvest_part(
-        work.open(TokenStore.open, "tokens"),
+    models, tokens = work.config["models"], work.open_each(TokenStore.open, "tokens")
+    parts = [(Path(path), key) for path, key in work.params.parts.items()]
+    harvest(
+        [Wanted(tokens[path.parent.name], int(path.stem[5:]), path, key) for path, key in parts],
         work.open(load_pair, "models", models["layer"], models["dtype"]),
-        int(work.wildcards.part),
         HarvestSettings(**work.config["activations"]),
-        work.out,
+        Path(work.config["results"]) / ".work",
         work.config["seed"],
         work.device,
-        key=work.own_key,
     )

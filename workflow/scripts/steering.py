@@ -1,6 +1,6 @@
 """Answer requests with the directions of the most chat-specific latents added, and with controls of equal dose."""
 
-from tunediff.config.settings import SteeringSettings
+from tunediff.config.settings import SteeringSettings, generation_batch
 from tunediff.data.corpora import opened
 from tunediff.data.rendering import ChatRenderer
 from tunediff.data.tokens import TokenStore
@@ -22,7 +22,7 @@ with job(snakemake) as work:
         opened(config["conversations"]["source"]),
         SteeringSettings(
             **config["steering"],
-            generation_batch_size=config["conversations"]["batch_size"],
+            generation_batch_size=generation_batch(config["conversations"]["batch_size"], device),
             batch_size=config["causal"]["batch_size"],
             seed=config["seed"],
         ),

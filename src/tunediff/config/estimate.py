@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from tunediff.config.derive import LAYERS, NUMBERS, WIDTH, model_config, shape_value
 from tunediff.config.dictionaries import DictionarySettings, trained
-from tunediff.config.settings import ExampleSettings, split_tokens
+from tunediff.config.settings import ExampleSettings, generation_batch, split_tokens
 from tunediff.data.corpora import opened
 from tunediff.interventions import registry
 
@@ -35,7 +35,7 @@ ROW = 22  # bytes beside the activations of a token
 TOKEN = 21  # bytes of a token in its store
 LOGITS_AT_ONCE = 128 * MB  # turned into float32 by what compares logits, see `models.LOGITS_AT_ONCE`
 CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
-WINDOW = 4 << 30  # residuals a harvest holds at most, see `activations.WINDOW_BYTES`
+WINDOW = 4 << 30  # residuals a harvest holds at most, see `harvest.WINDOW_BYTES`: two
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
 BLOCK_TOKENS = 1 << 16  # of the examples' pass, whose codes are sorted together
@@ -157,6 +157,11 @@ class Setting(NamedTuple):
         return self.config["planted" if self.planted else "models"]["device"]
 
     @property
+    def answered_at_once(self) -> int:
+        """Answers that are generated at once."""
+        return generation_batch(self.config["conversations"]["batch_size"], "cuda" if self.on_gpu else "cpu")
+
+    @property
     def on_gpu(self) -> bool:
         """Whether that is a GPU, as far as this machine has one."""
         return self.device.startswith("cuda") or (self.device == "auto" and sees_gpu())
@@ -225,7 +230,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
     needs["models"] = 2 * tokenizer + (3 * 4 * shape.parameters if adapters else 0)
     needs["hooks"] = model + forward(length)
     needs["tokens"] = tokenizer + 50 * max(run.tokens("train"), run.tokens("validation"))
-    needs["conversations"] = model + forward(c["conversations"]["batch_size"] * asked)
+    needs["conversations"] = model + forward(run.answered_at_once * asked)
     needs["activations"] = model + lower + forward(acts["batch_tokens"]) + min(WINDOW, 2 * d * width * part)
     batches = c["evaluation"]["batch_size"], c["causal"]["batch_size"]
     needs["evaluation"] = (
@@ -251,11 +256,12 @@ def memory_mb(run: Setting) -> dict[str, int]:
     labels = any(opened(source).labelled for source in c["tokens"]["sources"].values())
     labelled = run.tokens("validation") if labels else 0
     needs["concepts"] = sum(4 * parameters(d, size) for size in dictionaries) + 2 * CODES + 80 * LATENTS * labelled
-    codes = FILLED * c["conversations"]["count"] * asked * (4 * d + 20 * LATENTS * len(dictionaries))
+    kept = 2 * d * w  # residuals of both models
+    codes = FILLED * c["conversations"]["count"] * asked * (kept + 4 * d + 20 * LATENTS * len(dictionaries))
     edits = sum(6 * 4 * d * size for size in dictionaries)  # weights, and two decoders made of them
     needs["causal"] = model + lower + edits + codes + logits(batches[1], asked, 2 * w + 8) + forward(batches[1] * asked)
     weighed = sum(4 * parameters(d, size) for size in dictionaries)
-    batch, most = batches[1], max(batches[1], c["conversations"]["batch_size"])
+    batch, most = batches[1], max(batches[1], run.answered_at_once)
     needs["steering"] = 2 * model + weighed + CODES + logits(batch, asked, 2 * w + 12) + forward(most * asked)
     return _rounded(needs)
 
@@ -377,14 +383,14 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     explained = sum(map(len, own["only"].values())) or several
     asked = c["conversations"]
     answers, answered = asked["count"] * ANSWERED * asked["max_tokens"], asked["answers"] == "generate"
-    calls = math.ceil(asked["count"] / asked["batch_size"]) * FILLED * asked["max_tokens"] if answered else 0
+    calls = math.ceil(asked["count"] / run.answered_at_once) * FILLED * asked["max_tokens"] if answered else 0
     runs = interventions(c, len(dictionaries))
     batches = math.ceil(asked["count"] / c["causal"]["batch_size"])
     steered, arms = c["steering"], STEERED_ARMS + c["steering"]["random_directions"]
     doses = steered["latents"] * len(steered["alphas"]) * len(steered["positions"])
     again = len(dictionaries) * doses * arms * min(steered["prompts"], asked["count"] // 2)  # answers
     words = again * steered["max_new_tokens"]
-    passes = math.ceil(again / asked["batch_size"]) * steered["max_new_tokens"]  # of generation
+    passes = math.ceil(again / run.answered_at_once) * steered["max_new_tokens"]  # of generation
     return {
         "tokens": texts,
         "activations": Work((train + validation) * 2 * lower),
@@ -396,7 +402,7 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
         "answers": Work(
             answers * (lower + upper) * answered, 0, calls * run.itemsize * shape.parameters, calls * FORWARD_SECONDS
         ),
-        "KL": Work(answers * (4 * lower + runs * upper), 0, 0, batches * runs * FORWARD_SECONDS),
+        "KL": Work(answers * (2 * lower + runs * upper), 0, 0, batches * runs * FORWARD_SECONDS),
         "steering": Work(
             words * (2 * lower + 3 * upper),
             0,

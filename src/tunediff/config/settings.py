@@ -242,7 +242,9 @@ class ConversationSettings(Settings, section="conversations"):
     )
     max_prompt_tokens: int = setting("Longer prompts are skipped.", 896, minimum=4)
     max_tokens: int = setting("Prompt and answer together.", 1024, minimum=8)
-    batch_size: int = setting("Conversations per generation batch.", 16, minimum=1)
+    batch_size: int | None = setting(
+        "Conversations per generation batch; null is 128 on a GPU and 16 on a CPU.", None, minimum=1
+    )
 
     ignore_first_tokens: int = 0  # of `models`: marked as ignored at the start of each conversation
 
@@ -250,6 +252,11 @@ class ConversationSettings(Settings, section="conversations"):
         super().__post_init__()
         fits = self.max_prompt_tokens < self.max_tokens
         self.require("max_prompt_tokens", fits, f"below max_tokens ({self.max_tokens}), to leave room for an answer")
+
+
+def generation_batch(batch_size: int | None, device: str) -> int:
+    """Return how many answers are generated at once: as `conversations.batch_size` says, or by the device."""
+    return batch_size or (128 if device.startswith("cuda") else 16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +284,7 @@ class HarvestSettings(Settings, section="activations"):
         minimum=1,
     )
     part_tokens: int = setting(
-        "Tokens per part, the unit of work, of resume and of a cluster job",
+        "Tokens per part, the unit of resume; one job makes all parts of a pair",
         1_048_576,
         rule="a multiple of shard_tokens: 4 to 16 parts, about 1 M tokens each and 65,536 at least",
         minimum=1,

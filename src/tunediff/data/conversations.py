@@ -12,7 +12,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunediff.config.settings import ConversationSettings
+from tunediff.config.settings import ConversationSettings, generation_batch
 from tunediff.data.corpora import Skipped, documents
 from tunediff.data.documents import Distinct, Document, Message
 from tunediff.data.masks import Mask
@@ -69,8 +69,9 @@ def _generate(
 ) -> list[Encoding]:
     """Answer every prompt greedily, in batches of prompts of similar length."""
     answers: dict[int, Encoding] = {}
+    size = generation_batch(settings.batch_size, model.device.type)
     with Progress(len(prompts), "answers", "conv") as bar:
-        for batch in left_padded([each.token_id for each in prompts], settings.batch_size, stop_ids[0]):
+        for batch in left_padded([each.token_id for each in prompts], size, stop_ids[0]):
             longest = settings.max_tokens - batch.shortest
             new = model.generate(batch.ids, batch.attention_mask, longest, stop_ids).cpu().tolist()
             for i, answer in zip(batch.prompts, new, strict=True):

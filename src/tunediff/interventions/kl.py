@@ -1,15 +1,15 @@
 """The KL experiment (method.md section 5, Figure 4): what each edit of the base activations restores of the chat model.
 
 The chat model's upper half continues from an edited residual; KL(p_chat ‖ p_edited), in nats, and the edit's energy are
-measured at the response positions. A first pass encodes these, for the energies that sets are drawn by; in the second,
-each intervention costs a sparse decode and one upper half. Positions that no metric counts, massive activations and
-padding carry no edit.
+measured at the response positions. A first pass runs the lower halves, keeps their residuals and encodes these, for the
+energies that sets are drawn by; in the second, each intervention costs a sparse decode and one upper half. Positions
+that no metric counts, massive activations and padding carry no edit.
 """
 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def _finite(values: Tensor, batch: Padded, row: Tensor, what: str) -> None:
 
 @dataclass
 class Lower:
-    """The lower halves of both models on the conversations, batch by batch."""
+    """The lower halves of both models on the conversations, batch by batch; a whole pass is run once and kept."""
 
     base: ResidualModel
     chat: ResidualModel
@@ -58,9 +58,17 @@ class Lower:
     batch_size: int
     device: str
     replacements: Mapping[int, int]  # token ids that the base model is fed otherwise (see `models.replace_tokens`)
+    _kept: list[tuple[Padded, Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def __iter__(self) -> Iterator[tuple[Padded, Tensor, Tensor]]:
-        return self.over(range(self.conversations.n_documents))
+        if self._kept:
+            yield from self._kept
+            return
+        kept = []
+        for batch in self.over(range(self.conversations.n_documents)):
+            kept.append(batch)
+            yield batch
+        self._kept = kept
 
     def over(self, documents: Sequence[int]) -> Iterator[tuple[Padded, Tensor, Tensor]]:
         """Yield each batch with the residuals (conversation, position, d_model) of base and chat, all finite."""
@@ -206,17 +214,32 @@ def _edits(case: Case, shared: Sequence[Run], editors: Mapping[str, Editor]) -> 
             yield name, run, run.intervention.edit(own)
 
 
-def kl_divergence(
-    reference: Float[Tensor, "token vocab"], other: Float[Tensor, "token vocab"]
-) -> Float[Tensor, "token"]:
-    """Return KL(p ‖ softmax(other)) in nats, given log p as `reference`: float32 terms, summed in float64."""
-    result = torch.empty(len(reference), dtype=torch.float64, device=reference.device)
-    step = max(1, LOGITS_AT_ONCE // max(1, reference.shape[1]))
-    for start in range(0, len(reference), step):
-        p = reference[start : start + step]
-        q = other[start : start + step].float().log_softmax(-1)
-        result[start : start + step] = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+class Reference(NamedTuple):
+    """Distributions that others are compared with: what is the same in every comparison."""
+
+    p: Float[Tensor, "token vocab"]
+    negative_entropy: Float[Tensor, "token"]  # Σ p log p, float64
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "token vocab"]) -> "Reference":
+        """Return the softmax of logits."""
+        p = logits.float().softmax(-1)
+        return cls(p, _expected_log(p, logits))
+
+
+def _expected_log(p: Float[Tensor, "token vocab"], logits: Float[Tensor, "token vocab"]) -> Float[Tensor, "token"]:
+    """Return Σ p log softmax(logits): float32 terms, summed in float64."""
+    result = torch.empty(len(p), dtype=torch.float64, device=p.device)
+    step = max(1, LOGITS_AT_ONCE // max(1, p.shape[1]))
+    for start in range(0, len(p), step):
+        log_q = logits[start : start + step].float().log_softmax(-1)
+        result[start : start + step] = log_q.mul_(p[start : start + step]).sum(-1, dtype=torch.float64)
     return result
+
+
+def kl_divergence(reference: Reference, logits: Float[Tensor, "token vocab"]) -> Float[Tensor, "token"]:
+    """Return KL(p ‖ softmax(logits)) in nats, float64."""
+    return reference.negative_entropy - _expected_log(reference.p, logits)
 
 
 @torch.no_grad()
@@ -244,7 +267,7 @@ def kl_table(
                 whole = lower.chat.logits_from(residual, batch.token_id, batch.attention_mask, positions)
                 return whole.to(lower.device)[at]
 
-            reference = logits(chat).float().log_softmax(-1) if len(positions) else None
+            reference = Reference.of(logits(chat)) if len(positions) else None
             for crosscoder, run, edit in _edits(Case(batch, base, chat), shared, editors):
                 kl = torch.zeros(scored.shape, dtype=torch.float64, device=lower.device)
                 residual, energy = applied(edit)

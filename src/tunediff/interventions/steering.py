@@ -26,7 +26,7 @@ from tunediff.data.rendering import ChatRenderer
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
-from tunediff.interventions.kl import Lower, kl_divergence
+from tunediff.interventions.kl import Lower, Reference, kl_divergence
 from tunediff.interventions.steering_table import COLUMNS, TEXTS, typed
 from tunediff.latents.evaluation import Padded
 from tunediff.latents.table import LatentTable
@@ -274,7 +274,7 @@ def ablations(
                 continue
             rows = rows.to(f.device)
             ids, mask, counted = batch.token_id[rows], batch.attention_mask[rows], batch.counted[rows]
-            plain = _log_probabilities(lower.chat, chat[rows], ids, mask, counted)
+            plain = Reference.of(_log_probabilities(lower.chat, chat[rows], ids, mask, counted))
             own = crosscoders[each.crosscoder].decoder_weight[each.latent, -1]
             firing = f[rows] > 0
             for arm, row in (("ablation", own), ("ablation_random", _random(own, 1, seed + each.latent)[0])):
@@ -415,6 +415,7 @@ class Bench:
                     fed = self.fed(name, batch.ids)
                     streams[name] = self.models[name].residual(fed, batch.attention_mask).to(self.device)
                     plain[name] = self._continued(name, streams[name], batch)
+                reference = Reference.of(plain["chat"])
 
                 def by_request(values: Tensor, row: Tensor = row, n: int = len(batch.rows)) -> NDArray[np.float64]:
                     sums = torch.zeros(n, dtype=torch.float64, device=values.device)
@@ -426,7 +427,7 @@ class Bench:
                     stream = streams[run.arm.model]
                     steered = stream + (where[:, :, None] * run.added.to(self.device)).to(stream.dtype)
                     logits = self._continued(run.arm.model, steered, batch)
-                    kl[i, batch.rows] = by_request(kl_divergence(plain["chat"], logits))
+                    kl[i, batch.rows] = by_request(kl_divergence(reference, logits))
                     if run.of in top:
                         moved = logits - plain[run.arm.model]
                         shift[i, batch.rows] = by_request(moved[:, top[run.of]].mean(1) - moved.mean(1))

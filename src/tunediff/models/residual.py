@@ -87,7 +87,10 @@ class ResidualModel:
             setattr(decoder, last, decoder.get_submodule(last)[: layer + 1])
             if hasattr(model, "lm_head"):
                 model.lm_head = nn.Identity()
-        self._traced = TransformersModel(self.model, tokenizer=tokenizer, task="text-generation")
+        # Wrapped by a pipeline of transformers, which moves the model to the first GPU unless it is told a device.
+        self._traced = TransformersModel(
+            self.model, tokenizer=tokenizer, task="text-generation", device=self.model.device
+        )
         envoy: Any = self._traced
         for part in path.split("."):
             envoy = getattr(envoy, part)

@@ -217,17 +217,19 @@ def seal(
     *,
     beside: Collection[str] = (),
     chunks: Mapping[str, str] | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write the manifest (last) and the provenance of a finished store; this is what makes it complete.
 
     `beside` are the suffixes of the artifact's other files; `chunks` go to the entries of these files, see `Manifest`.
+    `digests` are the sha256 of files as they were written; the other files are read.
     """
     inside = sorted(p for p in store.rglob("*") if p.is_file() and not p.name.startswith(".snakemake"))
     names = [""] if store.is_file() else [path.relative_to(store).as_posix() for path in inside]
     files: dict[str, dict[str, Any]] = {}
     for name in (*names, *(f"*{suffix}" for suffix in beside)):
         path = _file(store, name)
-        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        files[name] = {"bytes": path.stat().st_size, "sha256": (digests or {}).get(name) or file_sha256(path)}
     for name, checksums in (chunks or {}).items():
         files[name]["chunks"] = checksums
     manifest = Manifest(kind, key, files, dict(facts))
@@ -332,6 +334,32 @@ def check(path: Path, kind: str, key: str | None = None, later: Collection[str] 
     manifest = read_manifest(path, kind, key)
     require(path, manifest, own_files(path, manifest), later)
     return manifest
+
+
+def is_finished(store: Path, kind: str, key: str) -> bool:
+    """Return whether a store is there, made by the inputs that `key` says, with all its files at their size."""
+    try:
+        return not damage(store, read_manifest(store, kind, key), later=["*"])
+    except TunediffError:
+        return False
+
+
+def move(store: Path, target: Path) -> None:
+    """Move a store with its provenance and, last, its manifest to a place on the same disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(target)
+    for path in (store, store.with_suffix(".provenance.json"), manifest_path(store)):
+        path.replace(target.parent / path.name)
+
+
+def set_aside(parts: Mapping[Path, str], work: Path) -> None:
+    """Move finished parts of activations, given with their keys, to where `tunediff.data.harvest` looks for them.
+
+    Snakemake deletes all outputs of a job before it runs; so a job that lacks one part keeps the others.
+    """
+    for path, key in parts.items():
+        if is_finished(path, "activations", key):
+            move(path, work / key / path.name)
 
 
 def provenance(started: float, device: str = "cpu", **facts: Any) -> dict[str, Any]:

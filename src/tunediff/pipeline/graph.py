@@ -69,7 +69,7 @@ FILES = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact, made by one job."""
+    """One artifact, made by one job; all parts of a pair's activations by the same."""
 
     path: str  # below the results folder, without suffix: latents/l1-seed0
     stage: str
@@ -163,8 +163,10 @@ class Graph:
 
     @property
     def n_jobs(self) -> int:
-        """Number of jobs of a whole run, about: one for each artifact, without the nulls."""
-        return sum(not path.startswith("nulls/") for path in self.artifacts)
+        """Number of jobs of a whole run, about: one for each artifact, but for parts, without the nulls."""
+        harvested = {split: self.parts(split) for split in SPLITS}
+        own = sum(not path.startswith("nulls/") for path in self.artifacts)
+        return own - sum(map(len, harvested.values())) + 1
 
     # The artifacts of an ordinary run
 
@@ -408,6 +410,11 @@ class Graph:
         artifact = self.artifacts[path]
         read = {self.store(name): self.artifacts[name].key for paths in artifact.reads.values() for name in paths}
         return {"own": artifact.key, **read}
+
+    def harvested(self, folder: str) -> dict[str, str]:
+        """Return the keys of all parts of a pair's activations, which one job makes, by their stores."""
+        parts = [path for split in SPLITS for path in self.parts(split, folder)]
+        return {self.store(path): self.artifacts[path].key for path in parts}
 
     def on_disk(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return the artifacts on disk that are those of this config, and those to be made again.
