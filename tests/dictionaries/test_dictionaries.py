@@ -27,7 +27,6 @@ def make(kind: str, steps: int = 100, warmup: int = 5, **section: Any) -> Any:
 def randomised(dictionary: Dictionary) -> Any:
     """The dictionary in float64, away from its start."""
     dictionary.double()
-    dictionary.gemm_dtype = torch.float64
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in dictionary.parameters():
@@ -436,11 +435,3 @@ def test_groups_must_cover_the_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchTopK, "latent_groups", lambda _: (LatentGroup("a", 0, 5, 1), LatentGroup("b", 6, F, 3)))
     with pytest.raises(TunediffError, match=rf"must follow one another from 0 to dict_size {F}"):
         make("batchtopk")
-
-
-def test_bfloat16_gemm_changes_little() -> None:
-    settings = dictionary_settings({"kind": "batchtopk", "dict_size": F, "k": 4})
-    exact, rough = build(settings, D, 0), build(settings, D, 0)
-    rough.gemm_dtype = torch.bfloat16
-    x = batch().float()
-    assert rough.step(x).loss.item() == pytest.approx(exact.step(x).loss.item(), rel=2e-2)

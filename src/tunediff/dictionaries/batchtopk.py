@@ -3,11 +3,11 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 
 from tunediff.config.dictionaries import BatchTopKSettings
 from tunediff.dictionaries.base import Dictionary, LatentGroup, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import SparseCode, merge, select_largest
 
 THRESHOLD_DECAY = 0.999
@@ -123,12 +123,12 @@ class BatchTopK(Dictionary):
         if not len(dead):
             return residual.new_zeros(())
         encoder, decoder = encoder.index_select(0, dead).flatten(1), decoder.index_select(0, dead).flatten(1)
-        activation = linear(rows, encoder, self.encoder_bias.index_select(0, dead)).relu()
+        activation = product(rows, encoder.T, self.encoder_bias.index_select(0, dead)).relu()
         if len(dead) > self.settings.aux_k:
             score = activation.detach() * scale[dead]
             chosen = score.topk(self.settings.aux_k, dim=1, sorted=False).indices
             activation = activation * torch.zeros_like(score).scatter_(1, chosen, 1.0)
-        squared = (residual - activation @ decoder).square().sum()
+        squared = (residual - product(activation, decoder)).square().sum()
         return squared / (residual - residual.mean(dim=0)).square().sum().clamp(min=torch.finfo(residual.dtype).tiny)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
@@ -34,7 +35,7 @@ class _DenseOutputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, preactivations: Tensor) -> Tensor:
-        activation = preactivations.to(rows.dtype).relu_().detach()
+        activation = preactivations.relu_().detach()
         ctx.save_for_backward(rows, activation)
         return activation
 
@@ -43,7 +44,7 @@ class _DenseOutputs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, activation = ctx.saved_tensors
         gradient = torch.where(activation > 0, gradients[0], 0)
-        return gradient.T @ rows, gradient.sum(dim=0), None, None
+        return product(gradient.T, rows), gradient.sum(dim=0), None, None
 
 
 def _penalty(totals: Float[Tensor, "latent"], decoder: Tensor, n_tokens: int) -> Float[Tensor, ""]:
@@ -131,7 +132,7 @@ class L1(Dictionary):
     def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
         encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
-        reconstruction = activation @ decoder.view(self.dict_size, -1)
+        reconstruction = product(activation, decoder.view(self.dict_size, -1))
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
         if self.loss_terms:
