@@ -135,6 +135,22 @@ def test_auxiliary_loss_is_the_definition(kind: str, aux_k: int) -> None:
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
 
 
+def test_a_listed_latent_that_has_fired_since_is_silent_in_the_auxiliary_loss() -> None:
+    results = []
+    for listed in (torch.arange(0, F, 4), torch.arange(0, F, 2)):
+        dictionary = make("batchtopk", aux_k=3, dead_after_tokens=100)
+        dictionary.steps_taken = 100
+        dictionary.tokens_since_fired[::4] = 100
+        dictionary.dead_latents.listed = lambda *_, listed=listed: listed
+        results.append((dictionary, dictionary.step(batch())))
+    (one, expected), (other, actual) = results
+    assert float(expected.metrics["auxiliary"]) > 0
+    assert float(actual.metrics["auxiliary"]) == pytest.approx(float(expected.metrics["auxiliary"]), rel=1e-12)
+    wanted = gradients(one, expected.loss)
+    for name, gradient in gradients(other, actual.loss).items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-9, atol=1e-12), name
+
+
 def test_no_auxiliary_loss_while_nothing_is_dead() -> None:
     dictionary = make("batchtopk", dead_after_tokens=10 * N)
     assert float(dictionary.step(batch()).metrics["auxiliary"]) == 0

@@ -15,9 +15,9 @@ from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
-# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
-# are cheaper against gathers; that value is an estimate from peak rates (790 TFLOP/s, 4.3 TB/s), not a measurement.
-SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.01}
+# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). Never on CUDA:
+# the host would wait for the number of nonzeros in every step, and GEMMs are cheap there against gathers.
+SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.0}
 
 # The search of μ (see `L1`), tuned on the demo, the planted arms and a real pair.
 MU_START = 0.05  # first μ, in units of the mean centred norm ("squared"); "norm" compares with numbers near 1
@@ -55,7 +55,8 @@ def _penalty(totals: Float[Tensor, "latent"], decoder: Tensor, n_tokens: int) ->
 class L1(Dictionary):
     """L = mean_n Σ_m rec(ε^m) + μ · mean_n Σ_j f_j s_j; the norms in s_j are inside the gradient.
 
-    Dense while many latents fire, in nonzeros once their share falls under `SPARSE_BELOW`; both give the same numbers.
+    Dense while many latents fire (on CUDA always), in nonzeros once their share falls under `SPARSE_BELOW`; both give
+    the same numbers.
     With mu: auto the biases start where about twice target_l0 latents fire, and they learn √d times faster than the
     weights (whose effect on a preactivation has inputs of norm √d behind it). From the end of the warm-up to the last
     step, log μ then follows the log ratio of L0 (averaged) to a reference that falls from L0 as found to target_l0, as
@@ -107,11 +108,12 @@ class L1(Dictionary):
         """Return loss and metrics of a training batch, and advance counters and μ."""
         preactivations = self.preactivations(x)
         limit = SPARSE_BELOW[x.device.type] if self.sparse_below is None else self.sparse_below
-        # A host read, on CUDA too: the nonzeros of an L1 code have no size known beforehand.
-        count = int(torch.count_nonzero(preactivations > 0))
-        losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
-        l0 = torch.tensor(count / len(x), dtype=torch.float64, device=x.device)
-        error, penalty, code = losses(x, preactivations)
+        count = torch.count_nonzero(preactivations > 0) if limit else None
+        sparse = count is not None and int(count) < limit * preactivations.numel()
+        error, penalty, code = (self._sparse_losses if sparse else self._dense_losses)(x, preactivations)
+        if count is None:  # the dense path has made activations of the preactivations
+            count = torch.count_nonzero(preactivations)
+        l0 = count.double() / len(x)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
