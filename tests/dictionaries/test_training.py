@@ -1,6 +1,7 @@
 """The training loop: resume, sharing of batches, what is kept and what is published."""
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from analysis_fixtures import activation_store, token_store
 from tunediff.config.dictionaries import BatchTopKSettings, CrosscoderSettings
 from tunediff.config.settings import LatentSettings, TrainingSettings
-from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings
+from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings, training
 from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import BatchTopK
 from tunediff.dictionaries.crosscoder import Crosscoder
@@ -131,6 +132,44 @@ def test_resume_is_bit_for_bit(tmp_path: Path, die_at: int, name: str) -> None:
         assert torch.equal(expected[tensor], actual[tensor]), tensor
     histories = [pd.read_parquet(tmp_path / t / "out" / f"{name}.history.parquet") for t in ("whole", "cut")]
     pd.testing.assert_frame_equal(*(h.drop(columns="tokens_per_second") for h in histories))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_checkpoint_written_while_training_goes_on_holds_the_state_of_its_step(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", FakeStore(), SECTIONS[name], name)
+    monkeypatch.setattr(training, "WRITTEN_BESIDE", ("cpu",))
+    later = threading.Event()
+    write = _Run._write
+
+    def slow(self: _Run, state: Any) -> None:
+        assert later.wait(60)  # until training is over
+        write(self, state)
+
+    monkeypatch.setattr(_Run, "_write", slow)
+    store = FakeStore(die_at=13)
+    monkeypatch.setattr(_Run, "close", lambda _: later.set())
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", store, SECTIONS[name], name)
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "L0_TOLERANCE", math.inf)
+    store = FakeStore()
+    run(tmp_path / "cut", store, SECTIONS[name], name)
+    assert 7 in store.asked
+    expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
+    for tensor in expected:
+        assert torch.equal(expected[tensor], actual[tensor]), tensor
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: _Run, state: Any) -> None:
+        raise TunediffError("the disk is full")
+
+    monkeypatch.setattr(training, "WRITTEN_BESIDE", ("cpu",))
+    monkeypatch.setattr(_Run, "_write", full)
+    with pytest.raises(TunediffError, match="the disk is full"):
+        run(tmp_path, FakeStore(), TOPK, steps=8)  # one checkpoint, and no other that would wait for it
 
 
 def test_training_equals_a_plain_loop(tmp_path: Path) -> None:

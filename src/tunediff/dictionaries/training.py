@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain, islice
@@ -39,6 +39,7 @@ HISTORY = (  # columns of every history, so that those of different kinds line u
     *("dead_fraction", "mu", "threshold", "learning_rate", "tokens_per_second"),
 )
 PREFETCHED = 3  # batches waiting in memory
+WRITTEN_BESIDE = ("cuda",)  # devices whose checkpoints are copied to the host, and written while training goes on
 VALIDATION_BATCHES = 16
 DEAD_WARNING = 0.5  # share of dead latents above which a dictionary carries a warning
 TRIMMED_ABOVE = 5.0  # medians of the norm above which a token does not count in the mean
@@ -166,6 +167,15 @@ def _logger(settings: TrainingSettings) -> Any:
         ) from error
 
 
+def _on_host(state: Any) -> Any:
+    """Return a copy of a state's dictionaries, lists and tensors, in the memory of the host."""
+    if isinstance(state, Tensor):
+        return state.to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _on_host(value) for name, value in state.items()}
+    return [_on_host(value) for value in state] if isinstance(state, list) else state
+
+
 class _Run:
     """One dictionary on its way: training object, optimiser, position and history, from the checkpoint if there is one.
 
@@ -187,6 +197,8 @@ class _Run:
         self.logged_at = (time.perf_counter(), 0)
         self._logger: Any = _logger(training)
         self._writer: Any = None
+        self._checkpoints = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
         state = self._load()
         if state is None:
             self.normalization = measure_normalization(store, training, settings.reconstructs)
@@ -210,19 +222,32 @@ class _Run:
         return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
 
     def save(self) -> None:
-        """Write the checkpoint whole or not at all, and only from finite weights."""
+        """Write the checkpoint whole or not at all, and only from finite weights; on CUDA while training goes on."""
         self._require_finite()
         state = {
             "dictionary": self.dictionary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,  # the learning rate and the data position are functions of it
-            "history": self.history,
+            "history": list(self.history),
             "rng": torch.get_rng_state(),
             **self.normalization._asdict(),
         }
+        self._wait_for_checkpoint()
+        if torch.device(self.training.device).type in WRITTEN_BESIDE:
+            self._writing = self._checkpoints.submit(self._write, _on_host(state))
+        else:
+            self._write(state)
+
+    def _write(self, state: dict[str, Any]) -> None:
         with building(self.checkpoint) as partial:
             torch.save(state, partial)
             append_sha256(partial)
+
+    def _wait_for_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if one is; what it failed with is raised here."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def _require_finite(self) -> None:
         """Raise where a weight, or a number such as μ or θ that the method carries along, is not finite."""
@@ -305,9 +330,11 @@ class _Run:
                 for _, x in zip(range(left), feed, strict=True):
                     self.advance(x.to(device, non_blocking=True), bar)
                     bar.update(len(x))
+            self._wait_for_checkpoint()
         finally:
             feed.close()  # type: ignore[attr-defined]
             self.close()
+            self._checkpoints.shutdown()
 
     def finish(self, out: Path, key: str, facts: Mapping[str, Any]) -> None:
         """Write the inference object at `out` and the history beside it, seal them, and drop the checkpoint.
