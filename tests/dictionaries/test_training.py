@@ -3,7 +3,9 @@
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -22,6 +24,8 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import (
     HISTORY,
+    PREFETCHED,
+    PinnedRing,
     _Run,
     make_optimizer,
     measure_normalization,
@@ -60,7 +64,9 @@ class FakeStore:
         generator = torch.Generator().manual_seed(0)
         self.atoms = torch.randn(24, 2, D, generator=generator)
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+    def batches(
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None
+    ) -> Iterator[FakeBatch]:
         self.asked.append(start_step)
         step = start_step
         while True:
@@ -189,6 +195,41 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     assert torch.allclose(trained["encoder_bias"], dictionary.encoder_bias, atol=1e-4)
 
 
+def test_no_place_of_the_ring_is_filled_before_its_copy_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        """Recorded by the copy; done when somebody waits for it."""
+
+        pending = False
+
+        def record(self) -> None:
+            self.pending = True
+
+        def synchronize(self) -> None:
+            self.pending = False
+
+    stream = SimpleNamespace(wait_event=lambda event: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    ring = PinnedRing((3,), torch.float32, torch.device("cpu"))
+    filled: list[int] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for number, slot in enumerate(ring.free()):
+            place = next(i for i, each in enumerate(ring.slots) if each is slot)
+            assert not ring.copied[place].pending
+            filled.append(place)
+            yield slot.fill_(number)
+
+    copies = ring.copies(prefetch(islice(batches(), 30), lambda slot: slot))
+    assert [batch.tolist() for batch in copies] == [[number] * 3 for number in range(30)]
+    assert filled == [number % len(ring.slots) for number in range(30)]
+    assert len(ring.slots) == PREFETCHED + 1  # with one fewer a place is filled while it is being copied
+
+
 def test_clipping_by_the_fused_update_equals_clip_grad_norm() -> None:
     x = next(FakeStore().batches(64, 0, 1)).activations
     results: list[Dictionary] = []
@@ -212,7 +253,9 @@ class Fixed:
     def __init__(self, activations: torch.Tensor) -> None:
         self.activations = activations
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+    def batches(
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None
+    ) -> Iterator[FakeBatch]:
         yield from map(FakeBatch, self.activations.split(batch_size))
 
 
@@ -283,7 +326,9 @@ class Tuned:
         self.atoms = torch.randn(32, 16, generator=generator)
         self.added = 3 * torch.linalg.qr(torch.randn(6, 16, generator=generator).T)[0].T.contiguous()
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+    def batches(
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None
+    ) -> Iterator[FakeBatch]:
         step = start_step
         while True:
             generator = torch.Generator().manual_seed(1000 * seed + step)
