@@ -10,7 +10,7 @@ from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_se
 from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import BatchTopK, geometric_median
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
-from tunediff.dictionaries.l1 import L1
+from tunediff.dictionaries.l1 import L1, _WithNorms
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
 from tunediff.errors import TunediffError
@@ -445,6 +445,18 @@ def test_l1_with_mask_ties_and_terms(sparse_below: float) -> None:
     assert float(result.metrics["l0"]) == pytest.approx(float((f > 0).sum() / N))
     for name, gradient in gradients(dictionary, result.loss).items():
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_norms_with_their_gradient_in_that_of_the_weight_are_torchs() -> None:
+    weight, seed = torch.randn(5, 2, 3).double(), torch.randn(5, 2, 3).double()
+    weight[2, 1] = 0  # a row without a direction
+    by = torch.randn(5, 2).double()
+    one, other = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    whole, norms = _WithNorms.apply(one)
+    torch.autograd.backward([whole, norms], [seed.clone(), by])
+    torch.autograd.backward([other * 1, other.norm(dim=-1)], [seed, by])
+    assert torch.equal(norms, weight.norm(dim=-1))
+    assert torch.allclose(one.grad, other.grad, rtol=1e-12)
 
 
 def test_groups_must_cover_the_latents(monkeypatch: pytest.MonkeyPatch) -> None:

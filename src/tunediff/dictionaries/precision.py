@@ -65,9 +65,13 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (left, right), wanted, rounded = ctx.saved_tensors, ctx.needs_input_grad, gradients[0].bfloat16()
+        of_right = None
+        if wanted[1]:  # laid out as `right` is: an optimiser would copy what is not laid out as its weight
+            rows = right.is_contiguous()
+            of_right = _multiply(left.T, rounded) if rows else _multiply(rounded.T, left).T
         return (
             _multiply(rounded, right.T) if wanted[0] else None,
-            _multiply(rounded.T, left).T if wanted[1] else None,
+            of_right,
             gradients[0].sum(dim=0) if wanted[2] else None,
         )
 
