@@ -10,7 +10,7 @@ from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_se
 from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import BatchTopK, geometric_median
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
-from tunediff.dictionaries.l1 import L1
+from tunediff.dictionaries.l1 import L1, _WithNorms
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
 from tunediff.errors import TunediffError
@@ -27,7 +27,6 @@ def make(kind: str, steps: int = 100, warmup: int = 5, **section: Any) -> Any:
 def randomised(dictionary: Dictionary) -> Any:
     """The dictionary in float64, away from its start."""
     dictionary.double()
-    dictionary.gemm_dtype = torch.float64
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in dictionary.parameters():
@@ -134,6 +133,22 @@ def test_auxiliary_loss_is_the_definition(kind: str, aux_k: int) -> None:
     assert float(result.metrics["auxiliary"]) == pytest.approx(auxiliary.item(), rel=1e-5)
     for name, gradient in gradients(dictionary, result.loss).items():
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_a_listed_latent_that_has_fired_since_is_silent_in_the_auxiliary_loss() -> None:
+    results = []
+    for listed in (torch.arange(0, F, 4), torch.arange(0, F, 2)):
+        dictionary = make("batchtopk", aux_k=3, dead_after_tokens=100)
+        dictionary.steps_taken = 100
+        dictionary.tokens_since_fired[::4] = 100
+        dictionary.dead_latents.listed = lambda *_, listed=listed: listed
+        results.append((dictionary, dictionary.step(batch())))
+    (one, expected), (other, actual) = results
+    assert float(expected.metrics["auxiliary"]) > 0
+    assert float(actual.metrics["auxiliary"]) == pytest.approx(float(expected.metrics["auxiliary"]), rel=1e-12)
+    wanted = gradients(one, expected.loss)
+    for name, gradient in gradients(other, actual.loss).items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-9, atol=1e-12), name
 
 
 def test_no_auxiliary_loss_while_nothing_is_dead() -> None:
@@ -432,15 +447,19 @@ def test_l1_with_mask_ties_and_terms(sparse_below: float) -> None:
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
 
 
+def test_norms_with_their_gradient_in_that_of_the_weight_are_torchs() -> None:
+    weight, seed = torch.randn(5, 2, 3).double(), torch.randn(5, 2, 3).double()
+    weight[2, 1] = 0  # a row without a direction
+    by = torch.randn(5, 2).double()
+    one, other = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    whole, norms = _WithNorms.apply(one)
+    torch.autograd.backward([whole, norms], [seed.clone(), by])
+    torch.autograd.backward([other * 1, other.norm(dim=-1)], [seed, by])
+    assert torch.equal(norms, weight.norm(dim=-1))
+    assert torch.allclose(one.grad, other.grad, rtol=1e-12)
+
+
 def test_groups_must_cover_the_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchTopK, "latent_groups", lambda _: (LatentGroup("a", 0, 5, 1), LatentGroup("b", 6, F, 3)))
     with pytest.raises(TunediffError, match=rf"must follow one another from 0 to dict_size {F}"):
         make("batchtopk")
-
-
-def test_bfloat16_gemm_changes_little() -> None:
-    settings = dictionary_settings({"kind": "batchtopk", "dict_size": F, "k": 4})
-    exact, rough = build(settings, D, 0), build(settings, D, 0)
-    rough.gemm_dtype = torch.bfloat16
-    x = batch().float()
-    assert rough.step(x).loss.item() == pytest.approx(exact.step(x).loss.item(), rel=2e-2)

@@ -339,13 +339,15 @@ class TrainingSettings(Settings, section="training"):
         "Open chunks that batches are drawn from; memory is pool_chunks × chunk_tokens × 4 d bytes.", 128, minimum=1
     )
     checkpoint_every: int = setting(
-        "Steps between checkpoints", 10_000, rule="a tenth of the steps, 50 to 10,000", minimum=1
+        "Steps between checkpoints", 20_000, rule="a fifth of the steps, 50 to 20,000", minimum=1
     )
     log_every: int = setting(
         "Steps between rows of the history", 100, rule="a hundredth of the steps, at most 100", minimum=1
     )
     matmul_precision: Literal["highest", "high", "bf16"] = setting(
-        "Encoder products on a GPU: float32, TF32 or bfloat16.", "highest"
+        "Every large product of training on a GPU: float32, TF32, or inputs rounded to bfloat16; sums and weights are "
+        "float32.",
+        "highest",
     )
     log_to: Literal["none", "tensorboard", "wandb"] = setting("Also send the history there.", "none")
     seeds: tuple[int, ...] = setting(

@@ -11,12 +11,13 @@ from torch.autograd.function import once_differentiable
 from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
-# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
-# are cheaper against gathers; that value is an estimate from peak rates (790 TFLOP/s, 4.3 TB/s), not a measurement.
-SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.01}
+# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). Never on CUDA:
+# the host would wait for the number of nonzeros in every step, and GEMMs are cheap there against gathers.
+SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.0}
 
 # The search of μ (see `L1`), tuned on the demo, the planted arms and a real pair.
 MU_START = 0.05  # first μ, in units of the mean centred norm ("squared"); "norm" compares with numbers near 1
@@ -34,7 +35,7 @@ class _DenseOutputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, preactivations: Tensor) -> Tensor:
-        activation = preactivations.to(rows.dtype).relu_().detach()
+        activation = preactivations.relu_().detach()
         ctx.save_for_backward(rows, activation)
         return activation
 
@@ -43,18 +44,49 @@ class _DenseOutputs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, activation = ctx.saved_tensors
         gradient = torch.where(activation > 0, gradients[0], 0)
-        return gradient.T @ rows, gradient.sum(dim=0), None, None
+        return product(gradient.T, rows), gradient.sum(dim=0), None, None
 
 
-def _penalty(totals: Float[Tensor, "latent"], decoder: Tensor, n_tokens: int) -> Float[Tensor, ""]:
+class _WithNorms(torch.autograd.Function):
+    """A weight, to be used once, and the norms of its rows, whose gradient is added into that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        norms = torch.linalg.vector_norm(weight, dim=-1)
+        ctx.save_for_backward(weight, norms)
+        return weight.view_as(weight), norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        weight, norms = ctx.saved_tensors
+        share = torch.where(norms > 0, gradients[1] / norms, 0)
+        return gradients[0].addcmul_(
+            weight, share[..., None]
+        )  # in place: it comes from a product, which is done with it
+
+
+def _with_norms(weight: Tensor) -> tuple[Tensor, Float[Tensor, "latent stream"]]:
+    """Return a decoder, to be used once, and the norms of its rows; on CUDA with a third of the traffic for them.
+
+    A CPU keeps torch's own gradient: the other one rounds otherwise, and results of a CPU do not change.
+    """
+    if not weight.is_cuda:
+        return weight, torch.linalg.vector_norm(weight, dim=-1)
+    whole, norms = _WithNorms.apply(weight)
+    return whole, norms
+
+
+def _penalty(totals: Float[Tensor, "latent"], norms: Float[Tensor, "latent stream"], n_tokens: int) -> Tensor:
     """Return mean_n Σ_j f_j s_j from Σ_n f_j."""
-    return (totals * torch.linalg.vector_norm(decoder, dim=-1).sum(dim=1)).sum() / n_tokens
+    return (totals * norms.sum(dim=1)).sum() / n_tokens
 
 
 class L1(Dictionary):
     """L = mean_n Σ_m rec(ε^m) + μ · mean_n Σ_j f_j s_j; the norms in s_j are inside the gradient.
 
-    Dense while many latents fire, in nonzeros once their share falls under `SPARSE_BELOW`; both give the same numbers.
+    Dense while many latents fire (on CUDA always), in nonzeros once their share falls under `SPARSE_BELOW`; both give
+    the same numbers.
     With mu: auto the biases start where about twice target_l0 latents fire, and they learn √d times faster than the
     weights (whose effect on a preactivation has inputs of norm √d behind it). From the end of the warm-up to the last
     step, log μ then follows the log ratio of L0 (averaged) to a reference that falls from L0 as found to target_l0, as
@@ -106,11 +138,12 @@ class L1(Dictionary):
         """Return loss and metrics of a training batch, and advance counters and μ."""
         preactivations = self.preactivations(x)
         limit = SPARSE_BELOW[x.device.type] if self.sparse_below is None else self.sparse_below
-        # A host read, on CUDA too: the nonzeros of an L1 code have no size known beforehand.
-        count = int(torch.count_nonzero(preactivations > 0))
-        losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
-        l0 = torch.tensor(count / len(x), dtype=torch.float64, device=x.device)
-        error, penalty, code = losses(x, preactivations)
+        count = torch.count_nonzero(preactivations > 0) if limit else None
+        sparse = count is not None and int(count) < limit * preactivations.numel()
+        error, penalty, code = (self._sparse_losses if sparse else self._dense_losses)(x, preactivations)
+        if count is None:  # the dense path has made activations of the preactivations
+            count = torch.count_nonzero(preactivations)
+        l0 = count.double() / len(x)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
@@ -123,15 +156,15 @@ class L1(Dictionary):
         return StepResult(loss, {**self._metrics(x, error, code, others), "l0": l0})
 
     def _sparse_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
-        decoder = self.decoder()
+        decoder, norms = _with_norms(self.decoder())
         live, error = self._decode(x, above_threshold(preactivations), self.encoder(), decoder)
         totals = torch.zeros_like(self.encoder_bias).index_add(0, live.latent, live.value)
-        return error, _penalty(totals, decoder, len(x)), live
+        return error, _penalty(totals, norms, len(x)), live
 
     def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
-        encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
+        encoder, (decoder, norms) = self.encoder().view(self.dict_size, -1), _with_norms(self.decoder())
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
-        reconstruction = activation @ decoder.view(self.dict_size, -1)
+        reconstruction = product(activation, decoder.view(self.dict_size, -1))
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
         if self.loss_terms:
@@ -140,7 +173,7 @@ class L1(Dictionary):
         else:  # the counters only need to know which latents fired at all
             latent = torch.arange(self.dict_size, device=x.device)
             token, value = torch.zeros_like(latent), active.any(dim=0).to(x.dtype)
-        return error, _penalty(activation.sum(dim=0), decoder, len(x)), SparseCode(token, latent, value, len(x))
+        return error, _penalty(activation.sum(dim=0), norms, len(x)), SparseCode(token, latent, value, len(x))
 
     @torch.no_grad()
     def _follow(self, l0: Tensor, loss: Tensor) -> None:
