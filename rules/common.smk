@@ -148,7 +148,7 @@ def makes(stage, pattern):
     for suffix in STAGES[stage].suffixes:
         path = f"{R}/{pattern}{suffix}"
         paths.append(directory(path[:-1]) if path.endswith("/") else path)
-    return dict(zip(("store", "more"), paths)) | {"manifest": f"{R}/{pattern}.json"}
+    return dict(zip(("store", "more", "further"), paths)) | {"manifest": f"{R}/{pattern}.json"}
 
 
 def keys(pattern):

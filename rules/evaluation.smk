@@ -1,4 +1,4 @@
-# Per crosscoder: the held-out metrics, and examples of what each latent fires on; over all: both models' losses on the
+# Per crosscoder: the held-out metrics with the cross-entropy, and examples of what each latent fires on; over all: both models' losses on the
 # documents of chat-specific latents, and labelled concepts.
 rule evaluation:
     input:

@@ -1,4 +1,5 @@
-# Per crosscoder: the latent table with Latent Scaling.
+# Per crosscoder: the latent table with Latent Scaling, and from the same pass the twins and the metrics of what the
+# dictionary reconstructs.
 rule latents:
     input:
         unpack(reads("{pair}latents/{name}")),

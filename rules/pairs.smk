@@ -1,26 +1,4 @@
-# Pairs of latents: twins within a crosscoder, and the matches between the seeds of one.
-rule twins:
-    input:
-        unpack(reads("twins/{name}")),
-    output:
-        **makes("twins", "twins/{name}"),
-    log:
-        f"{R}/logs/twins/{{name}}.log",
-    benchmark:
-        f"{R}/benchmarks/twins/{{name}}.tsv"
-    conda:
-        "../envs/tunediff.yaml"
-    threads: THREADS
-    resources:
-        mem_mb=MEMORY["latents"],
-        runtime=120,
-        gpu=GPU,
-    params:
-        content_keys=keys("twins/{name}"),
-    script:
-        "../workflow/scripts/twin_pairs.py"
-
-
+# The matches between the seeds of a crosscoder.
 if GRAPH.trained:
 
     rule seeds:

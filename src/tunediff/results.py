@@ -48,7 +48,7 @@ READERS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "hooks": ("hooks.json", "", read_json),
     "latents": ("latents/{}.parquet", "", LatentTable.read),
     "evaluation": ("evaluation/{}.json", "", Evaluation.read),
-    "twins": ("twins/{}.parquet", "twins", pd.read_parquet),
+    "twins": ("latents/{}.twins.parquet", "latents", pd.read_parquet),
     "examples": ("examples/{}", "", Examples.open),
     "losses": ("losses/losses.parquet", "losses", read_losses),
     "explanations": ("explanations/{}", "", Explanations.open),

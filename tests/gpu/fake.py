@@ -77,7 +77,7 @@ def load_device(folder: Path) -> None:
     ctypes.CDLL(str(library))
 
 
-if __name__ == "__main__":
+if "torch" not in sys.modules:  # as soon as this is imported, or run
     _folder = tempfile.TemporaryDirectory()
     load_device(Path(_folder.name))
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from analysis_fixtures import SOURCES, activation_store, random_crosscoder, tiny_model, token_store
-from tunediff.config.settings import EvaluationSettings
+from tunediff.config.settings import EvaluationSettings, LatentSettings
 from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
-from tunediff.latents.evaluation import Variance, build_evaluation, cross_entropy
+from tunediff.latents.evaluation import build_evaluation, cross_entropy
+from tunediff.latents.held_out import HeldOut, Reconstruction, Variance
+from tunediff.latents.measure import build_table
 from tunediff.models.residual import ResidualModel, replace_tokens
 
-SETTINGS = EvaluationSettings(documents=3, batch_size=2, token_batch_size=50)
+SETTINGS = EvaluationSettings(documents=3, batch_size=2)
 LAYER = 1
 OUTLIERS = [4, 77]  # rows whose massive activations count nowhere
 
@@ -29,6 +31,13 @@ def stage(tmp_path_factory):
     return activation_store(folder / "part-000.zarr", tokens, h, OUTLIERS), tokens, crosscoder, models, h
 
 
+def held_out(store, crosscoder, folder):
+    """What the pass that measures the latents writes beside their table, in batches of 50 tokens."""
+    settings = LatentSettings(batch_size=50, min_count=5, blocks=8, bootstrap_samples=100)
+    build_table(crosscoder, store, store, settings, folder / "c.parquet", key="k")
+    return Reconstruction.read(folder / "c.parquet", key="k")
+
+
 def lookup(result, metric, model, subset):
     (value,) = [
         row["value"]
@@ -40,7 +49,8 @@ def lookup(result, metric, model, subset):
 
 def test_fve_l0_and_dead_against_their_definitions(stage, tmp_path):
     store, tokens, crosscoder, _, h = stage
-    result = build_evaluation(crosscoder, store, tokens, None, SETTINGS, tmp_path / "c.json", key="k")
+    measured = held_out(store, crosscoder, tmp_path)
+    result = build_evaluation(crosscoder, measured, tokens, None, SETTINGS, tmp_path / "e.json", key="k")
     counted = (tokens.mask & Mask.BOS == 0) & ~np.isin(np.arange(160), OUTLIERS)
     source = tokens.doc_source[tokens.doc]
     members = {"all": counted, "template": counted & (tokens.mask & Mask.TEMPLATE != 0)}
@@ -69,7 +79,8 @@ def test_fve_l0_and_dead_against_their_definitions(stage, tmp_path):
 def test_a_dictionary_of_the_difference_has_fve_of_that_alone(stage, tmp_path):
     store, tokens, _, models, h = stage
     dictionary = random_crosscoder(16, 20, threshold=0.5, streams=1)
-    result = build_evaluation(dictionary, store, tokens, models, SETTINGS, tmp_path / "d.json", key="k")
+    measured = held_out(store, dictionary, tmp_path)
+    result = build_evaluation(dictionary, measured, tokens, models, SETTINGS, tmp_path / "d.json", key="k")
     counted = (tokens.mask & Mask.BOS == 0) & ~np.isin(np.arange(160), OUTLIERS)
     delta = (h[:, 1] - h[:, 0])[counted].astype(np.float64)
     code = dictionary.encode(torch.from_numpy(h[counted]))
@@ -228,25 +239,37 @@ def test_what_is_not_finite_is_one_line_naming_model_and_document(stage, monkeyp
     assert "\n" not in str(error.value)
 
 
-def test_a_reconstruction_that_is_not_finite_is_refused(stage, tmp_path):
-    store, tokens, _, _, _ = stage
-    crosscoder = random_crosscoder(16, 20, threshold=0.5)
-    crosscoder.decoder_weight[2] = 3e38
-    crosscoder.encoder_weight[2] *= 100
+def test_a_reconstruction_that_is_not_finite_is_refused(stage):
+    store, _, crosscoder, _, _ = stage
+    measured = HeldOut(crosscoder, SOURCES, "cpu")
+    batch = next(store.chunks())
+    code = crosscoder.encode(batch.activations)
+    measured.add(batch, code, crosscoder.decode(code) * torch.inf)
     with pytest.raises(TunediffError, match="l1-seed0: the reconstruction error is not finite"):
-        build_evaluation(crosscoder, store, tokens, None, SETTINGS, tmp_path / "l1-seed0.json", key="k")
-    assert not (tmp_path / "l1-seed0.json").exists()
+        measured.metrics(0.0, "l1-seed0")
+
+
+def test_metrics_beside_the_table_are_those_of_its_key_and_whole(stage, tmp_path):
+    store, _, crosscoder, _, _ = stage
+    held_out(store, crosscoder, tmp_path)
+    with pytest.raises(TunediffError, match="made by other inputs"):
+        Reconstruction.read(tmp_path / "c.parquet", key="another")
+    file = tmp_path / "c.held_out.json"
+    file.write_text(file.read_text().replace("0.", "1.", 1))
+    with pytest.raises(TunediffError, match=r"c.held_out.json: checksum differs from the manifest"):
+        Reconstruction.read(tmp_path / "c.parquet", key="k")
 
 
 def test_written_metrics(stage, tmp_path):
     store, tokens, crosscoder, models, _ = stage
+    measured = held_out(store, crosscoder, tmp_path)
     out = tmp_path / "l1-seed0.json"
-    build_evaluation(crosscoder, store, tokens, models, SETTINGS, out, key="k")
+    build_evaluation(crosscoder, measured, tokens, models, SETTINGS, out, key="k")
     result = json.loads(out.read_text())
     assert result["key"] == "k"
     parts = [lookup(result, "cross_entropy_clean", "chat", name) for name in SOURCES]
     assert min(parts) < lookup(result, "cross_entropy_clean", "chat", "all") < max(parts)
     assert (tmp_path / "l1-seed0.provenance.json").is_file()
     again = tmp_path / "again.json"
-    build_evaluation(crosscoder, store, tokens, models, SETTINGS, again, key="k")
+    build_evaluation(crosscoder, measured, tokens, models, SETTINGS, again, key="k")
     assert again.read_bytes() == out.read_bytes()

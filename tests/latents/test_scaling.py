@@ -18,12 +18,14 @@ from tunediff.latents.scaling import (
     document_block,
     effective_blocks,
     expanded_tail,
+    grouped_projections,
     nu,
     nu_standard_error,
     projections,
     random_directions,
     scaling_directions,
     shuffled_index,
+    whole_projections,
 )
 from tunediff.latents.table import TARGETS
 from tunediff.statistics import resample_weights
@@ -107,7 +109,8 @@ def test_projections_for_any_number_of_nonzeros_per_token(counts, seed):
     rows = torch.randn(len(counts), 4, 3, generator=g, dtype=torch.float64)
     directions = torch.randn(11, 2, 3, generator=g, dtype=torch.float64)
     expected = torch.einsum("ztd,zud->zut", rows[token], directions[latent])
-    torch.testing.assert_close(projections(code, rows, directions), expected)
+    for ours in (projections, grouped_projections, whole_projections):  # on a CPU, a GPU
+        torch.testing.assert_close(ours(code, rows, directions), expected)
 
 
 def test_many_groups_give_the_same_projections(monkeypatch):

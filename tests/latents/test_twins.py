@@ -11,12 +11,13 @@ from analysis_fixtures import activation_store, random_crosscoder, token_store
 from tunediff.config.settings import LatentSettings
 from tunediff.data.masks import LEFT_OUT
 from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.sparse import SparseCode
 from tunediff.latents.measure import build_table
 from tunediff.latents.table import LatentTable
-from tunediff.latents.twins import SCHEMA, TwinSettings, build_twins, divergence, pairs
+from tunediff.latents.twins import SCHEMA, SUFFIX, Classes, Collected, TwinSettings, divergence, pairs, twins
 from tunediff.pipeline.artifacts import check
 
-SETTINGS = TwinSettings(random_pairs=7, batch_size=37, seed=3)
+SETTINGS = TwinSettings(random_pairs=7, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +39,13 @@ def measured(
         )
     crosscoder.encoder_weight[4] = crosscoder.encoder_weight[0]  # the first two fire together, but for the bias
     crosscoder.encoder_bias[4] = crosscoder.encoder_bias[0] + 0.3
-    settings = LatentSettings(min_count=5, blocks=8, bootstrap_samples=100)
-    table = build_table(crosscoder, store, store, settings, folder / "latents.parquet", key="k")
-    frame = build_twins(crosscoder, table, store, SETTINGS, folder / "twins.parquet", key="k")
+    settings = LatentSettings(min_count=5, blocks=8, bootstrap_samples=100, batch_size=37)
+    out = folder / "latents.parquet"
+    table = build_table(crosscoder, store, store, settings, out, key="k", twin_settings=SETTINGS)
+    frame = pd.read_parquet(out.with_suffix(SUFFIX))
     kept = (tokens.mask & int(LEFT_OUT)) == 0
     dense = crosscoder.encode(torch.from_numpy(h[kept])).to_dense(20).numpy()
-    return crosscoder, table, folder / "twins.parquet", frame, dense
+    return crosscoder, table, out.with_suffix(SUFFIX), frame, dense
 
 
 def brute(a: np.ndarray, b: np.ndarray) -> float:
@@ -65,9 +67,8 @@ def test_divergence_is_that_of_dense_activations(measured) -> None:
         largest = max(a.max(), b.max())
         assert row.n_high == ((a >= 0.4 * largest) | (b >= 0.4 * largest)).sum() > 0
     assert frame["divergence"][0] < 0.2 < frame["divergence"][3:].min()  # (0, 4) share their encoder direction
-    manifest = check(path, "twins", "k")
-    assert manifest.facts["twins"] == 3 and manifest.facts["pairs_compared"] == 20
-    assert manifest.facts["n_tokens"] == len(dense)
+    facts = check(path, "latents", "k").facts["twins"]
+    assert facts["twins"] == 3 and facts["pairs_compared"] == 20 and facts["n_tokens"] == len(dense)
 
 
 def test_all_twins_are_found_and_the_control_has_none(measured) -> None:
@@ -84,13 +85,13 @@ def test_all_twins_are_found_and_the_control_has_none(measured) -> None:
     assert {name: str(dtype) for name, dtype in read.dtypes.items()} == SCHEMA and read.attrs == {"twin_cosine": 0.9}
 
 
-def test_without_norm_taxonomy_there_are_no_twins_and_the_file_says_why(measured, tmp_path: Path) -> None:
-    _, table, _, frame, _ = measured
+def test_without_norm_taxonomy_there_are_no_twins_and_the_facts_say_why(measured) -> None:
+    frame = measured[3]
     dictionary = random_crosscoder(streams=1)
-    classless = LatentTable(table.frame.assign(class_name="difference", norm_difference=np.nan), table.sources)
-    empty = build_twins(dictionary, classless, None, SETTINGS, tmp_path / "twins.parquet", key="k")
+    classes = Classes.of(np.full(20, "difference"))
+    empty, facts = twins(dictionary, classes, Collected(np.zeros(0, np.int32), 20, "cpu"), SETTINGS)
     assert empty.empty and list(empty.columns) == list(frame.columns)
-    assert "no classes by decoder norms" in check(tmp_path / "twins.parquet", "twins", "k").facts["left_out"]
+    assert "no classes by decoder norms" in facts["left_out"]
 
 
 def test_random_pairs_depend_on_the_seed_and_end_with_the_classes() -> None:
@@ -118,9 +119,25 @@ def test_divergence_of_hand_made_activations() -> None:
     assert np.isnan(value) and high == 0
 
 
-def test_a_crosscoder_without_chat_only_latents_has_an_empty_table(measured, tmp_path: Path) -> None:
-    crosscoder, table, _, frame, _ = measured
-    without = LatentTable(table.frame.assign(class_name="shared"), table.sources)
-    empty = build_twins(crosscoder, without, None, SETTINGS, tmp_path / "twins.parquet", key="k")
-    assert empty.empty and list(empty.columns) == list(frame.columns)
-    assert check(tmp_path / "twins.parquet", "twins", "k").facts["twins"] == 0
+def test_a_crosscoder_without_chat_only_latents_has_an_empty_table(measured) -> None:
+    crosscoder, _, _, frame, _ = measured
+    empty, facts = twins(crosscoder, Classes.of(np.full(20, "shared")), Collected(np.arange(3), 20, "cpu"), SETTINGS)
+    assert empty.empty and list(empty.columns) == list(frame.columns) and facts["twins"] == 0
+
+
+def test_collected_firings_are_those_of_the_chosen_latents_over_all_batches() -> None:
+    """In batches, one of which has no firing of them."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand(40, 9, generator=generator) * (torch.rand(40, 9, generator=generator) < 0.3)
+    dense[10:20, [2, 5, 8]] = 0
+    latents = np.array([2, 5, 8])
+    collected = Collected(latents, 9, "cpu")
+    for part in dense.split(10):
+        token, latent = part.nonzero(as_tuple=True)
+        collected.add(SparseCode(token, latent, part[token, latent], len(part)))
+    fired = collected.firings()
+    for i, latent in enumerate(latents):
+        token, value = fired.of(i)
+        assert token.tolist() == dense[:, latent].nonzero()[:, 0].tolist()
+        assert value.tolist() == dense[token, latent].tolist()
+    assert collected.n_tokens == 40

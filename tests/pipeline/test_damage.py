@@ -33,6 +33,7 @@ from tunediff.explanations.tables import EXPLANATIONS, JUDGEMENTS
 from tunediff.inspection import inspect
 from tunediff.interventions.steering_table import TEXTS, typed
 from tunediff.latents.examples import LOSSES, SCHEMAS, Examples
+from tunediff.latents.held_out import Reconstruction
 from tunediff.latents.table import LatentTable
 from tunediff.models.pair import load_pair, prepare_pair
 from tunediff.pipeline.artifacts import manifest_path, provenance, read_json, seal, write_json
@@ -76,7 +77,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seal(root / "causal/kl.parquet", "kl", "key", {}, beside=[".sets.json"])
     frame("concepts/concepts.parquet", every["concepts"], "concepts")
     frame("seeds/matches.parquet", every["seeds"], "matches")
-    frame(f"twins/{NAME}.parquet", every["twins"]["l1-seed0"], "twins")
+    frame(f"latents/{NAME}.twins.parquet", every["twins"]["l1-seed0"])
+    Reconstruction([{"value": 0.5}], {"all": 3}, "dead", [[1.5]]).write(root / f"latents/{NAME}.parquet")
+    seal(root / f"latents/{NAME}.parquet", "latents", "key", {}, beside=[".twins.parquet", ".held_out.json"])
     losses = {name: np.arange(9).astype(dtype) for name, dtype in LOSSES.items()}
     frame("losses/losses.parquet", pd.DataFrame(losses), "losses")
     small_examples(root / f"examples/{NAME}", [0, 1, 4], [30, 40, 50])
@@ -159,6 +162,8 @@ READ: dict[str, tuple[list[str], Callable[[Path], Any]]] = {  # files, by patter
     "pair": (["models.json", "hooks.json"], lambda root: Results(root).pair),
     "tokens": (folder("tokens/train"), tokens),
     "activations": (folder("activations/train/part-001"), activations),
+    "held out": ([f"latents/{NAME}.held_out.json", f"latents/{NAME}.json"], lambda root: Reconstruction.read(
+        root / f"latents/{NAME}.parquet", key="key")),
     "crosscoder": (folder(f"crosscoders/{NAME}"), crosscoder),
     "nulls": (["nulls/summary.csv", "nulls/summary.json"], lambda root: inputs(root).nulls),
     "drawings": (["figures/fig2.csv", "figures/fig2.png", "figures/fig2.json"], drawings),

@@ -29,7 +29,6 @@ SIDE_BY_SIDE = (
     "latents",
     "evaluation",
     "concepts",
-    "twins",
 )
 PARTS = ("Snakefile", "rules", "workflow", "report", "profiles", "config", "envs", "src", "resources")
 

@@ -108,7 +108,7 @@ LLAMA_SPECIAL = (
 
 # Jobs per rule of a whole run: 15 drawings; without training no history, no seeds.
 COMMON = {"models": 1, "hooks": 1, "tokens": 2, "conversations": 1, "latents": 2, "evaluation": 2, "concepts": 1}
-COMMON |= {"examples": 2, "losses": 1, "causal": 1, "causal_summary": 1, "steering": 1, "twins": 2, "summary": 1}
+COMMON |= {"examples": 2, "losses": 1, "causal": 1, "causal_summary": 1, "steering": 1, "summary": 1}
 COMMON |= {"explain": 2, "judge": 2, "explanation_scores": 1, "report": 1}
 TRAINED = {**COMMON, "activations": 1, "train": 2, "seeds": 1, "drawing": 17}
 PLANNED = {

@@ -11,7 +11,7 @@ from tunediff.pipeline.job import job
 with job(snakemake) as work:
     labelled, device = labels(work.config["tokens"]["sources"].values()), work.device
     build_concepts(
-        work.open_each(Crosscoder.load, "crosscoders", device),
+        work.open_each(Crosscoder.load, "crosscoders", device, work.precision),
         work.open_each(LatentTable.read, "latents"),
         ActivationStore(work.paths("validation"), key=work.key("validation")),
         work.open(TokenStore.open, "tokens"),

@@ -1,10 +1,10 @@
-"""Measure one crosscoder on held-out tokens: FVE, L0, dead latents, cross-entropy recovered."""
+"""Complete the held-out metrics of one crosscoder: the cross-entropy recovered."""
 
 from tunediff.config.settings import EvaluationSettings
-from tunediff.data.activations import ActivationStore
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.latents.evaluation import build_evaluation
+from tunediff.latents.held_out import Reconstruction
 from tunediff.models.pair import load_pair
 from tunediff.pipeline.job import job
 
@@ -13,7 +13,7 @@ with job(snakemake) as work:
     pair = work.open(load_pair, "models", models["layer"], models["dtype"])
     build_evaluation(
         work.open(Crosscoder.load, "crosscoder", device),
-        ActivationStore(work.paths("validation"), key=work.key("validation")),
+        work.open(Reconstruction.read, "latents"),
         work.open(TokenStore.open, "tokens"),
         (pair.load_base(device, upper=True), pair.load_chat(device, upper=True)),
         EvaluationSettings(**work.config["evaluation"]),

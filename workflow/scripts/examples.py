@@ -13,7 +13,7 @@ with job(snakemake) as work:
     models, device = work.config["models"], work.device
     pair = work.open(load_pair, "models", models["layer"], models["dtype"])
     build_examples(
-        work.open(Crosscoder.load, "crosscoder", device),
+        work.open(Crosscoder.load, "crosscoder", device, work.precision),
         work.open(LatentTable.read, "latents"),
         ActivationStore(work.paths("validation"), key=work.key("validation")),
         work.open(TokenStore.open, "tokens"),

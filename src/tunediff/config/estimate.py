@@ -38,6 +38,7 @@ CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
 WINDOW = 4 << 30  # residuals a harvest holds at most, see `harvest.WINDOW_BYTES`: two
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
+TWINS = 0.1  # of the firings are of latents that may be twins
 BLOCK_TOKENS = 1 << 16  # of the examples' pass, whose codes are sorted together
 BLOCK = 64  # bytes a nonzero takes while they are
 WINDOWS_EACH = 25  # documents of a latent's windows that no other latent's are of, about
@@ -204,7 +205,8 @@ def memory_mb(run: Setting) -> dict[str, int]:
     weights = 4 * parameters(d, most)
     tokenizer = TOKENIZER * shape.vocabulary
     statistics = 8 * (11 + 19) * c["latents"]["blocks"] * most  # of Latent Scaling: train and validation
-    latents = 3 * weights + statistics + 2 * CODES
+    twins = TWINS * 2 * 12 * LATENTS * run.tokens("validation")  # their firings, kept until the pair is known, sorted
+    latents = 3 * weights + statistics + 2 * CODES + twins
     needs: dict[str, float] = {"latents": latents, "dictionary": 2 * weights}
     if trained:
         training = c["training"]
@@ -396,7 +398,7 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
         "activations": Work((train + validation) * 2 * lower),
         "training": learned,
         "latent tables": tables,
-        "held-out metrics": Work(spliced, 2 * encoded * validation),
+        "held-out metrics": Work(spliced),
         "examples": looked,
         "explanations": Work(traffic=5 * validation * len(dictionaries) * 4 * d, seconds=RULE_SECONDS * explained),
         "answers": Work(

@@ -420,8 +420,6 @@ class EvaluationSettings(Settings, section="evaluation"):
         "Documents per forward pass", 16, rule="16, fewer where their logits were more than 1 GiB", minimum=1
     )
 
-    token_batch_size: int = 2048  # tokens encoded at once
-
 
 @dataclass(frozen=True, kw_only=True)
 class CausalSettings(Settings, section="causal"):

@@ -7,10 +7,11 @@ damaged shard is noticed, and so is one of another part, split or model. All oth
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import count, cycle, pairwise
+from itertools import count, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask, template_positions
+from tunediff.data.transfer import Later, moved, on_gpu
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import check, manifest_path
 from tunediff.pipeline.progress import Progress
@@ -33,6 +35,7 @@ GATHERED_ROWS = 64  # of a batch, picked at a time
 BF16_EXPONENT = 0x7F80  # all bits of it are set in what is not finite
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
 CRC_BYTES = 4  # after each chunk of a shard file
+READERS, READ_AHEAD = 4, 8  # threads that read for a GPU, and batches they may be ahead
 
 
 class ActivationBatch(NamedTuple):
@@ -220,24 +223,28 @@ class ActivationStore:
                 self.parts[p].read_chunk(name, int(chunk - self._first_chunk[p]), buffer[m, place])
         return buffer
 
-    def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
-        self._require_finite(activations, rows)
+    def _of_rows(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
         return ActivationBatch(activations, *(getattr(self, name)[rows] for name in ROW_ARRAYS))
 
-    def _require_finite(self, activations: Tensor, rows: NDArray[Any]) -> None:
-        """Raise for the first row that holds a NaN or an infinity; one look at all tells that there is none."""
+    def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
+        batch = self._of_rows(activations, rows)
+        self.require_finite(batch)
+        return batch
+
+    def require_finite(self, batch: ActivationBatch) -> None:
+        """Raise for the first token that holds a NaN or an infinity; one look at all tells that there is none."""
+        activations = batch.activations.cpu()
         if activations.dtype == torch.bfloat16:  # numpy has no such type: the largest exponent is that of no number
             bits = activations.view(torch.int16).numpy().view(np.uint16) & np.uint16(BF16_EXPONENT)
             if bits.max() < BF16_EXPONENT:
                 return
         elif np.isfinite(np.add.reduce(activations.numpy(), axis=None, dtype=np.float32)):
             return
-        bad = rows[~activations.isfinite().all(dim=2).all(dim=1).numpy()]
+        bad = batch.row[~activations.isfinite().all(dim=2).all(dim=1).numpy()]
         if len(bad):
-            part = self.parts[int(np.searchsorted(self._first_chunk, bad[0] // self.chunk_tokens, side="right")) - 1]
-            raise TunediffError(
-                f"{part.path}: the residual of token {self.row[bad[0]]} is not finite; {_rebuild(part.path)}"
-            )
+            chunk = np.flatnonzero(self.row == bad[0])[0] // self.chunk_tokens
+            part = self.parts[int(np.searchsorted(self._first_chunk, chunk, side="right")) - 1]
+            raise TunediffError(f"{part.path}: the residual of token {bad[0]} is not finite; {_rebuild(part.path)}")
 
     def _gather(self, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> None:
         """Write rows `chosen` of a buffer [model, row, d_model] to `out` [token, model, d_model].
@@ -280,6 +287,33 @@ class ActivationStore:
             out = torch.empty((len(positions), 2, self.d_model))
             self._gather(self._read(chosen, buffer[:, : len(rows)]), positions, out)
             yield self._batch(out, rows[positions])
+
+    def chunks_to(self, device: str, drop: Mask, chunks_per_batch: int) -> Iterator[ActivationBatch]:
+        """Yield what `chunks` yields, its activations on a device; whether they are finite is not looked at.
+
+        Threads read ahead. A GPU is sent what is stored, from pinned memory, and makes float32 of it.
+        """
+        keep, storage = self.kept(drop), STORAGE[self.dtype]
+        groups = np.split(np.arange(self.n_chunks), range(chunks_per_batch, self.n_chunks, chunks_per_batch))
+        rows_of = ((group[:, None] * self.chunk_tokens + np.arange(self.chunk_tokens)).reshape(-1) for group in groups)
+        wanted = ((group, rows) for group, rows in zip(groups, rows_of, strict=True) if keep[rows].any())
+
+        def read(chunks: NDArray[Any], rows: NDArray[Any]) -> tuple[Tensor, NDArray[Any]]:
+            room = torch.empty((2, len(rows), self.d_model), dtype=storage.torch, pin_memory=on_gpu(device))
+            self._read(chunks, room.view(storage.carrier).numpy().view(storage.numpy))
+            return room, rows
+
+        with ThreadPoolExecutor(READERS) as readers:
+            reads = deque(readers.submit(read, *each) for each in islice(wanted, READ_AHEAD))
+            while reads:
+                room, rows = reads.popleft().result()
+                reads.extend(readers.submit(read, *each) for each in islice(wanted, 1))
+                positions = np.flatnonzero(keep[rows])
+                stored, rows = room.to(device, non_blocking=True), rows[positions]
+                if len(rows) < stored.shape[1]:
+                    stored = stored.index_select(1, moved(positions, device))
+                wide = stored.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+                yield self._of_rows(wide.contiguous(), rows)  # float32 is not copied above
 
     def batches(
         self,
@@ -356,18 +390,23 @@ def counted_batches(
     """Yield every token of the store once but those left out, `batch_size` at a time (fewer at a read's end).
 
     Left out are BOS, ignored tokens and massive activations (`masks.LEFT_OUT`). `limit` stops the pass after that many
-    counted tokens. Activations are on the device. Shows a progress bar called `name`, with tokens/s.
+    counted tokens. Activations are on the device; a GPU never waits for them. Shows a progress bar called `name`, with
+    tokens/s. `TunediffError`: a residual is not finite; on a GPU, its batch was yielded before.
     """
     remaining = int(store.kept().sum())
     if limit is not None:
         remaining = min(limit, remaining)
+    read = LEFT_OUT, max(1, batch_size // store.chunk_tokens)
+    chunks = store.chunks_to(device, *read) if on_gpu(device) else store.chunks(*read)
     with Progress(remaining, name, "tok") as bar:
-        for chunk in store.chunks(LEFT_OUT, max(1, batch_size // store.chunk_tokens)):
+        for chunk in chunks:
+            finite = Later(chunk.activations.isfinite().all()) if on_gpu(device) else None
             for start in range(0, min(len(chunk.row), remaining), batch_size):
                 part = slice(start, min(start + batch_size, remaining))
-                batch = ActivationBatch(chunk.activations[part].to(device), *(column[part] for column in chunk[1:]))
-                yield batch
-                bar.update(len(batch.row))
+                yield ActivationBatch(chunk.activations[part], *(column[part] for column in chunk[1:]))
+                bar.update(len(chunk.row[part]))
+            if finite is not None and not finite.read():
+                store.require_finite(chunk)
             remaining -= len(chunk.row)
             if remaining <= 0:
                 return

@@ -53,7 +53,7 @@ class Crosscoder(nn.Module):
     float32. Streams are base and chat, or one, the difference. `config` holds what config.json holds: kind, d_model,
     dict_size, layer, seed, k/mu/theta, normalisation facts. Stages ask for what it can do: `reconstructs` ("models",
     or the "difference" chat − base alone), `has_norm_taxonomy` (whether Δnorm exists: it compares two decoders),
-    `groups`.
+    `groups`. `precision` (`precision.precision`) is that of encoder products in a pass over a store on a GPU.
     """
 
     encoder_weight: Tensor
@@ -61,6 +61,7 @@ class Crosscoder(nn.Module):
     decoder_weight: Tensor
     decoder_bias: Tensor
     threshold: Tensor
+    precision: str = "highest"
 
     def __init__(
         self,
@@ -115,7 +116,8 @@ class Crosscoder(nn.Module):
         """Return what the dictionary reads of a pair of activations, and reconstructs."""
         return dictionary_inputs(x, self.reconstructs)
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def rows(self, x: Float[Tensor, "token model d_model"]) -> Float[Tensor, "token width"]:
+        """Return what the encoder multiplies, one row per token; `TunediffError`: of another shape."""
         if x.ndim != 3 or x.shape[1:] != (2, self.d_model):
             raise TunediffError(
                 f"crosscoder: activations have shape {tuple(x.shape)}, expected (token, 2, {self.d_model}); "
@@ -138,7 +140,7 @@ class Crosscoder(nn.Module):
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "token model d_model"]) -> SparseCode:
         """Return the latents above their threshold; at most `max_block` preactivations exist at a time."""
-        rows = self._rows(x)
+        rows = self.rows(x)
         weight = self.encoder_weight.view(self.dict_size, -1).T
         size = max(1, min(len(rows), self.max_block // self.dict_size))
         block = rows.new_empty(size, self.dict_size)
@@ -214,7 +216,7 @@ class Crosscoder(nn.Module):
         (directory / CONFIG).write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu", *, key: str | None = None) -> Self:
+    def load(cls, directory: Path, device: str = "cpu", precision: str = "highest", *, key: str | None = None) -> Self:
         """Read a saved crosscoder; one that has a manifest must be unchanged, with `key` made by these inputs.
 
         Raises
@@ -244,6 +246,7 @@ class Crosscoder(nn.Module):
         crosscoder = cls(
             **{name: tensors[name] for name in BUFFERS}, config=config, max_block=MAX_BLOCK, where=str(where)
         )
+        crosscoder.precision = precision
         if (config.get("dict_size"), config.get("d_model")) != (crosscoder.dict_size, crosscoder.d_model):
             raise TunediffError(f"{directory / CONFIG}: dict_size or d_model differ from the weights; {remedy}")
         return crosscoder

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from tunediff.data.activations import ActivationStore, counted_batches
+from tunediff.data.activations import ActivationStore
 from tunediff.data.documents import ANSWER_ONSET, ONSET
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.latents.passes import encoded_batches
 from tunediff.latents.scaling import document_block
 from tunediff.latents.table import LatentTable
 from tunediff.pipeline.artifacts import provenance, write_frame
@@ -102,8 +103,8 @@ def collect(
     of_chats = np.array([kind == "chat" for kind in tokens.attributes["kinds"]])
     parts: list[tuple[NDArray, ...]] = [tuple(np.zeros(0, dtype) for dtype in ("i4", "i4", "f4", "u8", "?", "?"))]
     seen = 0
-    for batch in counted_batches(store, settings.batch_size, device, "concepts", settings.max_tokens):
-        code = crosscoder.encode(batch.activations)
+    batches = encoded_batches(crosscoder, store, settings.batch_size, device, "concepts", settings.max_tokens)
+    for batch, code in batches:
         token, latent, value = (code.token + seen).int(), code.latent.int(), code.value.float()
         nonzeros = [each.cpu().numpy() for each in (token, latent, value)]
         parts.append((*nonzeros, label[batch.row], document_block(batch.doc, 2) == 1, of_chats[batch.source]))

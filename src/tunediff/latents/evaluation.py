@@ -1,7 +1,7 @@
 """Held-out metrics of one crosscoder (method.md section 2, "Metrics"); nothing here changes training state.
 
-BOS, ignored tokens and massive activations are left out of every metric. The mean that FVE is measured against is the
-subset's own.
+The pass over validation tokens that measures the latents makes those of reconstruction (`latents.held_out`). Here the
+models run, for the cross-entropy recovered. BOS, ignored tokens and massive activations are left out of every metric.
 """
 
 import time
@@ -18,118 +18,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from tunediff.config.settings import EvaluationSettings
-from tunediff.data.activations import ActivationStore, counted_batches
 from tunediff.data.masks import LEFT_OUT
 from tunediff.data.tokens import TokenStore
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
+from tunediff.latents.held_out import Reconstruction, metric
 from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_tokens
 from tunediff.pipeline.artifacts import provenance, write_json
 from tunediff.pipeline.progress import Progress
 
 MODELS = ("base", "chat")
-OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
-
-
-class LargestDimension(NamedTuple):
-    """The dimension of largest variance, and its share of the variance of all."""
-
-    dimension: int
-    share: float
-
-
-class Variance:
-    """Float64 sums of squares per dimension, for y of each output: each model and the difference, or that alone.
-
-    FVE = 1 − Σ‖ε‖² / Σ‖y − mean‖². Sums are of y less the mean of the first tokens added: where the mean is far larger
-    than the spread, as in real residual streams, sums of y itself would lose the digits of the variance.
-    """
-
-    def __init__(self, d_model: int, device: str, n_outputs: int = len(OUTPUTS)) -> None:
-        self.n_tokens = 0
-        self.origin: Tensor | None = None
-        self.error, self.square, self.sum = torch.zeros(3, n_outputs, d_model, dtype=torch.float64, device=device)
-
-    def add(
-        self, target: Float[Tensor, "token output d_model"], reconstruction: Float[Tensor, "token output d_model"]
-    ) -> None:
-        """Add tokens."""
-        y = target.double()
-        if self.origin is None:
-            self.origin = y.mean(0)
-        self.n_tokens += len(y)
-        self.error += (y - reconstruction.double()).square().sum(0)
-        y = y - self.origin
-        self.square += y.square().sum(0)
-        self.sum += y.sum(0)
-
-    def total(self) -> Float[Tensor, "output d_model"]:
-        """Return Σ (y − mean)² per dimension."""
-        return (self.square - self.sum.square() / max(1, self.n_tokens)).clamp(min=0)
-
-    def fve(self) -> list[float]:
-        """Return FVE of each output (NaN without variance)."""
-        total = self.total().sum(1)
-        return torch.where(total > 0, 1 - self.error.sum(1) / total, torch.nan).tolist()
-
-    def fve_standardised(self) -> list[float]:
-        """Return FVE with each dimension scaled to unit variance: 1 − the mean of Σ ε_i² / Σ (y_i − mean_i)².
-
-        The mean is over the dimensions that vary; NaN if none does.
-        """
-        total = self.total()
-        share = torch.where(total > 0, self.error / total, torch.nan)
-        return (1 - share.nanmean(1)).tolist()
-
-    def largest_dimensions(self) -> list[LargestDimension]:
-        """Return the dimension of largest variance of each output (share NaN without variance)."""
-        total = self.total()
-        largest = total.max(dim=1)
-        shares = (largest.values / total.sum(1)).tolist()
-        return [LargestDimension(i, share) for i, share in zip(largest.indices.tolist(), shares, strict=True)]
-
-    def mean(self) -> Float[Tensor, "output d_model"]:
-        """Return the mean of each output."""
-        mean = self.sum / max(1, self.n_tokens)
-        return mean if self.origin is None else mean + self.origin
-
-
-def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token output d_model"]:
-    """Return base, chat and their difference chat − base, stacked; the difference as it is where x is that."""
-    return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
-
-
-@torch.no_grad()
-def held_out(
-    crosscoder: Crosscoder, store: ActivationStore, settings: EvaluationSettings, device: str, name: str
-) -> tuple[dict[str, Variance], Int[Tensor, "latent"], dict[str, float]]:
-    """Return sums of reconstruction per subset ("all", each source, "template"), firings, and mean nonzeros per subset.
-
-    `name` is that of the crosscoder, for the progress bar and errors. `TunediffError`: a reconstruction is not finite.
-    """
-    subsets = ["all", *store.sources, "template"]
-    n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
-    variances = {subset: Variance(store.d_model, device, n_outputs) for subset in subsets}
-    nonzeros = dict.fromkeys(subsets, 0)
-    counts = torch.zeros(len(crosscoder.encoder_bias), dtype=torch.int64, device=device)
-    for batch in counted_batches(store, settings.token_batch_size, device, f"{name} evaluate"):
-        code = crosscoder.encode(batch.activations)
-        counts += torch.bincount(code.latent, minlength=len(counts))
-        per_token = torch.bincount(code.token, minlength=len(batch.row))
-        target, reconstruction = map(with_difference, (crosscoder.inputs(batch.activations), crosscoder.decode(code)))
-        members = {source: batch.source == i for i, source in enumerate(store.sources)}
-        members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
-        for subset, member in members.items():
-            if member.any():
-                chosen = torch.from_numpy(np.flatnonzero(member)).to(device)
-                variances[subset].add(target[chosen], reconstruction[chosen])
-                nonzeros[subset] += int(per_token[chosen].sum())
-    if not variances["all"].error.isfinite().all():
-        raise TunediffError(
-            f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
-        )
-    l0 = {name: nonzeros[name] / variances[name].n_tokens for name in subsets if variances[name].n_tokens}
-    return variances, counts, l0
 
 
 class Padded(NamedTuple):
@@ -258,7 +156,7 @@ def cross_entropy(
 
 def build_evaluation(
     crosscoder: Crosscoder,
-    store: ActivationStore,
+    held_out: Reconstruction,
     tokens: TokenStore,
     models: tuple[ResidualModel, ResidualModel] | None,
     settings: EvaluationSettings,
@@ -268,35 +166,18 @@ def build_evaluation(
     device: str = "cpu",
     replacements: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Measure all held-out metrics, in long form; write them at `out`, a JSON file that carries its content key.
+    """Add the cross-entropy to `held_out`; write all metrics at `out`, in long form, with their content key, as JSON.
 
     `models` (base, chat, with their upper halves) may be left out. A dictionary of the difference has FVE of that alone
     and no cross-entropy: it puts nothing in a model's place.
     """
     started = time.time()
-    variances, counts, l0 = held_out(crosscoder, store, settings, device, out.stem)
-    metrics: list[dict[str, Any]] = []
-
-    def report(metric: str, model: str, subset: str, value: float) -> None:
-        finite = value if np.isfinite(value) else None
-        metrics.append({"metric": metric, "model": model, "subset": subset, "value": finite})
-
-    for subset, variance in variances.items():
-        if variance.n_tokens:
-            columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
-            for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
-                report("fve", model, subset, fve)
-                report("fve_standardised", model, subset, standardised)
-                report("largest_dimension_share", model, subset, largest.share)
-                report("largest_dimension", model, subset, largest.dimension)
-    for subset, value in l0.items():
-        report("l0", "both", subset, value)
-    report("dead_fraction", "both", "all", (counts == 0).double().mean().item())
-    left_out = {}
+    metrics, left_out = [*held_out.metrics], {}
     if crosscoder.reconstructs != "models":
         left_out["cross_entropy"] = "no reconstruction of either model: the dictionary is of their difference"
     elif models is not None:
-        losses = cross_entropy(crosscoder, models, tokens, variances["all"].mean(), settings, device, replacements)
+        mean = torch.tensor(held_out.mean, dtype=torch.float64, device=device)
+        losses = cross_entropy(crosscoder, models, tokens, mean, settings, device, replacements)
         for model in MODELS:
             parts = {source: losses[model, source] for source in tokens.sources}
             whole = CrossEntropy(sum(p.n for p in parts.values()))
@@ -304,14 +185,14 @@ def build_evaluation(
             for subset, part in {"all": whole, **parts}.items():
                 for loss, value in part.means().items():
                     if part.n:
-                        report(f"cross_entropy_{loss}", model, subset, value)
+                        metrics.append(metric(f"cross_entropy_{loss}", model, subset, value))
     evaluated = {
         "key": key,
         "metrics": metrics,
-        "n_tokens": {subset: variance.n_tokens for subset, variance in variances.items()},
-        "dead": f"no firing on the {variances['all'].n_tokens} counted validation tokens",
+        "n_tokens": held_out.n_tokens,
+        "dead": held_out.dead,
         "left_out": left_out,
-        "dict_size": len(counts),
+        "dict_size": crosscoder.dict_size,
         "settings": asdict(settings),
     }
     write_json(out.with_suffix(".provenance.json"), provenance(started, device))

@@ -1,7 +1,8 @@
 """Measures every latent of a crosscoder: norms, firing, Latent Scaling (method.md sections 3 and 4).
 
-Latent Scaling is fitted on train tokens and confirmed on validation tokens; firing is measured on validation tokens.
-BOS, ignored tokens and massive activations are left out of both.
+Latent Scaling is fitted on train tokens. One pass over validation tokens confirms it, and feeds all that is measured on
+the same tokens: firing, what the dictionary reconstructs (`latents.held_out`), twins (`latents.twins`). BOS, ignored
+tokens and massive activations are left out of both.
 """
 
 import time
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunediff.config.settings import LatentSettings
-from tunediff.data.activations import ActivationStore, counted_batches
+from tunediff.data.activations import ActivationBatch, ActivationStore
+from tunediff.data.transfer import moved
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.sparse import SparseCode
 from tunediff.errors import TunediffError
-from tunediff.latents import scaling
+from tunediff.latents import held_out, scaling, twins
 from tunediff.latents.criterion import Criterion
+from tunediff.latents.passes import encoded_batches
 from tunediff.latents.table import (
     BOUNDED_TARGETS,
     CLASSES,
@@ -52,46 +55,69 @@ class Firing:
         """Add the nonzeros of one batch; `source` and `template` are per token of the batch."""
         self.n_tokens += np.bincount(source, minlength=len(self.n_tokens))
         token, latent, value, _ = code
-        device = latent.device
-        key = torch.from_numpy(source.astype(np.int64)).to(device)[token] * self.count.shape[1] + latent
+        key = moved(source.astype(np.int64), latent.device)[token] * self.count.shape[1] + latent
         self.count.view(-1).scatter_add_(0, key, torch.ones_like(key))
         self.maximum.view(-1).scatter_reduce_(0, key, value.float(), "amax")
-        on_template = torch.from_numpy(template).to(device)[token]
+        on_template = moved(template, latent.device)[token]
         self.template_count.scatter_add_(0, latent, on_template.long())
         self.template_mass.scatter_add_(0, latent, torch.where(on_template, value, 0).double())
 
 
-def measure(
-    crosscoder: Crosscoder,
-    store: ActivationStore,
-    settings: LatentSettings,
-    device: str,
-    name: str,
-    directions: Tensor,
-    limit: int | None = None,
-) -> tuple[scaling.ScalingSums, Firing, Float[Tensor, "model d_model"]]:
-    """Return Latent Scaling's sums, the firing of every latent and the mean activation, in one pass over a store.
+class Measured:
+    """Latent Scaling's sums, the firing of every latent and the mean activation, of the batches added so far.
 
-    `limit` stops it after that many tokens. `name` is that of crosscoder and pass, for the progress bar and errors.
-    `TunediffError`: the sums are not finite.
+    `more` measures the same tokens for other ends.
     """
-    both = crosscoder.reconstructs == "models"
-    sums = scaling.ScalingSums.zeros(settings.blocks, directions.shape[0], directions.shape[1], device, both)
-    firing = Firing(directions.shape[0], len(store.sources), device)
-    total = torch.zeros(2, crosscoder.d_model, dtype=torch.float64, device=device)
-    for batch in counted_batches(store, settings.batch_size, device, name, limit):
-        code = crosscoder.encode(batch.activations)
-        block = torch.from_numpy(scaling.document_block(batch.doc, settings.blocks)).to(device)
-        sums.add(code, batch.activations, crosscoder.decode(code) if both else None, directions, block)
-        total += batch.activations.sum(0, dtype=torch.float64)
-        firing.add(code, batch.source, batch.template)
-    broken = (~sums.table.isfinite()).any(dim=2).any(dim=0).nonzero().flatten()
-    if len(broken):
-        raise TunediffError(
-            f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
-            "delete the crosscoder and run snakemake again"
-        )
-    return sums, firing, total / max(1, firing.n_tokens.sum())
+
+    def __init__(
+        self,
+        crosscoder: Crosscoder,
+        sources: list[str],
+        settings: LatentSettings,
+        device: str,
+        directions: Float[Tensor, "latent direction d_model"],
+        more: tuple[held_out.HeldOut, twins.Collected] | None = None,
+    ) -> None:
+        self.crosscoder, self.directions, self.more = crosscoder, directions, more
+        self.both = crosscoder.reconstructs == "models"
+        self.sums = scaling.ScalingSums.zeros(settings.blocks, len(directions), directions.shape[1], device, self.both)
+        self.firing = Firing(len(directions), len(sources), device)
+        self._total = torch.zeros(2, crosscoder.d_model, dtype=torch.float64, device=device)
+
+    def add(self, batch: ActivationBatch, code: SparseCode) -> None:
+        """Add a batch; on a GPU nothing waits."""
+        x = batch.activations
+        reconstruction = self.crosscoder.decode(code) if self.both or self.more else None
+        block = moved(scaling.document_block(batch.doc, len(self.sums.table)), x.device)
+        self.sums.add(code, x, reconstruction if self.both else None, self.directions, block)
+        self._total += x.sum(0, dtype=torch.float64)
+        self.firing.add(code, batch.source, batch.template)
+        if self.more is not None and reconstruction is not None:
+            reconstructed, collected = self.more
+            reconstructed.add(batch, code, reconstruction)
+            collected.add(code)
+
+    @property
+    def mean(self) -> Float[Tensor, "model d_model"]:
+        """Mean activation."""
+        return self._total / max(1, self.firing.n_tokens.sum())
+
+    def read(
+        self, store: ActivationStore, settings: LatentSettings, device: str, name: str, limit: int | None = None
+    ) -> "Measured":
+        """Add a store, in one pass that `limit` stops after that many tokens.
+
+        `name` is that of crosscoder and pass, for the progress bar and errors. `TunediffError`: sums are not finite.
+        """
+        for batch, code in encoded_batches(self.crosscoder, store, settings.batch_size, device, name, limit):
+            self.add(batch, code)
+        broken = (~self.sums.table.isfinite()).any(dim=2).any(dim=0).nonzero().flatten()
+        if len(broken):
+            raise TunediffError(
+                f"{name}: Latent Scaling's sums of {len(broken)} latents, the first {int(broken[0])}, are not finite; "
+                "delete the crosscoder and run snakemake again"
+            )
+        return self
 
 
 def _fit_columns(
@@ -128,37 +154,49 @@ def build_table(
     *,
     key: str,
     device: str = "cpu",
+    twin_settings: twins.TwinSettings | None = None,
 ) -> LatentTable:
-    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`."""
+    """Measure every latent of a crosscoder and write its table (kind `latents`) at `out`.
+
+    Beside it lie the metrics of what the dictionary reconstructs (`held_out.Reconstruction`) and the twins among its
+    latents (`twins.SCHEMA`).
+    """
     started = time.time()
     sources = list(validation_store.sources)
     directions = scaling.scaling_directions(crosscoder)
     chat = directions[:, scaling.CHAT_DIRECTION]
-    train, fitted, mean = measure(
-        crosscoder, train_store, settings, device, f"{out.stem} fit", directions, settings.fit_tokens
-    )
-    fired = (train.count.sum(0) > 0).cpu().numpy()
-    borrowed = torch.from_numpy(scaling.shuffled_index(fired, settings.seed)).to(chat.device)
-    control = torch.stack([scaling.random_directions(chat, settings.seed), chat[borrowed]], dim=1)
-    controlled = torch.cat([directions, control], dim=1)
-    validation, firing, _ = measure(crosscoder, validation_store, settings, device, f"{out.stem} confirm", controlled)
-    if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
-        raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
-
     taxonomy = crosscoder.has_norm_taxonomy
     columns: dict[str, Any] = {"latent": np.arange(len(chat), dtype=np.int32)}
     norms = directions.double().norm(dim=-1).cpu().numpy()
     columns["norm_chat"], columns["norm_base"] = norms.T
-    count = firing.count.cpu().numpy()
-    columns["dead"] = count.sum(axis=0) == 0
+    columns["norm_difference"] = columns["cosine"] = np.full(len(chat), np.nan)
     if taxonomy:
         largest = norms.max(axis=1)
         columns["norm_difference"] = 0.5 * (1 + np.nan_to_num(_share(norms[:, 0] - norms[:, 1], largest)))
         product = directions.double().prod(dim=1).sum(-1).cpu().numpy()
         columns["cosine"] = _share(product, norms.prod(axis=1))
+
+    fit = Measured(crosscoder, sources, settings, device, directions)
+    fit.read(train_store, settings, device, f"{out.stem} fit", settings.fit_tokens)
+    train, fitted = fit.sums, fit.firing
+    fired = (train.count.sum(0) > 0).cpu().numpy()
+    borrowed = torch.from_numpy(scaling.shuffled_index(fired, settings.seed)).to(chat.device)
+    control = torch.stack([scaling.random_directions(chat, settings.seed), chat[borrowed]], dim=1)
+    controlled = torch.cat([directions, control], dim=1)
+    alive = twins.Classes.of(classify(columns["norm_difference"], np.zeros(len(chat), dtype=bool)))
+    collected = twins.Collected(np.sort(np.concatenate(alive)), len(chat), device)
+    reconstructed = held_out.HeldOut(crosscoder, sources, device)
+    confirm = Measured(crosscoder, sources, settings, device, controlled, (reconstructed, collected))
+    confirm.read(validation_store, settings, device, f"{out.stem} confirm")
+    validation, firing = confirm.sums, confirm.firing
+    if not fitted.n_tokens.sum() or not firing.n_tokens.sum():
+        raise TunediffError("latent table: no token to measure on; raise the token budgets of train and validation")
+
+    count = firing.count.cpu().numpy()
+    columns["dead"] = count.sum(axis=0) == 0
+    if taxonomy:
         columns["class_name"] = classify(columns["norm_difference"], columns["dead"])
     else:
-        columns["norm_difference"] = columns["cosine"] = np.full(len(chat), np.nan)
         columns["class_name"] = np.where(columns["dead"], "dead", DIFFERENCE)
     maximum = firing.maximum.cpu().numpy()
     for i, source in enumerate(sources):
@@ -172,7 +210,7 @@ def build_table(
 
     columns["count_train"] = train.count.sum(0).long().cpu().numpy()
     columns["count_validation"] = count.sum(axis=0)
-    centre = None if crosscoder.reconstructs == "models" else mean
+    centre = None if crosscoder.reconstructs == "models" else fit.mean
     terms = scaling.direction_terms(crosscoder, directions, centre)
     columns |= _fit_columns(train, terms, settings.min_count, "")
     columns |= _fit_columns(validation, terms, settings.min_count, "_validation")
@@ -183,11 +221,11 @@ def build_table(
             columns[f"nu_{target}_{end}"] = values.masked_fill(rare.cpu(), torch.nan).numpy()
     for target, beta in scaling.betas(train.total(), terms, scaling.BASE_DIRECTION).items():
         columns[f"nu_{target}_mirrored"] = _nu(beta, rare, mirrored=True)
-    controlled_terms, held_out = scaling.direction_terms(crosscoder, controlled, centre), validation.total()
+    controlled_terms, confirmed = scaling.direction_terms(crosscoder, controlled, centre), validation.total()
     for i, direction in enumerate(CONTROLS):
-        values = scaling.betas(held_out, controlled_terms, 2 + i)
+        values = scaling.betas(confirmed, controlled_terms, 2 + i)
         for target in BOUNDED_TARGETS:
-            columns[f"nu_{target}_{direction}"] = _nu(values[target], held_out.count[0] < settings.min_count)
+            columns[f"nu_{target}_{direction}"] = _nu(values[target], confirmed.count[0] < settings.min_count)
 
     criterion = Criterion(settings.nu_reconstruction_below, settings.nu_error_below)
     fitted_nu = columns["nu_reconstruction"], columns["nu_error"]
@@ -207,18 +245,25 @@ def build_table(
     table = LatentTable(frame, sources, criterion)
     called = ("chat_specific", "chat_specific_interval", "chat_specific_validation")
     classes = CLASSES if taxonomy else (DIFFERENCE, "dead")
+    reconstruction = reconstructed.metrics(columns["dead"].mean(), out.stem)
+    settings_of_twins = twin_settings or twins.TwinSettings(seed=settings.seed)
+    pairs, about_twins = twins.twins(crosscoder, twins.Classes.of(columns["class_name"]), collected, settings_of_twins)
     facts = {
         "sources": sources,
         "settings": asdict(settings),
         "n_tokens_train": int(fitted.n_tokens.sum()),
         "n_tokens_validation": dict(zip(sources, firing.n_tokens.tolist(), strict=True)),
-        "dead": f"no firing on the {int(firing.n_tokens.sum())} counted validation tokens",
+        "dead": reconstruction.dead,
         "classes": {name: int((frame["class_name"] == name).sum()) for name in classes},
         **{name: int(frame[name].sum()) for name in (*called, "reversed")},
         "controls": {name: {"passed": passed, "of": of} for name, (passed, of) in control_passes(table).items()},
         "criterion": criterion.as_dict(),
+        "twins": about_twins,
     }
     with building(out) as partial:
         table.write(partial)
-    seal(out, "latents", key, facts, provenance(started, device))
+    with building(out.with_suffix(twins.SUFFIX)) as partial:
+        pairs.to_parquet(partial, index=False)
+    reconstruction.write(out)
+    seal(out, "latents", key, facts, provenance(started, device), beside=(twins.SUFFIX, held_out.SUFFIX))
     return table

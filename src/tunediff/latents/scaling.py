@@ -68,7 +68,34 @@ def shuffled_index(alive: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
 def projections(
     code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
-    """Return ⟨rows[token], directions[latent]⟩ for every nonzero of the code.
+    """Return ⟨rows[token], directions[latent]⟩ for every nonzero of the code."""
+    return (whole_projections if rows.is_cuda else grouped_projections)(code, rows, directions)
+
+
+def whole_projections(
+    code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
+) -> Float[Tensor, "nonzero direction target"]:
+    """Return the projections from one large call: no shape that the host has to wait for.
+
+    The call makes one product per sample, in the order of the samples. Those of one nonzero follow one another, so the
+    warps of a GPU that read the same direction run side by side: it comes from memory once, not once per target.
+    """
+    n_directions, n_targets = directions.shape[1], rows.shape[1]
+    shape = len(code.token), n_directions, n_targets
+    direction, target = (torch.arange(n, device=rows.device) for n in shape[1:])
+    index = (code.latent[:, None, None] * n_directions + direction[:, None]).expand(shape).reshape(-1)
+    row = (code.token[:, None, None] * n_targets + target).expand(shape).reshape(-1)
+    # `sparse.sparse_dots` for samples in any order: offsets are read only where `row` is not given
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        rows.flatten(0, 1), directions.flatten(0, 1), index, index[:0], row, 0, -1
+    )
+    return dots.view(shape)
+
+
+def grouped_projections(
+    code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
+) -> Float[Tensor, "nonzero direction target"]:
+    """Return the projections group by group, as a CPU's cache wants it.
 
     Tokens are sorted by their number of nonzeros and padded within small groups, so that each group is one batched
     product over decoder rows that are still in cache: 4–5 times faster on a CPU than a gather of all rows.

@@ -2,12 +2,12 @@
 
 Twins are one concept split in two: the chat decoder direction of the one and the base decoder direction of the other
 have a cosine above 0.9, and they fire together. Random pairs of the same classes are the control (method.md section 6).
+Their firings are collected in the pass that measures the latents; they are written beside the latent table.
 """
 
-import time
+from collections import deque
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tunediff.data.activations import ActivationStore, counted_batches
+from tunediff.data.transfer import Later, moved
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.errors import TunediffError
-from tunediff.latents.table import TWIN_COSINE, LatentTable
-from tunediff.pipeline.artifacts import provenance, write_frame
+from tunediff.dictionaries.sparse import SparseCode
+from tunediff.latents.table import TWIN_COSINE
 
+SUFFIX = ".twins.parquet"  # of the file beside the latent table
 HIGH, LOW = 0.4, 0.1  # of the pair's maximum: an activation from HIGH on is high, one under LOW is low
 BLOCK = 1024  # chat-only latents compared at once
 SCHEMA = {
@@ -39,18 +39,17 @@ class TwinSettings:
     """Settings of the twins."""
 
     random_pairs: int = 1000  # control pairs (chat-only, base-only) that are not twins; fewer where there are fewer
-    batch_size: int = 2048  # tokens encoded at once
     seed: int = 0  # of the random pairs
 
 
 class Firings(NamedTuple):
     """The nonzero activations of some latents, grouped by latent."""
 
-    token: NDArray[np.int64]  # rising within a latent
+    token: NDArray[np.int32]  # rising within a latent
     value: NDArray[np.float32]
     start: NDArray[np.int64]  # where each latent's begin, and their number at the end
 
-    def of(self, i: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def of(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return tokens and values of the i-th latent."""
         own = slice(self.start[i], self.start[i + 1])
         return self.token[own], self.value[own]
@@ -89,39 +88,43 @@ def pairs(
     return pd.DataFrame({"chat_only_latent": chat_only[i], "base_only_latent": base_only[j], "cosine": cosine.numpy()})
 
 
-@torch.no_grad()
-def firings(
-    crosscoder: Crosscoder, store: ActivationStore, latents: NDArray[np.integer], batch_size: int, device: str
-) -> tuple[Firings, int]:
-    """Return the nonzero activations of `latents` on every counted token, and the number of these, in one pass.
+class Collected:
+    """The firings of some latents, collected batch by batch: 12 bytes each, on the device."""
 
-    Only the rows of these latents are multiplied: an encoder's latents do not depend on one another.
-    """
-    rows = torch.from_numpy(latents.astype(np.int64)).to(crosscoder.encoder_weight.device)
-    part = Crosscoder(
-        crosscoder.encoder_weight[rows],
-        crosscoder.encoder_bias[rows],
-        crosscoder.decoder_weight[rows],
-        crosscoder.decoder_bias,
-        crosscoder.threshold[rows],
-    )
-    token, latent, value, n_tokens = [], [], [], 0
-    for batch in counted_batches(store, batch_size, device, "twins"):
-        code = part.encode(batch.activations)
-        token.append(code.token.cpu().numpy() + n_tokens)
-        latent.append(code.latent.cpu().numpy().astype(np.int32))
-        value.append(code.value.cpu().numpy().astype(np.float32))
-        n_tokens += len(batch.row)
-    if not n_tokens:
-        raise TunediffError("twins: no token to measure on; raise the token budget of validation")
-    latent_all = np.concatenate(latent)
-    order = np.argsort(latent_all, kind="stable")  # tokens stay in order
-    start = np.searchsorted(latent_all[order], np.arange(len(latents) + 1))
-    return Firings(np.concatenate(token)[order], np.concatenate(value)[order], start), n_tokens
+    def __init__(self, latents: NDArray[np.integer], dict_size: int, device: str) -> None:
+        self.latents, self.n_tokens = latents, 0
+        number = np.full(dict_size, -1)
+        number[latents] = np.arange(len(latents))
+        self._number = moved(number, device)
+        self._waiting: deque[tuple[Tensor, Tensor, Tensor, Tensor, Later]] = deque()
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, code: SparseCode) -> None:
+        """Add the code of a batch; its tokens follow those of the last."""
+        number = self._number[code.latent]
+        inside = number >= 0
+        self._waiting.append((code.token + self.n_tokens, number, code.value, inside, Later(inside.sum())))
+        self.n_tokens += code.n_tokens
+        if len(self._waiting) > 1:  # the count of the batch before is there
+            self._take()
+
+    def _take(self) -> None:
+        token, number, value, inside, count = self._waiting.popleft()
+        chosen = torch.nonzero_static(inside, size=count.read())[:, 0]
+        self._parts.append((token[chosen].int(), number[chosen].int(), value[chosen].float()))
+
+    def firings(self) -> Firings:
+        """Return all, grouped by latent in the order of `latents`."""
+        while self._waiting:
+            self._take()
+        token, number, value = (torch.cat(column).cpu().numpy() for column in zip(*self._parts, strict=True))
+        order = np.argsort(number, kind="stable")  # tokens stay in order
+        start = np.searchsorted(number[order], np.arange(len(self.latents) + 1))
+        return Firings(token[order], value[order], start)
 
 
 def divergence(
-    a: tuple[NDArray[np.int64], NDArray[np.floating]], b: tuple[NDArray[np.int64], NDArray[np.floating]]
+    a: tuple[NDArray[np.integer], NDArray[np.floating]], b: tuple[NDArray[np.integer], NDArray[np.floating]]
 ) -> tuple[float, int]:
     """Return the activation divergence of two latents, given as (tokens, values), and the tokens with one of them high.
 
@@ -138,39 +141,42 @@ def divergence(
     return apart / either, either
 
 
-def build_twins(
-    crosscoder: Crosscoder,
-    table: LatentTable,
-    validation_store: ActivationStore,
-    settings: TwinSettings,
-    out: Path,
-    *,
-    key: str,
-    device: str = "cpu",
-) -> pd.DataFrame:
-    """Find all twins of a crosscoder; write them and the random pairs, with their activation divergence, at `out`."""
-    started = time.time()
-    classes = table.frame["class_name"].to_numpy()  # a dictionary without norm taxonomy has neither class: no twins
-    chat_only, base_only = (np.flatnonzero(classes == name).astype(np.int32) for name in ("chat-only", "base-only"))
-    frame = pairs(crosscoder.decoder_weight, chat_only, base_only, settings)
+class Classes(NamedTuple):
+    """The latents of the two classes that twins are of, rising; without norm taxonomy there are none."""
+
+    chat_only: NDArray[np.int32]
+    base_only: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, class_name: NDArray[Any]) -> "Classes":
+        """Take them from the class of every latent."""
+        return cls(*(np.flatnonzero(class_name == name).astype(np.int32) for name in ("chat-only", "base-only")))
+
+
+def twins(
+    crosscoder: Crosscoder, classes: Classes, collected: Collected, settings: TwinSettings
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return all twins and the random pairs with their activation divergence, columns `SCHEMA`, and facts about them.
+
+    `collected` holds the firings of the latents of both classes at least.
+    """
+    frame = pairs(crosscoder.decoder_weight, *classes, settings)
     sides = [frame[name].to_numpy(np.int64) for name in ("chat_only_latent", "base_only_latent")]
-    needed = np.unique(np.concatenate(sides))
     measured: list[tuple[float, float, int]] = []
-    n_tokens = 0
-    if len(needed):
-        fired, n_tokens = firings(crosscoder, validation_store, needed, settings.batch_size, device)
+    if len(frame):
+        fired = collected.firings()
         norms = crosscoder.decoder_norms.cpu().numpy()
         for i, j in zip(*sides, strict=True):
-            a, b = (fired.of(int(np.searchsorted(needed, latent))) for latent in (i, j))
+            a, b = (fired.of(int(np.searchsorted(collected.latents, latent))) for latent in (i, j))
             value, n_high = divergence(a, b)
             scaled, _ = divergence((a[0], a[1] * norms[i, 1]), (b[0], b[1] * norms[j, 0]))
             measured.append((value, scaled, n_high))
     frame[["divergence", "divergence_scaled", "n_high"]] = np.array(measured, dtype=np.float64).reshape(-1, 3)
     facts = {
         "settings": asdict(settings),
-        "pairs_compared": len(chat_only) * len(base_only),
+        "pairs_compared": len(classes.chat_only) * len(classes.base_only),
         "twins": int((frame["cosine"] > TWIN_COSINE).sum()),
-        "n_tokens": n_tokens,
+        "n_tokens": collected.n_tokens,
         "high": f"f ≥ {HIGH} of the larger maximum of the pair",
         "low": f"f < {LOW} of it",
     }
@@ -178,5 +184,4 @@ def build_twins(
         facts["left_out"] = "no classes by decoder norms: the dictionary is of the difference of the models"
     frame = frame[list(SCHEMA)].astype(SCHEMA)
     frame.attrs["twin_cosine"] = TWIN_COSINE  # travels in the file
-    write_frame(frame, out, "twins", key, facts, provenance(started, device))
-    return frame
+    return frame, facts

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunediff.config.settings import ExampleSettings
-from tunediff.data.activations import ActivationStore, counted_batches
+from tunediff.data.activations import ActivationStore
 from tunediff.data.tokens import TokenStore
+from tunediff.data.transfer import moved
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.errors import TunediffError
 from tunediff.latents.examples import BAND_FROM, HISTOGRAM_BINS
+from tunediff.latents.passes import encoded_batches
 
 BLOCK_TOKENS = 1 << 16  # tokens whose codes are sorted together, at least: a shard
 ENTRIES_AT_ONCE = 1 << 24  # compared together
@@ -58,11 +60,11 @@ class Texts:
     def of(cls, tokens: TokenStore, device: str) -> "Texts":
         """Read a store."""
 
-        def moved(array: NDArray[np.integer]) -> Tensor:
-            return torch.from_numpy(array.astype(np.int64)).to(device)
+        def wide(array: NDArray[np.integer]) -> Tensor:
+            return moved(array.astype(np.int64), device)
 
-        per_position = moved(tokens.token_id), moved(tokens.doc)
-        return cls(*per_position, moved(tokens.doc_start), moved(tokens.doc_source), tokens.sources)
+        per_position = wide(tokens.token_id), wide(tokens.doc)
+        return cls(*per_position, wide(tokens.doc_start), wide(tokens.doc_source), tokens.sources)
 
     def window(
         self, centre: Int[Tensor, "*shape"], context: int
@@ -341,9 +343,8 @@ def find(
         waiting, first = [(latent[~whole], position[~whole], value[~whole])], end
 
     seen = high = since = 0
-    for batch in counted_batches(store, settings.batch_size, device, name):
-        code = crosscoder.encode(batch.activations)
-        position = torch.from_numpy(batch.row).to(device)[code.token]
+    for batch, code in encoded_batches(crosscoder, store, settings.batch_size, device, name):
+        position = moved(batch.row, device)[code.token]
         waiting.append((code.latent, position, code.value.float()))
         seen, since, high = seen + len(batch.row), since + len(batch.row), max(high, int(batch.row.max()) + 1)
         if since >= BLOCK_TOKENS and seen == before[high]:  # nothing before `high` is missing

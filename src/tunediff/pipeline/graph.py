@@ -40,8 +40,8 @@ STAGES = {
     "activations": Stage(1, "activations", (".zarr/",)),
     "train": Stage(1, "train", ("/", ".history.parquet")),
     "published": Stage(1, "import_crosscoder", ("/",)),
-    "latents": Stage(1, "latents", (".parquet",)),
-    "evaluation": Stage(1, "evaluation"),
+    "latents": Stage(2, "latents", (".parquet", ".twins.parquet", ".held_out.json")),
+    "evaluation": Stage(2, "evaluation"),
     "examples": Stage(1, "examples", ("/",)),
     "losses": Stage(1, "losses", (".parquet",)),
     "concepts": Stage(2, "concepts", (".parquet",)),
@@ -51,7 +51,6 @@ STAGES = {
     "explanations": Stage(1, "explain", ("/",)),
     "judgements": Stage(1, "judge", (".parquet",)),
     "explanation_scores": Stage(1, "explanation_scores", (".parquet", ".overall.parquet")),
-    "twins": Stage(2, "twin_pairs", (".parquet",)),
     "seeds": Stage(2, "seed_matches", (".parquet",)),
     "planted": Stage(1, "planted_stores", (".zarr/",)),
     "scores": Stage(1, "planted_scores", ("/",)),
@@ -62,7 +61,7 @@ STAGES = {
 # What a drawing reads of an artifact where it is not the store: manifests of large ones, files beside others.
 FILES = {
     **{"sets": ".sets.json", "histories": ".history.parquet", "steering_texts": ".texts.parquet"},
-    "explanation_means": ".overall.parquet",
+    **{"explanation_means": ".overall.parquet", "twins": ".twins.parquet"},
     **dict.fromkeys(("crosscoders", "activations_train", "activations_validation"), ".json"),
 }
 
@@ -273,11 +272,12 @@ class Graph:
         self._table(folder, name)
         settings = [_without(self.config["evaluation"], "batch_size")]
         models = {"models": [f"{folder}models"], "hooks": [f"{folder}hooks"], "tokens": ["tokens/validation"]}
-        own = {"crosscoder": [f"{folder}crosscoders/{name}"], "validation": self.parts("validation", folder)}
-        self.add("evaluation", f"{folder}evaluation/{name}", settings, **models, **own)
+        of = {"crosscoder": [f"{folder}crosscoders/{name}"], "latents": [f"{folder}latents/{name}"]}
+        self.add("evaluation", f"{folder}evaluation/{name}", settings, **models, **of)
         c = self.config
         shown = [_without(c["examples"], "losses_latents"), c["models"]["dtype"], c["seed"]]
-        read = {"models": models["models"], "tokens": models["tokens"], "latents": [f"{folder}latents/{name}"], **own}
+        read = {"models": models["models"], "tokens": models["tokens"], **of}
+        read |= {"validation": self.parts("validation", folder)}
         self.add("examples", f"{folder}examples/{name}", shown, **read)
 
     def _across(self) -> None:
@@ -297,9 +297,6 @@ class Graph:
         steered = [c["steering"], labelled, seed]
         self.add("steering", "steering/steering", steered, **models, **every)
         self._explanations()
-        for name in self.with_norms:
-            own = {"crosscoder": [f"crosscoders/{name}"], "latents": [f"latents/{name}"]}
-            self.add("twins", f"twins/{name}", [seed], **own, validation=validation)
         if self.trained:
             own = {stage: self.each(stage, self.trained) for stage in ("crosscoders", "latents")}
             self.add("seeds", "seeds/matches", None, **own)
@@ -339,7 +336,7 @@ class Graph:
             "judgements": self.each("judgements", self.explained),
             "explanation_scores": ["explanation_scores/scores"],
             "explanation_means": ["explanation_scores/scores"],
-            "twins": self.each("twins", self.with_norms),
+            "twins": self.each("latents", self.with_norms),
             "kl": ["causal/summary"],
             "sets": ["causal/kl"],
             "steering": ["steering/steering"],

@@ -78,6 +78,11 @@ class Job:
         """The device of the config, "auto" resolved."""
         return resolve_device(self.config["planted" if "planted" in self.config else "models"]["device"])
 
+    @property
+    def precision(self) -> str:
+        """The precision of large products on a GPU: that in which the dictionaries are trained."""
+        return self.config["training"]["matmul_precision"]
+
     def check_inputs(self) -> None:
         """Raise a `TunediffError` where an input's manifest has no key, or not the one expected of this config."""
         for path, key in self.params.content_keys.items():

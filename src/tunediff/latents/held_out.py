@@ -1,0 +1,165 @@
+"""What a dictionary reconstructs of validation tokens: FVE, L0, dead latents (method.md section 2, "Metrics").
+
+Measured in the pass that measures the latents, and written beside their table. BOS, ignored tokens and massive
+activations are left out. The mean that FVE is measured against is the subset's own.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tunediff.data.activations import MODELS, ActivationBatch
+from tunediff.data.transfer import moved
+from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.sparse import SparseCode
+from tunediff.errors import TunediffError
+from tunediff.pipeline.artifacts import check, read_json, write_json
+
+SUFFIX = ".held_out.json"  # of the file beside the latent table
+OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
+
+
+class LargestDimension(NamedTuple):
+    """The dimension of largest variance, and its share of the variance of all."""
+
+    dimension: int
+    share: float
+
+
+class Variance:
+    """Float64 sums of squares per dimension, for y of each output: each model and the difference, or that alone.
+
+    FVE = 1 − Σ‖ε‖² / Σ‖y − mean‖². Sums are of y less the mean of the first tokens added: where the mean is far larger
+    than the spread, as in real residual streams, sums of y itself would lose the digits of the variance.
+    """
+
+    def __init__(self, d_model: int, device: str, n_outputs: int = len(OUTPUTS)) -> None:
+        self.n_tokens = 0
+        self.origin: Tensor | None = None
+        self.error, self.square, self.sum = torch.zeros(3, n_outputs, d_model, dtype=torch.float64, device=device)
+
+    def add(
+        self, target: Float[Tensor, "token output d_model"], reconstruction: Float[Tensor, "token output d_model"]
+    ) -> None:
+        """Add tokens."""
+        y = target.double()
+        if self.origin is None:
+            self.origin = y.mean(0)
+        self.n_tokens += len(y)
+        self.error += (y - reconstruction.double()).square().sum(0)
+        y = y - self.origin
+        self.square += y.square().sum(0)
+        self.sum += y.sum(0)
+
+    def total(self) -> Float[Tensor, "output d_model"]:
+        """Return Σ (y − mean)² per dimension."""
+        return (self.square - self.sum.square() / max(1, self.n_tokens)).clamp(min=0)
+
+    def fve(self) -> list[float]:
+        """Return FVE of each output (NaN without variance)."""
+        total = self.total().sum(1)
+        return torch.where(total > 0, 1 - self.error.sum(1) / total, torch.nan).tolist()
+
+    def fve_standardised(self) -> list[float]:
+        """Return FVE with each dimension scaled to unit variance: 1 − the mean of Σ ε_i² / Σ (y_i − mean_i)².
+
+        The mean is over the dimensions that vary; NaN if none does.
+        """
+        total = self.total()
+        share = torch.where(total > 0, self.error / total, torch.nan)
+        return (1 - share.nanmean(1)).tolist()
+
+    def largest_dimensions(self) -> list[LargestDimension]:
+        """Return the dimension of largest variance of each output (share NaN without variance)."""
+        total = self.total()
+        largest = total.max(dim=1)
+        shares = (largest.values / total.sum(1)).tolist()
+        return [LargestDimension(i, share) for i, share in zip(largest.indices.tolist(), shares, strict=True)]
+
+    def mean(self) -> Float[Tensor, "output d_model"]:
+        """Return the mean of each output."""
+        mean = self.sum / max(1, self.n_tokens)
+        return mean if self.origin is None else mean + self.origin
+
+
+def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token output d_model"]:
+    """Return base, chat and their difference chat − base, stacked; the difference as it is where x is that."""
+    return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
+
+
+def metric(name: str, model: str, subset: str, value: float) -> dict[str, Any]:
+    """Return a row of the metrics in long form; a value that is not finite is None."""
+    return {"metric": name, "model": model, "subset": subset, "value": value if np.isfinite(value) else None}
+
+
+class Reconstruction(NamedTuple):
+    """The metrics, as their file holds them."""
+
+    metrics: list[dict[str, Any]]  # rows of `metric`
+    n_tokens: dict[str, int]  # counted tokens per subset
+    dead: str  # which latents are called dead
+    mean: list[list[float]]  # of each output, shape (output, d_model): what ablation puts in a residual's place
+
+    def write(self, table: Path) -> None:
+        """Write them beside a latent table."""
+        write_json(table.with_suffix(SUFFIX), self._asdict())
+
+    @classmethod
+    def read(cls, table: Path, *, key: str | None = None) -> "Reconstruction":
+        """Read what lies beside a latent table; `TunediffError`: missing, damaged, or made by other inputs."""
+        path = table.with_suffix(SUFFIX)
+        check(path, "latents", key)
+        return cls(**read_json(path))
+
+
+class HeldOut:
+    """Sums over validation tokens per subset: "all", each source, "template"."""
+
+    def __init__(self, crosscoder: Crosscoder, sources: list[str], device: str) -> None:
+        self.crosscoder, self.sources, self.device = crosscoder, sources, device
+        n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
+        subsets = ["all", *sources, "template"]
+        self.variances = {subset: Variance(crosscoder.d_model, device, n_outputs) for subset in subsets}
+        self.nonzeros = {subset: torch.zeros((), dtype=torch.int64, device=device) for subset in subsets}
+
+    def add(
+        self, batch: ActivationBatch, code: SparseCode, reconstruction: Float[Tensor, "token stream d_model"]
+    ) -> None:
+        """Add the tokens of a batch."""
+        per_token = code.offsets().diff()
+        inputs = self.crosscoder.inputs(batch.activations)
+        target, reconstruction = with_difference(inputs), with_difference(reconstruction)
+        members = {source: batch.source == i for i, source in enumerate(self.sources)}
+        members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
+        for subset, member in members.items():
+            if member.any():
+                chosen = moved(np.flatnonzero(member), self.device)
+                self.variances[subset].add(target[chosen], reconstruction[chosen])
+                self.nonzeros[subset] += per_token[chosen].sum()
+
+    def metrics(self, dead_fraction: float, name: str) -> Reconstruction:
+        """Return the metrics. `name` is that of the crosscoder; `TunediffError`: a reconstruction is not finite."""
+        if not self.variances["all"].error.isfinite().all():
+            raise TunediffError(
+                f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
+            )
+        rows = []
+        for subset, variance in self.variances.items():
+            if variance.n_tokens:
+                columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
+                for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
+                    rows.append(metric("fve", model, subset, fve))
+                    rows.append(metric("fve_standardised", model, subset, standardised))
+                    rows.append(metric("largest_dimension_share", model, subset, largest.share))
+                    rows.append(metric("largest_dimension", model, subset, largest.dimension))
+        for subset, variance in self.variances.items():
+            if variance.n_tokens:
+                rows.append(metric("l0", "both", subset, int(self.nonzeros[subset]) / variance.n_tokens))
+        rows.append(metric("dead_fraction", "both", "all", dead_fraction))
+        n_tokens = {subset: variance.n_tokens for subset, variance in self.variances.items()}
+        dead = f"no firing on the {n_tokens['all']} counted validation tokens"
+        return Reconstruction(rows, n_tokens, dead, self.variances["all"].mean().tolist())
