@@ -27,7 +27,6 @@ def make(kind: str, steps: int = 100, warmup: int = 5, **section: Any) -> Any:
 def randomised(dictionary: Dictionary) -> Any:
     """The dictionary in float64, away from its start."""
     dictionary.double()
-    dictionary.gemm_dtype = torch.float64
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in dictionary.parameters():
@@ -134,6 +133,22 @@ def test_auxiliary_loss_is_the_definition(kind: str, aux_k: int) -> None:
     assert float(result.metrics["auxiliary"]) == pytest.approx(auxiliary.item(), rel=1e-5)
     for name, gradient in gradients(dictionary, result.loss).items():
         assert torch.allclose(gradient, expected_gradients[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_a_listed_latent_that_has_fired_since_is_silent_in_the_auxiliary_loss() -> None:
+    results = []
+    for listed in (torch.arange(0, F, 4), torch.arange(0, F, 2)):
+        dictionary = make("batchtopk", aux_k=3, dead_after_tokens=100)
+        dictionary.steps_taken = 100
+        dictionary.tokens_since_fired[::4] = 100
+        dictionary.dead_latents.listed = lambda *_, listed=listed: listed
+        results.append((dictionary, dictionary.step(batch())))
+    (one, expected), (other, actual) = results
+    assert float(expected.metrics["auxiliary"]) > 0
+    assert float(actual.metrics["auxiliary"]) == pytest.approx(float(expected.metrics["auxiliary"]), rel=1e-12)
+    wanted = gradients(one, expected.loss)
+    for name, gradient in gradients(other, actual.loss).items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-9, atol=1e-12), name
 
 
 def test_no_auxiliary_loss_while_nothing_is_dead() -> None:
@@ -436,11 +451,3 @@ def test_groups_must_cover_the_latents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchTopK, "latent_groups", lambda _: (LatentGroup("a", 0, 5, 1), LatentGroup("b", 6, F, 3)))
     with pytest.raises(TunediffError, match=rf"must follow one another from 0 to dict_size {F}"):
         make("batchtopk")
-
-
-def test_bfloat16_gemm_changes_little() -> None:
-    settings = dictionary_settings({"kind": "batchtopk", "dict_size": F, "k": 4})
-    exact, rough = build(settings, D, 0), build(settings, D, 0)
-    rough.gemm_dtype = torch.bfloat16
-    x = batch().float()
-    assert rough.step(x).loss.item() == pytest.approx(exact.step(x).loss.item(), rel=2e-2)

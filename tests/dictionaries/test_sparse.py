@@ -141,7 +141,7 @@ def test_large_selection_equals_sorting_through_every_path() -> None:
 
 
 def test_fixed_size_selection_agrees_and_pads_with_zero() -> None:
-    preactivations, scale = torch.randn(20, 30), torch.rand(30) + 0.1
+    preactivations, scale = torch.randn(20, 30), torch.rand(30) + 0.1  # blocks of 4 tokens
     position, kept, smallest = _select_fixed(preactivations, 60, scale)
     code, expected_smallest = select_largest(preactivations, 60, scale)
     assert torch.equal(position, code.token * 30 + code.latent)
@@ -151,6 +151,18 @@ def test_fixed_size_selection_agrees_and_pads_with_zero() -> None:
     position, kept, smallest = _select_fixed(negative, 5, scale)
     assert (len(position), int((kept > 0).sum())) == (5, 1)
     assert float(smallest) == pytest.approx(2 * float(scale[4]))
+
+
+@given(st.integers(1, 64), st.integers(1, 9), st.integers(1, 200), st.integers(0, 10_000))
+@settings(max_examples=100, deadline=None)
+def test_fixed_size_selection_is_the_sorted_one(n_tokens: int, dict_size: int, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    preactivations = torch.randn(n_tokens, dict_size, generator=generator)
+    scale = torch.rand(dict_size, generator=generator)
+    position, kept, _ = _select_fixed(preactivations, count, scale)
+    assert len(position) == min(count, preactivations.numel())
+    chosen = [divmod(i, dict_size) for i in position[kept > 0].tolist()]
+    assert chosen == by_sorting(preactivations, count, scale)
 
 
 def test_threshold_is_strict_and_never_negative() -> None:

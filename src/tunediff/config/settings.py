@@ -338,7 +338,9 @@ class TrainingSettings(Settings, section="training"):
         "Steps between rows of the history", 100, rule="a hundredth of the steps, at most 100", minimum=1
     )
     matmul_precision: Literal["highest", "high", "bf16"] = setting(
-        "Encoder products on a GPU: float32, TF32 or bfloat16.", "highest"
+        "Every large product of training on a GPU: float32, TF32, or inputs rounded to bfloat16; sums and weights are "
+        "float32.",
+        "highest",
     )
     log_to: Literal["none", "tensorboard", "wandb"] = setting("Also send the history there.", "none")
     seeds: tuple[int, ...] = setting(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tunediff.config.dictionaries import DictionarySettings
 from tunediff.dictionaries.crosscoder import STREAMS
 from tunediff.dictionaries.losses import LossTerm
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import (
     SparseCode,
     above_threshold,
@@ -80,7 +81,6 @@ class Dictionary(nn.Module):
             )
         self.learning_rate_factors: dict[str, float] = {}  # by parameter, 1 where not named
         self.steps_taken = 0
-        self.gemm_dtype = torch.float32  # bfloat16: the encoder GEMM under autocast, everything else in float32
         self._block: Tensor | None = None
 
     def latent_groups(self) -> tuple[LatentGroup, ...]:
@@ -135,12 +135,9 @@ class Dictionary(nn.Module):
         rows, weight = x.reshape(len(x), -1), self.encoder().view(self.dict_size, -1)
         shape = (len(rows), self.dict_size)
         # Fresh memory costs more than the arithmetic here: page faults on a CPU, the allocator's cache on a GPU.
-        if self._block is None or self._block.shape != shape or self._block.dtype != self.gemm_dtype:
-            self._block = torch.empty(shape, dtype=self.gemm_dtype, device=rows.device)
-        if self.gemm_dtype == torch.float32:
-            return torch.addmm(self.encoder_bias, rows, weight.T, out=self._block)
-        low = (tensor.to(self.gemm_dtype) for tensor in (self.encoder_bias, rows, weight.T))
-        return torch.addmm(*low, out=self._block)
+        if self._block is None or self._block.shape != shape or self._block.dtype != rows.dtype:
+            self._block = rows.new_empty(shape)
+        return product(rows, weight.T, self.encoder_bias, self._block)
 
     @torch.no_grad()
     def decoder_norms(self) -> Float[Tensor, "latent stream"]:

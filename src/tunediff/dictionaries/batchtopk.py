@@ -1,13 +1,14 @@
 """BatchTopK crosscoder: the N·k largest decoder-norm-weighted activations of a batch (method.md section 2)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from tunediff.config.dictionaries import BatchTopKSettings
 from tunediff.dictionaries.base import Dictionary, LatentGroup, StepResult
+from tunediff.dictionaries.dead import DeadLatents, with_rows
 from tunediff.dictionaries.losses import reconstruction_loss
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import SparseCode, merge, select_largest
 
 THRESHOLD_DECAY = 0.999
@@ -47,6 +48,7 @@ class BatchTopK(Dictionary):
         super().__init__(settings, d_model, seed, steps, warmup_steps)
         self.clip_norm = settings.clip_norm
         self.target_l0 = float(settings.k)
+        self.dead_latents = DeadLatents(settings.dead_after_tokens)
         averaged = max(0, steps - settings.threshold_start)
         self.threshold_decay = max(0.0, min(THRESHOLD_DECAY, 1 - 5 / averaged)) if averaged else THRESHOLD_DECAY
         self.register_buffer("threshold", torch.full((len(self.groups),), -1.0, dtype=torch.float64))
@@ -95,10 +97,16 @@ class BatchTopK(Dictionary):
     def step(self, x: Float[Tensor, "token stream d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and threshold."""
         encoder, decoder, scale = self.encoder(), self.decoder(), self.decoder_norms().sum(dim=1)
+        dead = self._listed_dead(len(x))
+        if dead is not None:
+            (encoder, dead_encoder), (decoder, dead_decoder) = with_rows(encoder, dead), with_rows(decoder, dead)
         code, smallest = self._select(self.preactivations(x), scale)
         live, error = self._decode(x, code, encoder, decoder)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=1.0)
-        auxiliary = self._auxiliary_loss(x.flatten(1), error.detach().flatten(1), encoder, decoder, scale)
+        if dead is None:
+            auxiliary = error.new_zeros(())
+        else:
+            auxiliary = self._auxiliary_loss(x, error.detach(), dead, dead_encoder, dead_decoder, scale)
         added, terms = self._terms(x, error, live)
         self._count(code)
         self._average_threshold(smallest)
@@ -109,26 +117,32 @@ class BatchTopK(Dictionary):
         others |= self._by_group("threshold", self.last_smallest.clone())
         return StepResult(loss, self._metrics(x, error, code, others))
 
-    def _auxiliary_loss(
-        self, rows: Tensor, residual: Tensor, encoder: Tensor, decoder: Tensor, scale: Tensor
-    ) -> Tensor:
-        """Return ‖residual − decode(aux_k dead latents of largest v)‖² over the residual's variance; 0 if none is dead.
-
-        Dense on the dead latents alone: aux_k of them is no longer sparse.
-        """
+    def _listed_dead(self, n_tokens: int) -> Int[Tensor, "dead"] | None:
+        """Return the dead latents for the auxiliary loss; None if there are none, or there is no such loss."""
         # The host counts tokens too, so there is nothing to ask the device before a latent can be dead.
-        if not self.settings.aux_weight * self.settings.aux_k or self.steps_taken * len(rows) < self.dead_after_tokens:
-            return residual.new_zeros(())
-        dead = (self.tokens_since_fired >= self.dead_after_tokens).nonzero().squeeze(1)
-        if not len(dead):
-            return residual.new_zeros(())
-        encoder, decoder = encoder.index_select(0, dead).flatten(1), decoder.index_select(0, dead).flatten(1)
-        activation = linear(rows, encoder, self.encoder_bias.index_select(0, dead)).relu()
+        seen = self.steps_taken * n_tokens
+        if not self.settings.aux_weight * self.settings.aux_k or seen < self.dead_after_tokens:
+            return None
+        dead = self.dead_latents.listed(self.tokens_since_fired, self.steps_taken, n_tokens)
+        return dead if len(dead) else None
+
+    def _auxiliary_loss(
+        self, x: Tensor, residual: Tensor, dead: Tensor, encoder: Tensor, decoder: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Return ‖residual − decode(aux_k dead latents of largest v)‖² over the residual's variance.
+
+        Dense on the listed latents alone (`dead`, and their rows): aux_k of them is no longer sparse.
+        """
+        rows, residual = x.flatten(1), residual.flatten(1)
+        # A latent that has fired since it was listed is silenced: it is not dead.
+        bias = self.encoder_bias.index_select(0, dead)
+        bias = torch.where(self.tokens_since_fired[dead] >= self.dead_after_tokens, bias, -torch.inf)
+        activation = product(rows, encoder.flatten(1).T, bias).relu()
         if len(dead) > self.settings.aux_k:
             score = activation.detach() * scale[dead]
             chosen = score.topk(self.settings.aux_k, dim=1, sorted=False).indices
             activation = activation * torch.zeros_like(score).scatter_(1, chosen, 1.0)
-        squared = (residual - activation @ decoder).square().sum()
+        squared = (residual - product(activation, decoder.flatten(1))).square().sum()
         return squared / (residual - residual.mean(dim=0)).square().sum().clamp(min=torch.finfo(residual.dtype).tiny)
 
     @torch.no_grad()

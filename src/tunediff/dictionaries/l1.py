@@ -11,12 +11,13 @@ from torch.autograd.function import once_differentiable
 from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
-# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). On a GPU GEMMs
-# are cheaper against gathers; that value is an estimate from peak rates (790 TFLOP/s, 4.3 TB/s), not a measurement.
-SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.01}
+# Share of nonzeros under which nonzeros beat GEMMs (benchmarks/training_step.py --crossover, one core). Never on CUDA:
+# the host would wait for the number of nonzeros in every step, and GEMMs are cheap there against gathers.
+SPARSE_BELOW = {"cpu": 0.2, "cuda": 0.0}
 
 # The search of μ (see `L1`), tuned on the demo, the planted arms and a real pair.
 MU_START = 0.05  # first μ, in units of the mean centred norm ("squared"); "norm" compares with numbers near 1
@@ -34,7 +35,7 @@ class _DenseOutputs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rows: Tensor, preactivations: Tensor) -> Tensor:
-        activation = preactivations.to(rows.dtype).relu_().detach()
+        activation = preactivations.relu_().detach()
         ctx.save_for_backward(rows, activation)
         return activation
 
@@ -43,7 +44,7 @@ class _DenseOutputs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, activation = ctx.saved_tensors
         gradient = torch.where(activation > 0, gradients[0], 0)
-        return gradient.T @ rows, gradient.sum(dim=0), None, None
+        return product(gradient.T, rows), gradient.sum(dim=0), None, None
 
 
 def _penalty(totals: Float[Tensor, "latent"], decoder: Tensor, n_tokens: int) -> Float[Tensor, ""]:
@@ -54,7 +55,8 @@ def _penalty(totals: Float[Tensor, "latent"], decoder: Tensor, n_tokens: int) ->
 class L1(Dictionary):
     """L = mean_n Σ_m rec(ε^m) + μ · mean_n Σ_j f_j s_j; the norms in s_j are inside the gradient.
 
-    Dense while many latents fire, in nonzeros once their share falls under `SPARSE_BELOW`; both give the same numbers.
+    Dense while many latents fire (on CUDA always), in nonzeros once their share falls under `SPARSE_BELOW`; both give
+    the same numbers.
     With mu: auto the biases start where about twice target_l0 latents fire, and they learn √d times faster than the
     weights (whose effect on a preactivation has inputs of norm √d behind it). From the end of the warm-up to the last
     step, log μ then follows the log ratio of L0 (averaged) to a reference that falls from L0 as found to target_l0, as
@@ -106,11 +108,12 @@ class L1(Dictionary):
         """Return loss and metrics of a training batch, and advance counters and μ."""
         preactivations = self.preactivations(x)
         limit = SPARSE_BELOW[x.device.type] if self.sparse_below is None else self.sparse_below
-        # A host read, on CUDA too: the nonzeros of an L1 code have no size known beforehand.
-        count = int(torch.count_nonzero(preactivations > 0))
-        losses = self._sparse_losses if count < limit * preactivations.numel() else self._dense_losses
-        l0 = torch.tensor(count / len(x), dtype=torch.float64, device=x.device)
-        error, penalty, code = losses(x, preactivations)
+        count = torch.count_nonzero(preactivations > 0) if limit else None
+        sparse = count is not None and int(count) < limit * preactivations.numel()
+        error, penalty, code = (self._sparse_losses if sparse else self._dense_losses)(x, preactivations)
+        if count is None:  # the dense path has made activations of the preactivations
+            count = torch.count_nonzero(preactivations)
+        l0 = count.double() / len(x)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
@@ -131,7 +134,7 @@ class L1(Dictionary):
     def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
         encoder, decoder = self.encoder().view(self.dict_size, -1), self.decoder()
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
-        reconstruction = activation @ decoder.view(self.dict_size, -1)
+        reconstruction = product(activation, decoder.view(self.dict_size, -1))
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
         if self.loss_terms:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 FLOOR_SLACK = 1e-5  # relative; float32 rounding of floor / scale must not lose a candidate
+BLOCK_TOKENS = 16  # compared at once in a selection on CUDA
 SAMPLED_ROWS = 32  # rows looked at to estimate a first lower bound of the selection
 
 # Share of nonzeros from which dense products beat gathers, in a decode and in Latent Scaling's sums: on a CPU where
@@ -63,11 +64,6 @@ class LatentOrder(NamedTuple):
     position: Int[Tensor, "nonzero"]  # in the code
     token: Int[Tensor, "nonzero"]  # token of each
     offsets: Int[Tensor, "latent_plus_1"]  # where each latent's nonzeros start
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return at least float32: values of a code outlive the low-precision GEMM they come from."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def latent_order(code: SparseCode, dict_size: int) -> LatentOrder:
@@ -171,7 +167,7 @@ def _floors(preactivations: Tensor, count: int, scale: Tensor, guess: float) -> 
     """Yield scores hoped to be a little under the count-th largest: the guess, an estimate from a few rows, and 0."""
     if guess > 0:
         yield guess
-    sample = (_wide(preactivations[:: max(1, len(preactivations) // SAMPLED_ROWS)]) * scale).flatten()
+    sample = (preactivations[:: max(1, len(preactivations) // SAMPLED_ROWS)] * scale).flatten()
     wanted = math.ceil(1.2 * count * len(sample) / preactivations.numel()) + 8
     estimate = float(sample.topk(min(wanted, len(sample)), sorted=False).values.min())
     if estimate > 0:
@@ -183,7 +179,7 @@ def _select_filtered(preactivations: Tensor, count: int, scale: Tensor, guess: f
     """Return flat positions (sorted) and the smallest score; exact whatever the guess."""
     for floor in _floors(preactivations, count, scale, guess):
         position = (preactivations > floor * (1 - FLOOR_SLACK) / scale).view(-1).nonzero().squeeze(1)
-        score = _wide(preactivations.view(-1)[position]) * scale[position % preactivations.shape[1]]
+        score = preactivations.view(-1)[position] * scale[position % preactivations.shape[1]]
         if len(score) >= count:
             smallest = score.kthvalue(len(score) - count + 1).values
             # Everything left out scores at most `floor`, so a cutoff above it is the cutoff of the whole batch.
@@ -195,10 +191,22 @@ def _select_filtered(preactivations: Tensor, count: int, scale: Tensor, guess: f
 
 
 def _select_fixed(preactivations: Tensor, count: int, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_select_filtered` with shapes known to the host (no synchronisation): padded with entries of score 0."""
-    score = (preactivations * scale.to(preactivations.dtype)).clamp_(min=0).view(-1)
-    position = score.topk(min(count, score.numel()), sorted=False).indices.sort().values
-    kept = _wide(score[position])
+    """As `_select_filtered` with shapes known to the host (no synchronisation): padded with entries of score 0.
+
+    Entries are compared in blocks of a latent's tokens first, which have one scale: the `count` blocks of largest
+    entry hold the `count` largest entries. So preactivations are read once, and scores of their size never exist.
+    """
+    n_tokens, dict_size = preactivations.shape
+    size = math.gcd(n_tokens, BLOCK_TOKENS)
+    best = (preactivations.view(-1, size, dict_size).amax(dim=1) * scale).view(-1)
+    block = best.topk(min(count, len(best)), sorted=False).indices
+    latent = block % dict_size
+    first = (block - latent) * size + latent
+    candidate = (first[:, None] + dict_size * torch.arange(size, device=first.device)).view(-1)
+    score = (preactivations.view(-1)[candidate].view(-1, size) * scale[latent, None]).view(-1)
+    kept, chosen = score.topk(min(count, len(score)), sorted=False)
+    position, order = candidate[chosen].sort()
+    kept = kept[order].clamp(min=0)
     smallest = torch.where(kept > 0, kept, torch.inf).min()
     return position, kept, torch.where(smallest.isinf(), 0.0, smallest)
 
@@ -217,10 +225,10 @@ def select_largest(
     preactivations = preactivations.detach().contiguous()
     if preactivations.is_cuda:
         position, kept, smallest = _select_fixed(preactivations, count, scale)
-        value = torch.where(kept > 0, _wide(preactivations.view(-1)[position]), 0.0)
+        value = torch.where(kept > 0, preactivations.view(-1)[position], 0.0)
     else:
         position, smallest = _select_filtered(preactivations, count, scale, guess)
-        value = _wide(preactivations.view(-1)[position])
+        value = preactivations.view(-1)[position]
     token = torch.div(position, dict_size, rounding_mode="floor")
     return SparseCode(token, position - token * dict_size, value, n_tokens), smallest
 
@@ -231,4 +239,4 @@ def above_threshold(
     """Return the code of the entries with f_j > threshold_j ≥ 0 (their number is read by the host)."""
     bound = torch.as_tensor(threshold, device=preactivations.device).clamp(min=0)
     token, latent = (preactivations > bound).nonzero(as_tuple=True)
-    return SparseCode(token, latent, _wide(preactivations[token, latent]), len(preactivations))
+    return SparseCode(token, latent, preactivations[token, latent], len(preactivations))

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import ActivationBatch, ActivationStore
 from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
+from tunediff.dictionaries.precision import precision
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import append_sha256, building, ends_in_sha256, provenance, seal
 from tunediff.pipeline.progress import Progress
@@ -193,8 +194,6 @@ class _Run:
             self.normalization = Normalization(state["mean"], state["scale"])
         d_model = self.normalization.mean.shape[1]
         self.dictionary = build(settings, d_model, seed, training.steps, training.warmup_steps).to(training.device)
-        if training.matmul_precision == "bf16":
-            self.dictionary.gemm_dtype = torch.bfloat16
         self.optimizer = make_optimizer(self.dictionary, training)
         if state is not None:
             self.dictionary.load_state_dict(state["dictionary"])
@@ -381,16 +380,6 @@ class _Run:
         return {**means, "target_l0": wanted, "tokens": len(rows) * training.batch_size}
 
 
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "high" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def train(
     settings: DictionarySettings,
     seed: int,
@@ -420,6 +409,6 @@ def train(
             "training.device: is 'cuda' but torch sees no GPU; set it to cpu, or install torch for CUDA"
         )
     run = _Run(out.name, settings, seed, store, training, work_dir)
-    with _matmul_precision(training.matmul_precision):
+    with precision(training.matmul_precision):
         run.train()
         run.finish(out, key, facts or {})
