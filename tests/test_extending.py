@@ -44,7 +44,7 @@ def test_every_example_is_executed_here() -> None:
 class Noise:
     """Batches of random activations."""
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Any:
+    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None) -> Any:
         step = start_step
         while True:
             generator = torch.Generator().manual_seed(step)

@@ -102,7 +102,7 @@ def test_everything_else_follows(own: dict[str, Any]) -> None:
     assert training["batch_size"] == 1024 and training["steps"] == 4 * total // 1024  # 2,048 gave fewer than 1,000
     assert 1000 <= training["steps"] < 1100
     assert (training["learning_rate"], training["warmup_steps"]) == (0.002, training["steps"] // 10)
-    assert (training["checkpoint_every"], training["log_every"]) == (training["steps"] // 10, 10)
+    assert (training["checkpoint_every"], training["log_every"]) == (training["steps"] // 5, 10)
     assert training["normalization"] == "mean_scale" and acts["outlier_factor"] == 5
 
     dead = training["steps"] * 1024 // 5

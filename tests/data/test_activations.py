@@ -1,8 +1,10 @@
 """Harvest against direct forward passes; store round trips; damage of every kind; shuffled, seekable batches."""
 
 import json
+import math
 import shutil
-from itertools import islice
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from part_fixtures import DAMAGE, LAYOUT, seal_part, write_part
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import ActivationStore, to_stored
+from tunediff.data.activations import STORAGE, ActivationStore, to_stored
 from tunediff.data.harvest import _write_shard, create_part, harvest_part, length_batches
 from tunediff.data.masks import LEFT_OUT, Mask
 from tunediff.data.rendering import Encoding
@@ -328,6 +330,32 @@ def test_batches_are_seekable(known, batch: int, pool: int, skip: int, seed: int
         assert torch.equal(expected.activations, found.activations)
         for name in ("row", "token_id", "doc", "pos", "mask", "source"):
             assert np.array_equal(getattr(expected, name), getattr(found, name))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_batches_as_they_are_stored_are_written_where_they_are_wanted(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "part-000.zarr"
+    write_part(path, 192, 6, replace(LAYOUT, dtype=dtype))
+    store = ActivationStore([path])
+    places = [torch.empty(150, 2, 6, dtype=STORAGE[dtype].torch) for _ in range(2)]
+    wanted = islice(store.batches(150, 0, 4), 4)
+    for step, (plain, stored) in enumerate(zip(wanted, store.batches(150, 0, 4, into=cycle(places)), strict=False)):
+        assert stored.activations is places[step % 2]
+        assert torch.equal(stored.activations.float(), plain.activations)
+        assert np.array_equal(stored.row, plain.row)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_stored_value_that_is_not_finite_is_found_without_widening(tmp_path: Path, dtype: str, value: float) -> None:
+    path = tmp_path / "part-000.zarr"
+    write_part(path, 192, 6, replace(LAYOUT, dtype=dtype))
+    store = ActivationStore([path])
+    batch = torch.full((5, 2, 6), torch.finfo(STORAGE[dtype].torch).max, dtype=STORAGE[dtype].torch)
+    store._require_finite(-batch, np.arange(5))
+    batch[3, 1, 2] = value
+    with pytest.raises(TunediffError, match="the residual of token 3 is not finite"):
+        store._require_finite(batch, np.arange(5))
 
 
 def test_each_epoch_visits_each_kept_row_once(known) -> None:

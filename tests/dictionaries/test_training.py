@@ -1,8 +1,11 @@
 """The training loop: resume, sharing of batches, what is kept and what is published."""
 
 import math
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -14,13 +17,15 @@ import torch
 from analysis_fixtures import activation_store, token_store
 from tunediff.config.dictionaries import BatchTopKSettings, CrosscoderSettings
 from tunediff.config.settings import LatentSettings, TrainingSettings
-from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings
+from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings, training
 from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import BatchTopK
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import (
     HISTORY,
+    PREFETCHED,
+    PinnedRing,
     _Run,
     make_optimizer,
     measure_normalization,
@@ -59,7 +64,9 @@ class FakeStore:
         generator = torch.Generator().manual_seed(0)
         self.atoms = torch.randn(24, 2, D, generator=generator)
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+    def batches(
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None
+    ) -> Iterator[FakeBatch]:
         self.asked.append(start_step)
         step = start_step
         while True:
@@ -133,6 +140,44 @@ def test_resume_is_bit_for_bit(tmp_path: Path, die_at: int, name: str) -> None:
     pd.testing.assert_frame_equal(*(h.drop(columns="tokens_per_second") for h in histories))
 
 
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_checkpoint_written_while_training_goes_on_holds_the_state_of_its_step(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", FakeStore(), SECTIONS[name], name)
+    monkeypatch.setattr(training, "WRITTEN_BESIDE", ("cpu",))
+    later = threading.Event()
+    write = _Run._write
+
+    def slow(self: _Run, state: Any) -> None:
+        assert later.wait(60)  # until training is over
+        write(self, state)
+
+    monkeypatch.setattr(_Run, "_write", slow)
+    store = FakeStore(die_at=13)
+    monkeypatch.setattr(_Run, "close", lambda _: later.set())
+    with pytest.raises(KilledError):
+        run(tmp_path / "cut", store, SECTIONS[name], name)
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "L0_TOLERANCE", math.inf)
+    store = FakeStore()
+    run(tmp_path / "cut", store, SECTIONS[name], name)
+    assert 7 in store.asked
+    expected, actual = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
+    for tensor in expected:
+        assert torch.equal(expected[tensor], actual[tensor]), tensor
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: _Run, state: Any) -> None:
+        raise TunediffError("the disk is full")
+
+    monkeypatch.setattr(training, "WRITTEN_BESIDE", ("cpu",))
+    monkeypatch.setattr(_Run, "_write", full)
+    with pytest.raises(TunediffError, match="the disk is full"):
+        run(tmp_path, FakeStore(), TOPK, steps=8)  # one checkpoint, and no other that would wait for it
+
+
 def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     run(tmp_path, FakeStore(), TOPK, seed=2, normalization="none")
     dictionary = build(dictionary_settings(TOPK), D, 2, 40, 5)
@@ -148,6 +193,41 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
     trained = weights(tmp_path, "x")
     assert torch.allclose(trained["decoder_weight"], dictionary.decoder_weight, atol=1e-4)
     assert torch.allclose(trained["encoder_bias"], dictionary.encoder_bias, atol=1e-4)
+
+
+def test_no_place_of_the_ring_is_filled_before_its_copy_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Event:
+        """Recorded by the copy; done when somebody waits for it."""
+
+        pending = False
+
+        def record(self) -> None:
+            self.pending = True
+
+        def synchronize(self) -> None:
+            self.pending = False
+
+    stream = SimpleNamespace(wait_event=lambda event: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    ring = PinnedRing((3,), torch.float32, torch.device("cpu"))
+    filled: list[int] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for number, slot in enumerate(ring.free()):
+            place = next(i for i, each in enumerate(ring.slots) if each is slot)
+            assert not ring.copied[place].pending
+            filled.append(place)
+            yield slot.fill_(number)
+
+    copies = ring.copies(prefetch(islice(batches(), 30), lambda slot: slot))
+    assert [batch.tolist() for batch in copies] == [[number] * 3 for number in range(30)]
+    assert filled == [number % len(ring.slots) for number in range(30)]
+    assert len(ring.slots) == PREFETCHED + 1  # with one fewer a place is filled while it is being copied
 
 
 def test_clipping_by_the_fused_update_equals_clip_grad_norm() -> None:
@@ -173,7 +253,9 @@ class Fixed:
     def __init__(self, activations: torch.Tensor) -> None:
         self.activations = activations
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+    def batches(
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None
+    ) -> Iterator[FakeBatch]:
         yield from map(FakeBatch, self.activations.split(batch_size))
 
 
@@ -244,7 +326,9 @@ class Tuned:
         self.atoms = torch.randn(32, 16, generator=generator)
         self.added = 3 * torch.linalg.qr(torch.randn(6, 16, generator=generator).T)[0].T.contiguous()
 
-    def batches(self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0) -> Iterator[FakeBatch]:
+    def batches(
+        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, into: Any = None
+    ) -> Iterator[FakeBatch]:
         step = start_step
         while True:
             generator = torch.Generator().manual_seed(1000 * seed + step)

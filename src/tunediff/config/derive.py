@@ -388,7 +388,7 @@ def _training(training: Mapping[str, Any], train: int) -> dict[str, Callable[[],
         "steps": steps,
         "learning_rate": learning_rate,
         "warmup_steps": lambda: min(1_000, training["steps"] // 10),
-        "checkpoint_every": lambda: min(10_000, max(50, training["steps"] // 10)),
+        "checkpoint_every": lambda: min(20_000, max(50, training["steps"] // 5)),
         "log_every": lambda: min(100, max(1, training["steps"] // 100)),
     }
 

@@ -332,7 +332,7 @@ class TrainingSettings(Settings, section="training"):
         "Open chunks that batches are drawn from; memory is pool_chunks × chunk_tokens × 4 d bytes.", 128, minimum=1
     )
     checkpoint_every: int = setting(
-        "Steps between checkpoints", 10_000, rule="a tenth of the steps, 50 to 10,000", minimum=1
+        "Steps between checkpoints", 20_000, rule="a fifth of the steps, 50 to 20,000", minimum=1
     )
     log_every: int = setting(
         "Steps between rows of the history", 100, rule="a hundredth of the steps, at most 100", minimum=1

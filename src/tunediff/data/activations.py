@@ -29,6 +29,8 @@ from tunediff.pipeline.progress import Progress
 
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
+GATHERED_ROWS = 64  # of a batch, picked at a time
+BF16_EXPONENT = 0x7F80  # all bits of it are set in what is not finite
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
 CRC_BYTES = 4  # after each chunk of a shard file
 
@@ -36,7 +38,7 @@ CRC_BYTES = 4  # after each chunk of a shard file
 class ActivationBatch(NamedTuple):
     """Residuals of some tokens, and what those tokens are."""
 
-    activations: Float[Tensor, "token model d_model"]  # float32, model 0 is base, 1 is chat
+    activations: Float[Tensor, "token model d_model"]  # float32 unless asked for; model 0 is base, 1 is chat
     row: Int[np.ndarray, "token"]  # in the token store
     token_id: Int[np.ndarray, "token"]
     doc: Int[np.ndarray, "token"]
@@ -219,14 +221,18 @@ class ActivationStore:
         return buffer
 
     def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
-        self._require_finite(activations.numpy(), rows)
+        self._require_finite(activations, rows)
         return ActivationBatch(activations, *(getattr(self, name)[rows] for name in ROW_ARRAYS))
 
-    def _require_finite(self, activations: NDArray[np.float32], rows: NDArray[Any]) -> None:
-        """Raise for the first row that holds a NaN or an infinity; one sum over all tells that there is none."""
-        if np.isfinite(np.add.reduce(activations, axis=None)):
+    def _require_finite(self, activations: Tensor, rows: NDArray[Any]) -> None:
+        """Raise for the first row that holds a NaN or an infinity; one look at all tells that there is none."""
+        if activations.dtype == torch.bfloat16:  # numpy has no such type: the largest exponent is that of no number
+            bits = activations.view(torch.int16).numpy().view(np.uint16) & np.uint16(BF16_EXPONENT)
+            if bits.max() < BF16_EXPONENT:
+                return
+        elif np.isfinite(np.add.reduce(activations.numpy(), axis=None, dtype=np.float32)):
             return
-        bad = rows[~np.isfinite(activations).all(axis=(1, 2))]
+        bad = rows[~activations.isfinite().all(dim=2).all(dim=1).numpy()]
         if len(bad):
             part = self.parts[int(np.searchsorted(self._first_chunk, bad[0] // self.chunk_tokens, side="right")) - 1]
             raise TunediffError(
@@ -234,18 +240,26 @@ class ActivationStore:
             )
 
     def _gather(self, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> None:
-        """Write rows `chosen` of a buffer [model, row, d_model] to `out` [token, model, d_model], as float32.
+        """Write rows `chosen` of a buffer [model, row, d_model] to `out` [token, model, d_model].
 
-        numpy, not torch: on a shared machine torch's threads wait for one another (ten times slower when measured).
+        `out` is float32 or of the stored type. numpy, not torch: on a shared machine torch's threads wait for one
+        another (ten times slower when measured). Some rows at a time, so that what is picked stays in the cache.
         """
-        target = out.numpy()
-        picked = np.empty((len(chosen), self.d_model), dtype=buffer.dtype)
-        for m in range(2):
-            np.take(buffer[m], chosen, axis=0, out=picked, mode="clip")
-            if self.dtype == "bfloat16":  # the upper half of a float32
-                np.left_shift(picked, np.uint32(16), out=target.view(np.uint32)[:, m], dtype=np.uint32)
-            else:
-                target[:, m] = picked
+        widened = out.dtype == torch.float32 and self.dtype == "bfloat16"
+        target = (out if out.dtype == torch.float32 else out.view(STORAGE[self.dtype].carrier)).numpy()
+        if target.dtype != np.float32:
+            target = target.view(buffer.dtype)
+        picked = np.empty((min(GATHERED_ROWS, len(chosen)), self.d_model), dtype=buffer.dtype)
+        for start in range(0, len(chosen), GATHERED_ROWS):
+            some = chosen[start : start + GATHERED_ROWS]
+            place = slice(start, start + len(some))
+            for m in range(2):
+                np.take(buffer[m], some, axis=0, out=picked[: len(some)], mode="clip")
+                if widened:  # the upper half of a float32
+                    bits = target.view(np.uint32)[place, m]
+                    np.left_shift(picked[: len(some)], np.uint32(16), out=bits, dtype=np.uint32)
+                else:
+                    target[place, m] = picked[: len(some)]
 
     def chunks(self, drop: Mask = KEEP_ALL, chunks_per_batch: int = 1) -> Iterator[ActivationBatch]:
         """Yield every row once, in stored order, some chunks at a time, without rows that have a bit of `drop`."""
@@ -268,13 +282,20 @@ class ActivationStore:
             yield self._batch(out, rows[positions])
 
     def batches(
-        self, batch_size: int, seed: int, pool_chunks: int, start_step: int = 0, drop: Mask = LEFT_OUT
+        self,
+        batch_size: int,
+        seed: int,
+        pool_chunks: int,
+        start_step: int = 0,
+        drop: Mask = LEFT_OUT,
+        into: Iterator[Tensor] | None = None,
     ) -> Iterator[ActivationBatch]:
         """Yield shuffled batches for ever, from step `start_step` on; a pure function of (seed, step).
 
         Each epoch permutes the chunks, reads them in pools of `pool_chunks` and permutes the kept rows of each pool.
         Epochs follow one another without a gap, and each visits every kept row once. Nothing before `start_step` is
-        read but the masks.
+        read but the masks. Each batch is written to the next tensor of `into`, [batch_size, 2, d_model] in float32 or
+        in the stored type, or to a new one in float32.
         """
         keep = self.kept(drop)
         if not keep.any():
@@ -283,7 +304,7 @@ class ActivationStore:
             pools = self._pools(seed, pool_chunks, start_step * batch_size, keep, reader)
             buffer, positions, rows = next(pools)
             while True:
-                activations = torch.empty((batch_size, 2, self.d_model))
+                activations = torch.empty((batch_size, 2, self.d_model)) if into is None else next(into)
                 taken: list[NDArray[Any]] = []
                 filled = 0
                 while filled < batch_size:

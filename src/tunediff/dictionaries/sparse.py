@@ -1,7 +1,7 @@
 """Sparse codes and the kernels that work on their nonzeros only, on CPU and CUDA.
 
 All kernels are gathers summed per bag (`embedding_bag`), over latents of a token or over tokens of a latent: no
-(nonzero × d) array exists, and sums have a fixed order on every device.
+(nonzero × d) array exists, and these sums have a fixed order. Those of `index_add_` and `scatter_` have none on CUDA.
 
 Dimension names: token (N), latent (F), nonzero, width (a row's length, d or 2·d), model (2: base, chat), d_model (d).
 """

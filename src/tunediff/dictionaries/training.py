@@ -7,11 +7,11 @@ import importlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, cycle, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tunediff.config.dictionaries import L0_TOLERANCE, DictionarySettings
 from tunediff.config.settings import TrainingSettings
-from tunediff.data.activations import ActivationBatch, ActivationStore
+from tunediff.data.activations import STORAGE, ActivationBatch, ActivationStore
 from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.dictionaries.fused import available, fuse
@@ -40,6 +40,7 @@ HISTORY = (  # columns of every history, so that those of different kinds line u
     *("dead_fraction", "mu", "threshold", "learning_rate", "tokens_per_second"),
 )
 PREFETCHED = 3  # batches waiting in memory
+WRITTEN_BESIDE = ("cuda",)  # devices whose checkpoints are copied to the host, and written while training goes on
 VALIDATION_BATCHES = 16
 DEAD_WARNING = 0.5  # share of dead latents above which a dictionary carries a warning
 TRIMMED_ABOVE = 5.0  # medians of the norm above which a token does not count in the mean
@@ -53,7 +54,7 @@ class Normalization(NamedTuple):
 
     def apply(self, x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token stream d_model"]:
         """Return normalised inputs."""
-        return (x - self.mean.to(x)) * self.scale.to(x)[:, None]
+        return (x - self.mean.to(x)).mul_(self.scale.to(x)[:, None])
 
 
 def measure_normalization(
@@ -104,7 +105,7 @@ def measure_normalization(
 
 def prefetch(
     batches: Iterator[Item], prepare: Callable[[Item], Prepared], depth: int = PREFETCHED
-) -> Iterator[Prepared]:
+) -> Generator[Prepared, None, None]:
     """Yield prepare(batch) for each batch, computed by one thread ahead of the reader; its errors are raised here."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
@@ -118,6 +119,33 @@ def prefetch(
             yield from prepared
     finally:
         thread.shutdown(cancel_futures=True)
+
+
+class PinnedRing:
+    """Pinned memory for the batches that `prefetch` reads ahead, used in turn; copied to the GPU beside its work."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        # One more than are read ahead: while a batch is copied, the place of the one before it is filled.
+        self.slots = [torch.empty(shape, dtype=dtype).pin_memory() for _ in range(PREFETCHED + 1)]
+        self.copied = [torch.cuda.Event() for _ in self.slots]
+        self.stream, self.device = torch.cuda.Stream(device), device
+
+    def free(self) -> Iterator[Tensor]:
+        """Yield the places in turn, each when its last batch has been copied; for the thread that reads."""
+        for slot, copied in cycle(zip(self.slots, self.copied, strict=True)):
+            copied.synchronize()  # at once where nothing was recorded
+            yield slot
+
+    def copies(self, filled: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the batches on the device; `filled` are the places in turn, as they get full."""
+        for slot, copied in zip(filled, cycle(self.copied), strict=False):
+            with torch.cuda.stream(self.stream):
+                batch = slot.to(self.device, non_blocking=True)
+                copied.record()
+            used = torch.cuda.current_stream(self.device)
+            used.wait_event(copied)
+            batch.record_stream(used)
+            yield batch
 
 
 def make_optimizer(dictionary: Dictionary, settings: TrainingSettings) -> torch.optim.Adam:
@@ -173,6 +201,15 @@ def _logger(settings: TrainingSettings) -> Any:
         ) from error
 
 
+def _on_host(state: Any) -> Any:
+    """Return a copy of a state's dictionaries, lists and tensors, in the memory of the host."""
+    if isinstance(state, Tensor):
+        return state.to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _on_host(value) for name, value in state.items()}
+    return [_on_host(value) for value in state] if isinstance(state, list) else state
+
+
 class _Run:
     """One dictionary on its way: training object, optimiser, position and history, from the checkpoint if there is one.
 
@@ -194,6 +231,8 @@ class _Run:
         self.logged_at = (time.perf_counter(), 0)
         self._logger: Any = _logger(training)
         self._writer: Any = None
+        self._checkpoints = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
         state = self._load()
         if state is None:
             self.normalization = measure_normalization(store, training, settings.reconstructs)
@@ -226,19 +265,32 @@ class _Run:
         return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
 
     def save(self) -> None:
-        """Write the checkpoint whole or not at all, and only from finite weights."""
+        """Write the checkpoint whole or not at all, and only from finite weights; on CUDA while training goes on."""
         self._require_finite()
         state = {
             "dictionary": self.dictionary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,  # the learning rate and the data position are functions of it
-            "history": self.history,
+            "history": list(self.history),
             "rng": torch.get_rng_state(),
             **self.normalization._asdict(),
         }
+        self._wait_for_checkpoint()
+        if torch.device(self.training.device).type in WRITTEN_BESIDE:
+            self._writing = self._checkpoints.submit(self._write, _on_host(state))
+        else:
+            self._write(state)
+
+    def _write(self, state: dict[str, Any]) -> None:
         with building(self.checkpoint) as partial:
             torch.save(state, partial)
             append_sha256(partial)
+
+    def _wait_for_checkpoint(self) -> None:
+        """Wait for the checkpoint that is being written, if one is; what it failed with is raised here."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def _require_finite(self) -> None:
         """Raise where a weight, or a number such as μ or θ that the method carries along, is not finite."""
@@ -303,27 +355,49 @@ class _Run:
             self._writer.close() if self.training.log_to == "tensorboard" else self._writer.finish()
             self._writer = None
 
+    def _inputs(self, count: int) -> Generator[Tensor, None, None]:
+        """Yield the normalised inputs of the next steps on the device, read ahead of them.
+
+        On CUDA batches travel as they are stored, and are normalised there.
+        """
+        training, device = self.training, torch.device(self.training.device)
+        place = Normalization(*(values.to(device) for values in self.normalization))
+        shape = (training.batch_size, 2, self.normalization.mean.shape[1])
+
+        def normalised(activations: Tensor) -> Tensor:
+            return place.apply(dictionary_inputs(activations.float(), self.settings.reconstructs))
+
+        def read(into: Iterator[Tensor]) -> Iterator[ActivationBatch]:
+            order = (training.batch_size, training.seed, training.pool_chunks, self.step)
+            return islice(self.store.batches(*order, into=into), count)
+
+        if device.type == "cuda":
+            ring = PinnedRing(shape, STORAGE[self.store.dtype].torch, device)
+            with closing(prefetch(read(ring.free()), lambda batch: batch.activations)) as feed:
+                yield from map(normalised, ring.copies(feed))
+        else:
+            # One place is enough: what is normalised is new.
+            with closing(
+                prefetch(read(repeat(torch.empty(shape))), lambda batch: normalised(batch.activations))
+            ) as feed:
+                yield from feed
+
     def train(self) -> None:
         """Take all steps that are left."""
-        training, reads, normalization = self.training, self.settings.reconstructs, self.normalization
-        device, size, left = torch.device(training.device), training.batch_size, training.steps - self.step
-
-        def prepare(batch: ActivationBatch) -> Tensor:
-            x = normalization.apply(dictionary_inputs(batch.activations.float(), reads))
-            return x.pin_memory() if device.type == "cuda" else x
-
-        batches = self.store.batches(size, training.seed, training.pool_chunks, self.step)
-        feed = prefetch(islice(batches, left), prepare)
+        training, size, left = self.training, self.training.batch_size, self.training.steps - self.step
+        feed = self._inputs(left)
         self.logged_at = (time.perf_counter(), self.step)
         total, done = training.steps * size, self.step * size
         try:
             with Progress(total, self.name, "tok", done) as bar:
                 for _, x in zip(range(left), feed, strict=True):
-                    self.advance(x.to(device, non_blocking=True), bar)
+                    self.advance(x, bar)
                     bar.update(len(x))
+            self._wait_for_checkpoint()
         finally:
-            feed.close()  # type: ignore[attr-defined]
+            feed.close()
             self.close()
+            self._checkpoints.shutdown()
 
     def finish(self, out: Path, key: str, facts: Mapping[str, Any]) -> None:
         """Write the inference object at `out` and the history beside it, seal them, and drop the checkpoint.
