@@ -20,9 +20,9 @@ NORMS = "norms"  # in the optimiser's state of a weight: ‖row‖ of each laten
 
 
 class RowSums(NamedTuple):
-    """Row j of a gradient is Σ factor · rows[index] over the entries offsets[j] to offsets[j + 1]."""
+    """Row j of a gradient is Σ factor · rows[token] over the entries offsets[j] to offsets[j + 1]."""
 
-    index: Int[Tensor, "nonzero"]
+    token: Int[Tensor, "nonzero"]
     factor: Float[Tensor, "nonzero"]
     offsets: Int[Tensor, "latent_plus_1"]
     rows: Float[Tensor, "token width"]
@@ -60,19 +60,19 @@ class FusedWeight:
 
     def _pieces(self) -> tuple[Tensor, ...]:
         assert self.sums is not None
-        index, _, offsets, rows = self.sums
-        of_latent = torch.full((len(offsets) - 1,), -1, dtype=torch.int64, device=index.device)
+        token, _, offsets, rows = self.sums
+        of_latent = torch.full((len(offsets) - 1,), -1, dtype=torch.int64, device=token.device)
         if self.extra is None:
             return *self.sums, rows.new_zeros(1, rows.shape[1]), of_latent
         latent, extra = self.extra
-        return *self.sums, extra, of_latent.scatter_(0, latent, torch.arange(len(extra), device=index.device))
+        return *self.sums, extra, of_latent.scatter_(0, latent, torch.arange(len(extra), device=token.device))
 
     def square_norm(self) -> Float[Tensor, ""]:
         """Return ‖gradient‖²."""
         from tunediff.dictionaries import kernels
 
-        index, factor, offsets, rows, extra, of_latent = self._pieces()
-        squares = kernels.square_norms(index, factor, offsets, rows, rows @ rows.T, extra, of_latent)
+        token, factor, offsets, rows, extra, of_latent = self._pieces()
+        squares = kernels.square_norms(token, factor, offsets, rows, rows @ rows.T, extra, of_latent)
         return squares.sum(dtype=torch.float64).float()
 
     def update(self, divisor: Float[Tensor, ""], step: int) -> None:

@@ -5,6 +5,7 @@ read and written in a step. Here it is summed where it is used. `dictionaries/fu
 PyTorch for CUDA; tests run the kernels on a CPU, under Triton's interpreter, beside plain PyTorch.
 """
 
+# mypy: disallow-untyped-defs=False
 import torch
 import triton
 import triton.language as tl
