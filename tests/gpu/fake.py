@@ -139,6 +139,19 @@ def moved(name: str, read: list[Tensor], made: list[Tensor], kwargs: dict[str, A
     if name in ("index_add_", "index_put_", "scatter_", "scatter_add_", "scatter_reduce_", "index_add"):
         changed = read[-1] if read[-1].numel() > 1 else read[1]
         return 3 * size(changed) + sum(map(size, read[1:-1])) + (2 * size(read[0]) if name == "index_add" else 0)
+    # our kernels; a row that is gathered counts as read each time, though the rows of a batch fit a GPU's cache
+    if name == "decode":
+        latent, _, _, weight = read
+        return latent.numel() * weight.shape[1] * weight.element_size() + sum(map(size, [*read[:3], *made]))
+    if name == "dots":
+        token, _, rows, weight = read
+        return token.numel() * weight.shape[1] * weight.element_size() + sum(map(size, [*read[:3], *made]))
+    if name == "square_norms":
+        return sum(map(size, [*read[:3], *read[4:], *made]))
+    if name == "update":
+        index, rows, moments, others = read[0], read[3], read[7:10], read[10:]
+        gathered = index.numel() * rows.shape[1] * rows.element_size()
+        return gathered + 2 * sum(map(size, moments)) + sum(map(size, others)) + sum(map(size, [*read[:3], *read[4:6]]))
     if name == "topk":
         return TOPK_PASSES * size(read[0]) + sum(map(size, made))
     if name in ("sort", "argsort"):
@@ -217,11 +230,12 @@ SECTIONS: dict[str, dict[str, Any]] = {
 def step(kind: str, setting: str, case: str) -> Costs:
     """Take two training steps at full scale on the fake GPU; return the costs of the second.
 
-    Cases: `alive`, `dead` (`DEAD` latents in the auxiliary loss), `logged` (metrics are computed, not read), and the
-    mistakes that must be found: `item`, `cpu`, `zeros`.
+    Cases: `alive`, `dead` (`DEAD` latents in the auxiliary loss), `kernels` and `deadkernels` (as `kernels: auto`),
+    `logged` (metrics are computed, not read), and the mistakes that must be found: `item`, `cpu`, `zeros`.
     """
     from tunediff.config.settings import TrainingSettings
     from tunediff.dictionaries import build, dictionary_settings
+    from tunediff.dictionaries.fused import fuse
     from tunediff.dictionaries.precision import precision
     from tunediff.dictionaries.training import make_optimizer, optimizer_step
 
@@ -234,8 +248,10 @@ def step(kind: str, setting: str, case: str) -> Costs:
                 values[name] = torch.nn.Parameter(moved_there) if values is dictionary._parameters else moved_there
         optimizer = make_optimizer(dictionary, TrainingSettings(device=GPU))
         x = torch.empty(N_TOKENS, len(dictionary.streams), D_MODEL, device=GPU)
-        dictionary.steps_taken = 20_000 if case == "dead" else 2_000
-        if case == "dead" and kind != "l1":
+        dictionary.steps_taken = 20_000 if "dead" in case else 2_000
+        if "kernels" in case:
+            dictionary.fused = fuse(dict(dictionary.named_parameters()), optimizer, setting == "bf16")
+        if "dead" in case and kind != "l1":
             dictionary.dead_latents._used = torch.empty(DEAD, dtype=torch.int64, device=GPU)
             dictionary.dead_latents._begun = Arrived(DEAD)
         plant(dictionary, case)

@@ -19,6 +19,9 @@ BUDGETS = {
     ("batchtopk", "dead"): (53.5, 165),
     ("diff_sae", "alive"): (26.5, 115),
     ("diff_sae", "dead"): (28.5, 165),
+    ("batchtopk", "kernels"): (34.0, 130),
+    ("batchtopk", "deadkernels"): (37.0, 180),
+    ("diff_sae", "kernels"): (18.5, 130),
     ("l1", "alive"): (46.5, 110),
 }
 MISTAKES = {"item": "DataDependentOutputException", "cpu": "FakeTensorDeviceMismatchError"}
@@ -51,7 +54,8 @@ def test_a_step_is_clean_and_within_its_budget(costs: dict[str, dict[str, Any]],
     gigabytes, launches = BUDGETS[kind, case]
     assert gigabytes - 1.36 < seen["gigabytes"] <= gigabytes, seen
     assert seen["launches"] <= launches, seen
-    assert seen["teraflop"] > 0 and seen["other_teraflop"] == 0  # no product escapes bf16
+    # no product escapes bf16 but that of a batch's rows with each other, which norms of gradients are made of
+    assert seen["teraflop"] > 0 and seen["other_teraflop"] <= (0.08 if "kernels" in case else 0)
 
 
 @pytest.mark.parametrize("case", LOGGED)

@@ -349,6 +349,10 @@ class TrainingSettings(Settings, section="training"):
         "float32.",
         "highest",
     )
+    kernels: Literal["auto", "off"] = setting(
+        "auto: Triton kernels take the steps of dictionaries with sparse gradients on a GPU; off: plain PyTorch.",
+        "auto",
+    )
     log_to: Literal["none", "tensorboard", "wandb"] = setting("Also send the history there.", "none")
     seeds: tuple[int, ...] = setting(
         "Each crosscoder is trained once per seed, all from one pass over the data.",

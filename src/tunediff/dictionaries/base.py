@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tunediff.config.dictionaries import DictionarySettings
 from tunediff.dictionaries.crosscoder import STREAMS
+from tunediff.dictionaries.fused import Fused
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import (
@@ -52,6 +53,7 @@ class Dictionary(nn.Module):
     clip_norm: float | None = None  # total gradient norm allowed; None does not clip
     target_l0: float | None = None  # mean number of latents per token that was asked for, if any was
     loss_terms: tuple[LossTerm, ...] = ()  # added to the kind's loss
+    sparse_gradients: ClassVar[bool] = False  # weights get gradients from their nonzeros only, so kernels can sum them
 
     tokens_since_fired: Tensor
     mask: Tensor | None
@@ -81,6 +83,7 @@ class Dictionary(nn.Module):
             )
         self.learning_rate_factors: dict[str, float] = {}  # by parameter, 1 where not named
         self.steps_taken = 0
+        self.fused: Fused | None = None  # the weights, where kernels take the steps
         self._block: Tensor | None = None
 
     def latent_groups(self) -> tuple[LatentGroup, ...]:
@@ -132,7 +135,8 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def preactivations(self, x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token latent"]:
         """Return Σ_m W_enc^m x^m + b_enc in one GEMM, in a block that the next call overwrites."""
-        rows, weight = x.reshape(len(x), -1), self.encoder().view(self.dict_size, -1)
+        rows = x.reshape(len(x), -1)
+        weight = self.encoder().view(self.dict_size, -1) if self.fused is None else self.fused.encoder.rows
         shape = (len(rows), self.dict_size)
         # Fresh memory costs more than the arithmetic here: page faults on a CPU, the allocator's cache on a GPU.
         if self._block is None or self._block.shape != shape or self._block.dtype != rows.dtype:
@@ -142,7 +146,7 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def decoder_norms(self) -> Float[Tensor, "latent stream"]:
         """Return ‖d_j^m‖, without gradient; their sum over streams is s_j."""
-        return torch.linalg.vector_norm(self.decoder(), dim=-1)
+        return torch.linalg.vector_norm(self.decoder(), dim=-1) if self.fused is None else self.fused.decoder.norms
 
     def release(self) -> None:
         """Free the preactivation block."""
@@ -154,6 +158,9 @@ class Dictionary(nn.Module):
         """Return a selected code with its gradients, and the error of what it decodes to."""
         order = latent_order(code, self.dict_size)
         rows, weight = x.reshape(len(x), -1), encoder.view(self.dict_size, -1)
+        if self.fused is not None:
+            live, decoded = self.fused.decode(code, rows, self.encoder_bias, order)
+            return live, x - decoded.view_as(x) - self.decoder_bias
         live = selected_encoder_outputs(code, rows, weight, self.encoder_bias, order)
         return live, x - sparse_decode(live, decoder, order) - self.decoder_bias
 

@@ -38,6 +38,7 @@ class BatchTopK(Dictionary):
     """
 
     settings_type = BatchTopKSettings
+    sparse_gradients = True
     settings: BatchTopKSettings
     threshold: Tensor
     last_smallest: Tensor
@@ -98,7 +99,9 @@ class BatchTopK(Dictionary):
         """Return loss and metrics of a training batch, and advance counters and threshold."""
         encoder, decoder, scale = self.encoder(), self.decoder(), self.decoder_norms().sum(dim=1)
         dead = self._listed_dead(len(x))
-        if dead is not None:
+        if dead is not None and self.fused is not None:
+            dead_encoder, dead_decoder = self.fused.encoder.take(dead), self.fused.decoder.take(dead)
+        elif dead is not None:
             (encoder, dead_encoder), (decoder, dead_decoder) = with_rows(encoder, dead), with_rows(decoder, dead)
         code, smallest = self._select(self.preactivations(x), scale)
         live, error = self._decode(x, code, encoder, decoder)

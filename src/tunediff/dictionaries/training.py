@@ -25,6 +25,7 @@ from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import STORAGE, ActivationBatch, ActivationStore
 from tunediff.dictionaries import Dictionary, build
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
+from tunediff.dictionaries.fused import available, fuse
 from tunediff.dictionaries.precision import precision
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import append_sha256, building, ends_in_sha256, provenance, seal
@@ -170,14 +171,20 @@ def optimizer_step(
     result = dictionary.step(x, measure)
     optimizer.zero_grad(set_to_none=True)
     result.loss.backward()
+    fused, divisor = dictionary.fused, None
     if dictionary.clip_norm is not None:
         norm = torch.nn.utils.get_total_norm([p.grad for p in dictionary.parameters() if p.grad is not None])
+        if fused is not None:
+            norm = (norm.square() + fused.square_norm()).sqrt()
+        divisor = (norm / dictionary.clip_norm).clamp(min=1.0)
         if optimizer.defaults["fused"]:
             # The fused update divides by grad_scale as it reads: clipping without another pass over the gradients.
-            optimizer.grad_scale = (norm / dictionary.clip_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+            optimizer.grad_scale = divisor  # type: ignore[attr-defined]
             optimizer.found_inf = torch.zeros((), device=norm.device)  # type: ignore[attr-defined]
         else:
             torch.nn.utils.clip_grads_with_norm_(dictionary.parameters(), dictionary.clip_norm, norm)
+    if fused is not None:
+        fused.update(torch.ones((), device=x.device) if divisor is None else divisor, dictionary.steps_taken)
     optimizer.step()
     return result.loss.detach(), result.metrics
 
@@ -239,6 +246,15 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.history = state["step"], state["history"]
             torch.set_rng_state(state["rng"])
+        changed = self.dictionary.mask is not None or self.dictionary.tied is not None
+        if (
+            training.kernels == "auto"
+            and self.dictionary.sparse_gradients
+            and not changed
+            and available(training.device)
+        ):
+            weights = dict(self.dictionary.named_parameters())
+            self.dictionary.fused = fuse(weights, self.optimizer, training.matmul_precision == "bf16")
 
     def _load(self) -> dict[str, Any] | None:
         if not self.checkpoint.is_file():
