@@ -36,7 +36,6 @@ rule activations:
         mem_mb=MEMORY["activations"],
         runtime=1440,
         gpu=GPU,
-        turn=1,  # of a group's parts, one at a time
     params:
         content_keys=harvest_of(keys),
         parts=lambda wildcards: GRAPH.harvested(wildcards.pair),
