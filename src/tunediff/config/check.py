@@ -315,8 +315,8 @@ def _check_inputs(config: Mapping[str, Any]) -> None:
     for where, source in _sources(config).items():
         require(
             source["from"] != HubSource.kind or not Path(source["path"]).is_dir(),
-            f"`{where}.path`: {source.get('path')} is a folder of this machine, in which every file would be looked at; "
-            "write `from: local` and its files, or the id of a data set of the hub",
+            f"`{where}.path`: {source.get('path')} is a folder of this machine, and every file in it would be looked "
+            "at; write `from: local` and its files, or the id of a data set of the hub",
         )
         for field in Source.of(source).files:
             require(
