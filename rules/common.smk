@@ -123,9 +123,13 @@ wildcard_constraints:
 FRESH, CHANGED = GRAPH.on_disk() if MAIN else (GRAPH.artifacts.keys(), frozenset())
 MARKER = Path(R) / ".work/made-by-another-config"
 if CHANGED:
-    MARKER.parent.mkdir(parents=True, exist_ok=True)
-    # Snakemake takes a newer file of the same content for an unchanged one.
-    MARKER.write_text(f"{time_ns()}\n")
+    try:
+        MARKER.parent.mkdir(parents=True, exist_ok=True)
+        # Snakemake takes a newer file of the same content for an unchanged one.
+        MARKER.write_text(f"{time_ns()}\n")
+    except OSError as error:
+        say(f"{MARKER}: {error.strerror}; results of another config are there, so this folder must be written to")
+        sys.exit(1)
 
 
 def reads(pattern):
