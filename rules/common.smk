@@ -158,3 +158,26 @@ def makes(stage, pattern):
 def keys(pattern):
     """The keys that a job's own artifact gets ("own") and that the stores it reads must have."""
     return lambda wildcards: GRAPH.expected(pattern.format(**wildcards))
+
+
+def harvest_of(ask):
+    """What a function of an artifact's pattern gives for the parts of both splits, those of another config first."""
+
+    def of(wildcards):
+        merged = {}
+        for split in SPLITS:
+            parts = GRAPH.parts(split, wildcards.pair)
+            own = ask(next((path for path in parts if path in CHANGED), parts[0]))(wildcards)
+            for role, found in own.items():
+                several = isinstance(found, list) and role in merged
+                merged[role] = list(dict.fromkeys([*merged[role], *found])) if several else found
+        return merged
+
+    return of
+
+
+def keep_parts():
+    """Save the finished parts of jobs that will run, as Snakemake deletes all outputs of a job before it."""
+    for job in workflow.dag.needrun_jobs():
+        if job.rule.name == "activations" and not workflow.dag.reason(job).forced:
+            set_aside({Path(path): key for path, key in GRAPH.harvested(job.wildcards.pair).items()}, Path(R) / ".work")
