@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tunediff.config.settings import HarvestSettings
-from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, to_stored
+from tunediff.data.activations import MODELS, ROW_ARRAYS, ActivationStore, chunk_checksums, to_stored
 from tunediff.data.harvest import create_part
 from tunediff.pipeline.artifacts import building, seal
 
@@ -33,19 +33,22 @@ def write_store(path: Path, n: int, d_model: int, settings: HarvestSettings) -> 
         "codec": settings.codec,
         "shard_tokens": settings.shard_tokens,
         "chunk_tokens": settings.chunk_tokens,
+        "first_row": 0,
     }
     generator = torch.Generator().manual_seed(0)
+    chunks = {}
     with building(path) as partial:
         group = create_part(partial, n, d_model, settings, attributes)
         for start in range(0, n, settings.shard_tokens):
             place = slice(start, start + settings.shard_tokens)
             for name in MODELS:
-                values = torch.randn((settings.shard_tokens, d_model), generator=generator)
-                group[name].with_config({"write_empty_chunks": True})[place] = to_stored(values, settings.dtype)
+                values = to_stored(torch.randn((settings.shard_tokens, d_model), generator=generator), settings.dtype)
+                group[name].with_config({"write_empty_chunks": True})[place] = values
+                chunks[f"{name}/c/{start // settings.shard_tokens}/0"] = chunk_checksums(values, settings.chunk_tokens)
         for name, dtype in ROW_ARRAYS.items():
             column = np.zeros(n, dtype) if name in ("mask", "source") else np.arange(n).astype(dtype)
             group[name].with_config({"write_empty_chunks": True})[:] = column
-    seal(path, "activations", "benchmark", {})
+    seal(path, "activations", "benchmark", {}, chunks=chunks)
 
 
 def _memory_map(path: Path) -> tuple[float, int]:
