@@ -49,6 +49,7 @@ from tunediff.models.pair import PairInfo, load_pair, prepare_pair
 GPU = "cuda:1"  # not the first
 STORED = HarvestSettings(part_tokens=256, shard_tokens=128, chunk_tokens=16, batch_tokens=256, dtype="float32")
 TRAINING = TrainingSettings(
+    kernels="off",  # Triton knows real GPUs only; test_kernels.py has its interpreter
     **{"batch_size": 32, "steps": 12, "learning_rate": 3e-3, "warmup_steps": 2, "normalization_tokens": 256},
     **{"pool_chunks": 4, "checkpoint_every": 4, "log_every": 4},
 )

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested")
 
 
-@pytest.mark.parametrize(("script", "interpreted"), [("kernels.py", "1"), ("compiled.py", "0")])
+@pytest.mark.parametrize(("script", "interpreted"), [("interpreted.py", "1"), ("compiled.py", "0")])
 def test_kernels(script: str, interpreted: str) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(

@@ -119,7 +119,8 @@ def low() -> None:
         close(dictionary.step(x).loss, rounded.step(x).loss, 1e-3)
 
 
-for check in (products, one_update, steps, low):
-    check()
-    print(check.__name__, "ok", file=sys.stderr)
-print("ok")
+if __name__ == "__main__":
+    for check in (products, one_update, steps, low):
+        check()
+        print(check.__name__, "ok", file=sys.stderr)
+    print("ok")
