@@ -14,7 +14,7 @@ from tunediff.dictionaries.precision import precision
 from tunediff.dictionaries.sparse import SparseCode
 from tunediff.dictionaries.training import make_optimizer, optimizer_step
 
-D_MODEL, N_TOKENS, TRAINING = 24, 32, TrainingSettings(learning_rate=0.01)
+D_MODEL, N_TOKENS, TRAINING = 24, 16, TrainingSettings(learning_rate=0.01)
 
 
 def close(one: Any, other: Any, tolerance: float = 2e-5) -> None:
@@ -70,7 +70,7 @@ def one_update() -> None:
 
 def trained(kind: str, fused: bool, stop: int | None = None) -> tuple[Dictionary, list[float]]:
     """Return a dictionary after six steps, with latents that die on the way; with `stop`, saved and loaded there."""
-    settings = {"kind": kind, "dict_size": 48, "k": 1, "aux_k": 3, "aux_weight": 0.5, "dead_after_tokens": N_TOKENS}
+    settings = {"kind": kind, "dict_size": 24, "k": 1, "aux_k": 3, "aux_weight": 0.5, "dead_after_tokens": N_TOKENS}
     generator, losses, auxiliary = torch.Generator().manual_seed(2), [], 0.0
     dictionary = build(dictionary_settings(settings), D_MODEL, 0, 100, 5)
     with torch.no_grad():  # a tied start leaves gradients that are rounding alone, and Adam makes steps of them

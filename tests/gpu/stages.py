@@ -40,10 +40,11 @@ from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.training import train
 from tunediff.interventions.kl import build_kl
 from tunediff.latents.evaluation import build_evaluation
+from tunediff.latents.held_out import Reconstruction
 from tunediff.latents.measure import build_table
 from tunediff.latents.seeds import build_matches, directions
 from tunediff.latents.table import LatentTable
-from tunediff.latents.twins import TwinSettings, build_twins
+from tunediff.latents.twins import TwinSettings
 from tunediff.models.pair import PairInfo, load_pair, prepare_pair
 
 GPU = "cuda:1"  # not the first
@@ -128,8 +129,8 @@ class Stages:
         found, settings = {}, EvaluationSettings(documents=2, batch_size=2)
         for name in ("l1-seed0", "batchtopk-seed0"):
             out = self.made / f"evaluation/{name}.json"
-            of = self.crosscoder(name)
-            made = build_evaluation(of, self.store(), self.tokens, models, settings, out, key="k", device=self.device)
+            of, held_out = self.crosscoder(name), Reconstruction.read(self.read / f"latents/{name}.parquet")
+            made = build_evaluation(of, held_out, self.tokens, models, settings, out, key="k", device=self.device)
             found[name] = np.array([row["value"] for row in made["metrics"]], dtype=float)
         return found
 
@@ -153,11 +154,9 @@ class Stages:
         of.decoder_weight[:4, 0] *= 0.01  # chat-only, and their twins
         of.decoder_weight[4:8, 1] *= 0.01
         of.decoder_weight[4:8, 0] = of.decoder_weight[:4, 1]
-        made = self.made / "twins"
-        table = build_table(of, store, store, LATENTS, made / "latents.parquet", key="k", device=self.device)
-        settings = TwinSettings(random_pairs=7, seed=3)
-        frame = build_twins(of, table, store, settings, made / "twins.parquet", key="k", device=self.device)
-        return columns("twins", frame)
+        out, settings = self.made / "twins/latents.parquet", TwinSettings(random_pairs=7, seed=3)
+        build_table(of, store, store, LATENTS, out, key="k", device=self.device, twin_settings=settings)
+        return columns("twins", pd.read_parquet(out.with_suffix(".twins.parquet")))
 
     def seeds(self) -> dict[str, Any]:
         names = {seed: f"batchtopk-seed{seed}" for seed in (0, 1)}
