@@ -384,10 +384,10 @@ def test_a_stored_value_that_is_not_finite_is_found_without_widening(tmp_path: P
     write_part(path, 192, 6, replace(LAYOUT, dtype=dtype))
     store = ActivationStore([path])
     batch = torch.full((5, 2, 6), torch.finfo(STORAGE[dtype].torch).max, dtype=STORAGE[dtype].torch)
-    store._require_finite(-batch, np.arange(5))
+    store.require_finite(store._of_rows(-batch, np.arange(5)))
     batch[3, 1, 2] = value
     with pytest.raises(TunediffError, match="the residual of token 3 is not finite"):
-        store._require_finite(batch, np.arange(5))
+        store.require_finite(store._of_rows(batch, np.arange(5)))
 
 
 def test_each_epoch_visits_each_kept_row_once(known) -> None:

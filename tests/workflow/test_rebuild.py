@@ -54,7 +54,7 @@ def test_code_rebuilds_nothing_but_by_its_version(run: Checkout) -> None:
     for path in (run.root / "src/tunediff").rglob("*.py"):
         path.write_text(path.read_text() + "\nEXTRA = 1\n")
     assert run.planned() == {}
-    edit(run.root / "src/tunediff/pipeline/graph.py", '"latents": Stage(1,', '"latents": Stage(2,')
+    edit(run.root / "src/tunediff/pipeline/graph.py", '"latents": Stage(2,', '"latents": Stage(3,')
     planned = set(run.planned())
     assert {"latents", "causal", "drawing"} <= planned
     assert not planned & {"train", "activations", "evaluation", "models", "tokens"}

@@ -14,7 +14,7 @@ def test_mistakes_end_a_run_before_its_first_job(tiny_pairs, tmp_path: Path) -> 
     assert "config: `tokens.sources.chat`: texts/chat.parquet: no column 'mesages'; it has conversation" in done.stderr
     assert "config: `models.device`: is cuda:99, but torch sees" in done.stderr
     assert not list((checkout.root / "results").rglob("*.json"))
-    assert checkout.planned("results/crosscoders/l1-seed0.json")["tokens"] == 1  # a dry run looks at nothing
+    assert checkout.planned("results/crosscoders/l1-seed0.json")["tokens"] == 2  # a dry run looks at nothing
 
     checkout.edit_config("models.device", "cpu")
     checkout.run("results/models.json")  # needs no text, and no lock was left behind
