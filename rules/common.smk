@@ -118,9 +118,9 @@ wildcard_constraints:
     name="[a-z][a-z0-9_]*(-seed[0-9]+)?",
 
 
-# What was made by another config is made again: it reads a file that is newer than all results. What is this config's
-# has `ancient` inputs alone, so times of files, copies and fresh checkouts rebuild nothing; the rest follows its inputs.
-FRESH, CHANGED = GRAPH.on_disk() if MAIN else (GRAPH.artifacts.keys(), frozenset())
+# What was made by another config is made again: it reads a file that is newer than all results. All other inputs are
+# `ancient`, so times of files, copies and fresh checkouts rebuild nothing: what is missing is made where it is needed.
+CHANGED = GRAPH.on_disk()[1] if MAIN else frozenset()
 MARKER = Path(R) / ".work/made-by-another-config"
 if CHANGED:
     try:
@@ -138,7 +138,7 @@ def reads(pattern):
     def of(wildcards):
         path = pattern.format(**wildcards)
         stores, manifests = GRAPH.inputs(path)
-        mark = ancient if path in FRESH else str
+        mark = str if path in CHANGED else ancient
         found = {role: [mark(store) for store in paths] for role, paths in stores.items()}
         found["manifests"] = [mark(manifest) for manifest in manifests]
         return found | ({"changed": str(MARKER)} if path in CHANGED else {})
