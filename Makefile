@@ -32,7 +32,7 @@ nulls: env
 	$(BIN)/snakemake --cores all results/tables/table1.pdf results/summary.txt results/report
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: env
 	$(BIN)/ruff check .
