@@ -7,11 +7,9 @@ Cases: `fit` (two directions), `confirm` (four, with what is reconstructed and t
 Of the projections a direction's row is counted once per nonzero: the products with its targets run side by side.
 """
 
-import json
-import sys
 from typing import Any
 
-from fake import D_MODEL, DICT_SIZE, GPU, N_TOKENS, Costs  # loads the device, before torch
+from fake import D_MODEL, DICT_SIZE, GPU, N_TOKENS, Costs, main  # loads the device, before torch
 
 import numpy as np  # isort: skip
 import torch
@@ -73,17 +71,5 @@ def step(setting: str, case: str) -> Costs:
     return costs
 
 
-def main() -> None:
-    """Print what each case costs, or the error it ends in."""
-    for case in (each for each in sys.argv[1:] if each != "--table"):
-        setting, what = case.split("-")
-        try:
-            seen = step(setting, what)
-        except Exception as error:
-            print(json.dumps({"case": case, "error": type(error).__name__}))
-            continue
-        print(seen.table() if "--table" in sys.argv else json.dumps({"case": case, **seen.summary(setting)}))
-
-
 if __name__ == "__main__":
-    main()
+    main(step)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -284,17 +285,17 @@ def plant(dictionary: Any, case: str) -> None:
         dictionary.loss_terms = (LossTerm("mistake", 1.0, mistakes[case]),)
 
 
-def main() -> None:
-    """Print what each case costs, or the error it ends in."""
+def main(take: Callable[..., Costs]) -> None:
+    """Print what each case costs, or the error it ends in; `take` gets its words, the last but one is the setting."""
     for case in (each for each in sys.argv[1:] if each != "--table"):
-        kind, setting, what = case.split("-")
+        words = case.split("-")
         try:
-            seen = step(kind, setting, what)
+            seen = take(*words)
         except Exception as error:
             print(json.dumps({"case": case, "error": type(error).__name__}))
             continue
-        print(seen.table() if "--table" in sys.argv else json.dumps({"case": case, **seen.summary(setting)}))
+        print(seen.table() if "--table" in sys.argv else json.dumps({"case": case, **seen.summary(words[-2])}))
 
 
 if __name__ == "__main__":
-    main()
+    main(step)
