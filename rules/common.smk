@@ -102,6 +102,8 @@ onsuccess:
         try:
             require(report, read_manifest(report), ["headline.txt"])
             print((report / "headline.txt").read_text(encoding="utf-8"), end="")
+            if (Path(R) / "summary.txt").is_file():
+                print(f"All numbers: {R}/summary.txt")
         except TunediffError as error:
             print(error, file=sys.stderr)
 
