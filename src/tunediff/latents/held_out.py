@@ -50,10 +50,10 @@ class Variance:
         if self.origin is None:
             self.origin = y.mean(0)
         self.n_tokens += len(y)
-        self.error += (y - reconstruction.double()).square().sum(0)
+        self.error += (y - reconstruction.double()).square_().sum(0)
         y = y - self.origin
-        self.square += y.square().sum(0)
         self.sum += y.sum(0)
+        self.square += y.square_().sum(0)
 
     def total(self) -> Float[Tensor, "output d_model"]:
         """Return Σ (y − mean)² per dimension."""
@@ -136,7 +136,10 @@ class HeldOut:
         members = {source: batch.source == i for i, source in enumerate(self.sources)}
         members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
         for subset, member in members.items():
-            if member.any():
+            if member.all():
+                self.variances[subset].add(target, reconstruction)
+                self.nonzeros[subset] += per_token.sum()
+            elif member.any():
                 chosen = moved(np.flatnonzero(member), self.device)
                 self.variances[subset].add(target[chosen], reconstruction[chosen])
                 self.nonzeros[subset] += per_token[chosen].sum()
