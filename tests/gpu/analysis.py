@@ -1,8 +1,8 @@
 """The step of the analysis pass at full scale on the fake GPU: encode, decode, Latent Scaling, and what goes with it.
 
 Run in a process of its own: python analysis.py PRECISION-CASE … [--table]
-Cases: `fit` (two directions), `confirm` (four, with what is reconstructed and twins), and mistakes that must be found:
-`groups` (the sums as a CPU's cache wants them), `wait` (a number of nonzeros that is read at once).
+Cases: `fit` (two directions), `confirm` (four, with what is reconstructed and twins), and a mistake that must be found:
+`wait` (a number of nonzeros that is read at once).
 
 Of the projections a direction's row is counted once per nonzero: the products with its targets run side by side.
 """
@@ -19,7 +19,7 @@ from tunediff.config.settings import LatentSettings
 from tunediff.data import transfer
 from tunediff.data.activations import ActivationBatch
 from tunediff.dictionaries.crosscoder import Crosscoder
-from tunediff.latents import held_out, scaling, twins
+from tunediff.latents import held_out, twins
 from tunediff.latents.measure import Measured
 from tunediff.latents.passes import Encoder
 
@@ -40,8 +40,6 @@ def step(setting: str, case: str) -> Costs:
     cuda.Event, cuda.current_stream = Event, lambda device: None
     torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
     transfer.Later.read = lambda self: int(OF_TWINS * N_TOKENS * L0)  # type: ignore[method-assign]
-    if case == "groups":
-        scaling.whole_projections = scaling.grouped_projections  # type: ignore[assignment]
     facts = [np.arange(N_TOKENS, dtype=np.int64) % 2 for _ in range(6)]
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
 
