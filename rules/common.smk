@@ -1,4 +1,5 @@
 # Config check, the graph and what rules take from it. Nothing heavy: this is read at every start.
+import json
 import os
 import sys
 from pathlib import Path
@@ -161,6 +162,16 @@ def makes(stage, pattern):
 def keys(pattern):
     """The keys that a job's own artifact gets ("own") and that the stores it reads must have."""
     return lambda wildcards: GRAPH.expected(pattern.format(**wildcards))
+
+
+def given(input, output, **params):
+    """What a script gets that a rule's shell starts, as JSON (`tunediff.pipeline.job.from_shell`)."""
+    named = [
+        {name: str(paths) if isinstance(paths, str) else [*map(str, paths)] for name, paths in each.items()}
+        for each in (input, output)
+    ]
+    values = dict(zip(("input", "output"), named), params=params, config=config, wildcards={})
+    return json.dumps(values, default=str)
 
 
 def harvest_of(ask):

@@ -163,6 +163,14 @@ def test_what_the_environment_and_this_machine_lack_is_found(
     config["training"]["log_to"] = "tensorboard"
     monkeypatch.setenv("SOME_KEY", "x")
     assert problems(config) == []
+    config["models"]["device"], config["training"]["devices"] = "cuda", 4
+    processes = "config: `training.devices`: is 4, but torch sees 2 GPU here; write 2, or set `device: cpu`"
+    assert problems(config) == problems(config, {"train"}) == [processes]
+    assert problems(config, {"latents"}) == problems(config, device=False) == []
+    config["models"]["device"] = "auto"
+    assert problems(config) == [processes]
+    monkeypatch.setattr(module, "COUNT_GPUS", "print(0)")
+    assert problems(config) == []  # all on the CPU
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (line,) = problems(config)
     assert line.startswith("config: `explanations.model.url`: HF_HUB_OFFLINE is set") and "unset it" in line

@@ -46,7 +46,7 @@ def lists(seen: list[torch.Tensor], start: int) -> dict[int, set[int]]:
     """Return the list at every step of a training that starts or is resumed at one."""
     listed = DeadLatents(AFTER)
     steps = range(start, len(seen))
-    return {step: set(listed.listed(seen[step].as_subclass(OnGPU), step, N).tolist()) for step in steps}
+    return {step: set(listed.listed(seen[step].as_subclass(OnGPU), step, N).own.tolist()) for step in steps}
 
 
 def test_a_list_on_a_gpu_is_that_of_the_refresh_before() -> None:
@@ -68,7 +68,8 @@ def test_training_that_is_resumed_goes_on_with_the_same_lists() -> None:
 
 def test_a_list_on_a_cpu_is_that_of_the_moment() -> None:
     for silent in counters(30):
-        assert DeadLatents(AFTER).listed(silent, 3, N).tolist() == (silent >= AFTER).nonzero().squeeze(1).tolist()
+        own, total = DeadLatents(AFTER).listed(silent, 3, N)
+        assert own.tolist() == (silent >= AFTER).nonzero().squeeze(1).tolist() and total == len(own)
 
 
 def test_gradients_of_rows_are_added_into_those_of_the_weight() -> None:

@@ -10,6 +10,7 @@ from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_se
 from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import BatchTopK, geometric_median
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
+from tunediff.dictionaries.dead import Dead
 from tunediff.dictionaries.l1 import L1, _WithNorms
 from tunediff.dictionaries.losses import LossTerm
 from tunediff.dictionaries.training import TrainingSettings, make_optimizer, optimizer_step
@@ -141,7 +142,7 @@ def test_a_listed_latent_that_has_fired_since_is_silent_in_the_auxiliary_loss() 
         dictionary = make("batchtopk", aux_k=3, dead_after_tokens=100)
         dictionary.steps_taken = 100
         dictionary.tokens_since_fired[::4] = 100
-        dictionary.dead_latents.listed = lambda *_, listed=listed: listed
+        dictionary.dead_latents.listed = lambda *_, listed=listed: Dead(listed, len(listed))
         results.append((dictionary, dictionary.step(batch())))
     (one, expected), (other, actual) = results
     assert float(expected.metrics["auxiliary"]) > 0

@@ -20,8 +20,10 @@ from tunediff.config.settings import LatentSettings, TrainingSettings
 from tunediff.dictionaries import DICTIONARIES, Dictionary, build, dictionary_settings, training
 from tunediff.dictionaries.base import LatentGroup
 from tunediff.dictionaries.batchtopk import BatchTopK
+from tunediff.dictionaries.checkpoints import Checkpoints
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.losses import LossTerm
+from tunediff.dictionaries.sharding import WHOLE
 from tunediff.dictionaries.training import (
     HISTORY,
     PREFETCHED,
@@ -147,13 +149,13 @@ def test_a_checkpoint_written_while_training_goes_on_holds_the_state_of_its_step
     run(tmp_path / "whole", FakeStore(), SECTIONS[name], name)
     monkeypatch.setattr(training, "WRITTEN_BESIDE", ("cpu",))
     later = threading.Event()
-    write = _Run._write
+    write = Checkpoints.write
 
-    def slow(self: _Run, state: Any) -> None:
+    def slow(self: Checkpoints, state: Any) -> None:
         assert later.wait(60)  # until training is over
         write(self, state)
 
-    monkeypatch.setattr(_Run, "_write", slow)
+    monkeypatch.setattr(Checkpoints, "write", slow)
     store = FakeStore(die_at=13)
     monkeypatch.setattr(_Run, "close", lambda _: later.set())
     with pytest.raises(KilledError):
@@ -169,11 +171,11 @@ def test_a_checkpoint_written_while_training_goes_on_holds_the_state_of_its_step
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: _Run, state: Any) -> None:
+    def full(self: Checkpoints, state: Any) -> None:
         raise TunediffError("the disk is full")
 
     monkeypatch.setattr(training, "WRITTEN_BESIDE", ("cpu",))
-    monkeypatch.setattr(_Run, "_write", full)
+    monkeypatch.setattr(Checkpoints, "write", full)
     with pytest.raises(TunediffError, match="the disk is full"):
         run(tmp_path, FakeStore(), TOPK, steps=8)  # one checkpoint, and no other that would wait for it
 
@@ -497,11 +499,12 @@ def test_no_flipped_byte_of_a_checkpoint_is_read_as_another_state(tmp_path: Path
         run(tmp_path, FakeStore(die_at=10), TOPK)
     checkpoint = tmp_path / "work/k/checkpoint.pt"
     content = checkpoint.read_bytes()
-    assert _Run._load(SimpleNamespace(checkpoint=checkpoint))["step"] == 7
+    kept = Checkpoints(checkpoint.parent, WHOLE).load()
+    assert kept is not None and kept["step"] == 7
     flipped = (content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :] for i in range(0, len(content), 7))
     for damaged in (*flipped, b"broken", b"", content[:-9], content[:-32], content + b"x"):
         checkpoint.write_bytes(damaged)
-        assert _Run._load(SimpleNamespace(checkpoint=checkpoint)) is None
+        assert Checkpoints(checkpoint.parent, WHOLE).load() is None
         assert capsys.readouterr().out.count("checkpoint.pt: damaged") == 1
 
 

@@ -289,8 +289,8 @@ def step(kind: str, setting: str, case: str) -> Costs:
         if "kernels" in case:
             dictionary.fused = fuse(dict(dictionary.named_parameters()), optimizer, setting == "bf16")
         if "dead" in case and kind != "l1":
-            dictionary.dead_latents._used = torch.empty(DEAD, dtype=torch.int64, device=GPU)
             dictionary.dead_latents._begun = Arrived(DEAD)
+            dictionary.dead_latents._used = dictionary.dead_latents._begun.latents()
         plant(dictionary, case)
         for _ in range(2):
             with Costs() as costs:
@@ -304,8 +304,10 @@ class Arrived:
     def __init__(self, length: int) -> None:
         self.length = length
 
-    def latents(self) -> Tensor:
-        return torch.empty(self.length, dtype=torch.int64, device=GPU)
+    def latents(self) -> Any:
+        from tunediff.dictionaries.dead import Dead
+
+        return Dead(torch.empty(self.length, dtype=torch.int64, device=GPU), self.length)
 
 
 def plant(dictionary: Any, case: str) -> None:

@@ -70,6 +70,7 @@ def test_machine_settings_move_nothing() -> None:
     assert not moved(
         ("models.device", "cpu"),
         ("training.checkpoint_every", 7),
+        ("training.devices", 2),
         ("activations.batch_tokens", 4096),
         ("causal.batch_size", 3),
         ("results", "elsewhere"),

@@ -353,6 +353,16 @@ def _check_crosscoders(config: Mapping[str, Any]) -> None:
         bool(trained(config["crosscoders"])) or not config["nulls"],
         "`nulls` need crosscoders to train, but all of `crosscoders` are published; remove `nulls`",
     )
+    device, processes = config["planted" if "planted" in config else "models"]["device"], config["training"]["devices"]
+    require(
+        processes == 1 or ":" not in device,
+        f"`training.devices` is {processes}, but `device: {device}` names one GPU; write `cuda` or `auto` there",
+    )
+    for name, (_, own) in trained(config["crosscoders"]).items():
+        require(
+            processes <= own["dict_size"],
+            f"`training.devices` is {processes}, more than the latents of `crosscoders.{name}`; lower it",
+        )
     for where, settings in _crosscoders(config):
         weights = settings.weights
         require(

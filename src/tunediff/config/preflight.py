@@ -111,9 +111,12 @@ def _packages(config: Mapping[str, Any]) -> Iterator[Look]:
 def _devices(config: Mapping[str, Any]) -> Iterator[Look]:
     """Yield what is looked at of this machine."""
     section = "planted" if "planted" in config else "models"
-    device = config[section]["device"]
+    device, processes = config[section]["device"], config["training"]["devices"]
     if device.startswith("cuda"):
         yield Look((), f"{section}.device", device, partial(_device, device))
+    if processes > 1 and device != "cpu":
+        told = f"{processes} processes for each crosscoder"
+        yield Look(("train",), "training.devices", told, partial(_processes, processes))
 
 
 def _side(pair: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -157,10 +160,22 @@ def _online() -> None:
         raise TunediffError("HF_HUB_OFFLINE is set, and the client then connects to no server; unset it")
 
 
-def _device(device: str) -> None:
+def _gpus() -> int:
+    """Return the number of GPUs that torch sees here, from a process of its own."""
     command = [sys.executable, "-c", COUNT_GPUS]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    there = int(said) if said.isdecimal() else 0
+    return int(said) if said.isdecimal() else 0
+
+
+def _processes(processes: int) -> None:
+    """Check that each process that trains a crosscoder has a GPU; with `auto` and no GPU all are on the CPU."""
+    there = _gpus()
+    if processes > there > 0:
+        raise TunediffError(f"is {processes}, but torch sees {there} GPU here; write {there}, or set `device: cpu`")
+
+
+def _device(device: str) -> None:
+    there = _gpus()
     if int(device.partition(":")[2] or 0) >= there:
         raise TunediffError(
             f"is {device}, but torch sees {there or 'no'} GPU here; write `auto`, `cpu` or one that it sees"

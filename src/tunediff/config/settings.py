@@ -353,6 +353,12 @@ class TrainingSettings(Settings, section="training"):
         "auto: Triton kernels take the steps of dictionaries with sparse gradients on a GPU; off: plain PyTorch.",
         "auto",
     )
+    devices: int = setting(
+        "Processes that train one crosscoder together, each on a GPU of its own (or all on the CPU) with its share of "
+        "the latents; the result is that of one process, to rounding.",
+        1,
+        minimum=1,
+    )
     log_to: Literal["none", "tensorboard", "wandb"] = setting("Also send the history there.", "none")
     seeds: tuple[int, ...] = setting(
         "Each crosscoder is trained once per seed, all from one pass over the data.",

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from tunediff.config.dictionaries import CrosscoderSettings, DictionarySettings, dictionary_settings
 from tunediff.dictionaries.base import Dictionary, StepResult
+from tunediff.dictionaries.sharding import WHOLE, Shard
 
 
 def _classes() -> dict[str, type[Dictionary]]:
@@ -23,9 +24,14 @@ def _classes() -> dict[str, type[Dictionary]]:
 DICTIONARIES = _classes()
 
 
-def build(settings: DictionarySettings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> Dictionary:
-    """Make the training object of some settings; `steps` and `warmup_steps` are those of the run."""
-    return DICTIONARIES[settings.kind](settings, d_model, seed, steps, warmup_steps)
+def build(
+    settings: DictionarySettings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0, shard: Shard = WHOLE
+) -> Dictionary:
+    """Make the training object of some settings; `steps` and `warmup_steps` are those of the run.
+
+    `TunediffError`: a group of latents is smaller than the number of processes.
+    """
+    return DICTIONARIES[settings.kind](settings, d_model, seed, steps, warmup_steps, shard)
 
 
 __all__ = ["DICTIONARIES", "Dictionary", "DictionarySettings", "StepResult", "build", "dictionary_settings"]

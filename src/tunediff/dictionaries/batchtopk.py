@@ -1,14 +1,15 @@
 """BatchTopK crosscoder: the N·k largest decoder-norm-weighted activations of a batch (method.md section 2)."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tunediff.config.dictionaries import BatchTopKSettings
 from tunediff.dictionaries.base import Dictionary, LatentGroup, StepResult
-from tunediff.dictionaries.dead import DeadLatents, with_rows
+from tunediff.dictionaries.dead import Dead, DeadLatents, with_rows
 from tunediff.dictionaries.losses import reconstruction_loss
 from tunediff.dictionaries.precision import product
+from tunediff.dictionaries.sharding import WHOLE, Shard
 from tunediff.dictionaries.sparse import SparseCode, merge, select_largest
 
 THRESHOLD_DECAY = 0.999
@@ -44,12 +45,18 @@ class BatchTopK(Dictionary):
     last_smallest: Tensor
 
     def __init__(
-        self, settings: BatchTopKSettings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0
+        self,
+        settings: BatchTopKSettings,
+        d_model: int,
+        seed: int,
+        steps: int = 0,
+        warmup_steps: int = 0,
+        shard: Shard = WHOLE,
     ) -> None:
-        super().__init__(settings, d_model, seed, steps, warmup_steps)
+        super().__init__(settings, d_model, seed, steps, warmup_steps, shard)
         self.clip_norm = settings.clip_norm
         self.target_l0 = float(settings.k)
-        self.dead_latents = DeadLatents(settings.dead_after_tokens)
+        self.dead_latents = DeadLatents(settings.dead_after_tokens, shard)
         averaged = max(0, steps - settings.threshold_start)
         self.threshold_decay = max(0.0, min(THRESHOLD_DECAY, 1 - 5 / averaged)) if averaged else THRESHOLD_DECAY
         self.register_buffer("threshold", torch.full((len(self.groups),), -1.0, dtype=torch.float64))
@@ -84,25 +91,26 @@ class BatchTopK(Dictionary):
         return round(settings.k_max + (settings.k - settings.k_max) * share)
 
     def _select(self, preactivations: Tensor, scale: Tensor) -> tuple[SparseCode, Tensor]:
-        """Return the entries kept, N·k of each group, and the smallest score of each."""
+        """Return the own entries of the N·k that each group keeps, and the smallest score of each group."""
         codes, smallest = [], []
-        for group, last in zip(self.groups, self.last_smallest, strict=True):
-            part = slice(group.start, group.stop)
+        for group, part, last in zip(self.groups, self.own_groups, self.last_smallest, strict=True):
             count = len(preactivations) * group.k * self.current_k() // self.settings.k
             guess = 0.0 if preactivations.is_cuda else GUESS * float(last)
             code, least = select_largest(preactivations[:, part], count, scale[part], guess)
+            code, least = self.shard.keep_largest(code, scale[part], count, least)
             codes.append(code)
             smallest.append(least)
-        return merge(codes, [group.start for group in self.groups]), torch.stack(smallest)
+        return merge(codes, [part.start for part in self.own_groups]), torch.stack(smallest)
 
     def step(self, x: Float[Tensor, "token stream d_model"], measure: bool = True) -> StepResult:
         """Return loss and metrics of a training batch, and advance counters and threshold."""
         encoder, decoder, scale = self.encoder(), self.decoder(), self.decoder_norms().sum(dim=1)
         dead = self._listed_dead(len(x))
         if dead is not None and self.fused is not None:
-            dead_encoder, dead_decoder = self.fused.encoder.take(dead), self.fused.decoder.take(dead)
+            dead_encoder, dead_decoder = self.fused.encoder.take(dead.own), self.fused.decoder.take(dead.own)
         elif dead is not None:
-            (encoder, dead_encoder), (decoder, dead_decoder) = with_rows(encoder, dead), with_rows(decoder, dead)
+            encoder, dead_encoder = with_rows(encoder, dead.own)
+            decoder, dead_decoder = with_rows(decoder, dead.own)
         code, smallest = self._select(self.preactivations(x), scale)
         live, error = self._decode(x, code, encoder, decoder)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=1.0)
@@ -120,32 +128,32 @@ class BatchTopK(Dictionary):
         others |= self._by_group("threshold", self.last_smallest.clone())
         return StepResult(loss, self._metrics(x, error, code, others))
 
-    def _listed_dead(self, n_tokens: int) -> Int[Tensor, "dead"] | None:
-        """Return the dead latents for the auxiliary loss; None if there are none, or there is no such loss."""
+    def _listed_dead(self, n_tokens: int) -> Dead | None:
+        """Return the dead latents for the auxiliary loss; None if no process has any, or there is no such loss."""
         # The host counts tokens too, so there is nothing to ask the device before a latent can be dead.
         seen = self.steps_taken * n_tokens
         if not self.settings.aux_weight * self.settings.aux_k or seen < self.dead_after_tokens:
             return None
         dead = self.dead_latents.listed(self.tokens_since_fired, self.steps_taken, n_tokens)
-        return dead if len(dead) else None
+        return dead if dead.total else None
 
     def _auxiliary_loss(
-        self, x: Tensor, residual: Tensor, dead: Tensor, encoder: Tensor, decoder: Tensor, scale: Tensor
+        self, x: Tensor, residual: Tensor, dead: Dead, encoder: Tensor, decoder: Tensor, scale: Tensor
     ) -> Tensor:
         """Return ‖residual − decode(aux_k dead latents of largest v)‖² over the residual's variance.
 
-        Dense on the listed latents alone (`dead`, and their rows): aux_k of them is no longer sparse.
+        Dense on the listed latents alone (the own ones of `dead`, and their rows): aux_k of them is no longer sparse.
         """
         rows, residual = x.flatten(1), residual.flatten(1)
         # A latent that has fired since it was listed is silenced: it is not dead.
-        bias = self.encoder_bias.index_select(0, dead)
-        bias = torch.where(self.tokens_since_fired[dead] >= self.dead_after_tokens, bias, -torch.inf)
+        bias = self.encoder_bias.index_select(0, dead.own)
+        bias = torch.where(self.tokens_since_fired[dead.own] >= self.dead_after_tokens, bias, -torch.inf)
         activation = product(rows, encoder.flatten(1).T, bias).relu()
-        if len(dead) > self.settings.aux_k:
-            score = activation.detach() * scale[dead]
-            chosen = score.topk(self.settings.aux_k, dim=1, sorted=False).indices
-            activation = activation * torch.zeros_like(score).scatter_(1, chosen, 1.0)
-        squared = (residual - product(activation, decoder.flatten(1))).square().sum()
+        if dead.total > self.settings.aux_k:
+            activation = activation * self.shard.among_largest(
+                activation.detach() * scale[dead.own], self.settings.aux_k
+            )
+        squared = (residual - self.shard.sum(product(activation, decoder.flatten(1)))).square().sum()
         return squared / (residual - residual.mean(dim=0)).square().sum().clamp(min=torch.finfo(residual.dtype).tiny)
 
     @torch.no_grad()
@@ -164,7 +172,7 @@ class BatchTopK(Dictionary):
     def inference_threshold(self) -> Float[Tensor, "latent"]:
         """Return θ / s_j."""
         scale = self.decoder_norms().sum(dim=1).double()
-        sizes = torch.tensor([group.stop - group.start for group in self.groups], device=scale.device)
+        sizes = torch.tensor([len(own) for own in self.own], device=scale.device)
         theta = self.theta().repeat_interleave(sizes)
         return (theta / scale.clamp(min=torch.finfo(torch.float32).tiny)).to(self.decoder_weight.dtype)
 

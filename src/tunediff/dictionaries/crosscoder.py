@@ -6,13 +6,13 @@ it reads and writes: both models, or with one row per latent their difference Δ
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -207,6 +207,27 @@ class Crosscoder(nn.Module):
             bias = bias - torch.einsum("lmd,md->l", encoder, mean.to(encoder))
             decoder_bias = decoder_bias + mean.to(encoder)
         return cls(encoder, bias, decoder, decoder_bias, dictionary.inference_threshold(), config)
+
+    @classmethod
+    def from_parts(cls, parts: Sequence[tuple[Path, Sequence[range]]], config: Mapping[str, Any]) -> Self:
+        """Put saved parts of a dictionary together, each with the ranges of latents whose rows it has, in their order.
+
+        One whole copy is in memory, and one tensor of one part.
+        """
+        dict_size = sum(len(own) for _, ranges in parts for own in ranges)
+        whole: dict[str, Tensor] = {}
+        for directory, ranges in parts:
+            with safe_open(directory / WEIGHTS, framework="pt") as file:
+                for name in BUFFERS:
+                    rows = file.get_tensor(name)
+                    if name == "decoder_bias":
+                        whole[name] = rows
+                        continue
+                    into = whole.setdefault(name, rows.new_empty(dict_size, *rows.shape[1:]))
+                    for own, piece in zip(ranges, rows.split([len(own) for own in ranges]), strict=True):
+                        into[own.start : own.stop] = piece
+        where = ", ".join(str(directory) for directory, _ in parts)
+        return cls(**{name: whole[name] for name in BUFFERS}, config=config, max_block=MAX_BLOCK, where=where)
 
     def save(self, directory: Path) -> None:
         """Write crosscoder.safetensors and config.json into a directory (made if missing)."""

@@ -12,6 +12,7 @@ from tunediff.config.dictionaries import L1Settings
 from tunediff.dictionaries.base import Dictionary, StepResult
 from tunediff.dictionaries.losses import reconstruction_loss
 from tunediff.dictionaries.precision import product
+from tunediff.dictionaries.sharding import WHOLE, Shard
 from tunediff.dictionaries.sparse import SparseCode, above_threshold
 from tunediff.errors import TunediffError
 
@@ -102,8 +103,16 @@ class L1(Dictionary):
     last_error: Tensor
     empty_loss: Tensor
 
-    def __init__(self, settings: L1Settings, d_model: int, seed: int, steps: int = 0, warmup_steps: int = 0) -> None:
-        super().__init__(settings, d_model, seed, steps, warmup_steps)
+    def __init__(
+        self,
+        settings: L1Settings,
+        d_model: int,
+        seed: int,
+        steps: int = 0,
+        warmup_steps: int = 0,
+        shard: Shard = WHOLE,
+    ) -> None:
+        super().__init__(settings, d_model, seed, steps, warmup_steps, shard)
         self.sparse_below: float | None = None  # None: by device; tests and benchmarks set it
         starts = {"mu": 0.0 if isinstance(settings.mu, str) else settings.mu}
         starts |= {"average_l0": math.inf, "start_l0": math.inf, "last_error": 0.0, "empty_loss": 0.0}
@@ -143,7 +152,7 @@ class L1(Dictionary):
         error, penalty, code = (self._sparse_losses if sparse else self._dense_losses)(x, preactivations)
         if count is None:  # the dense path has made activations of the preactivations
             count = torch.count_nonzero(preactivations)
-        l0 = count.double() / len(x)
+        l0 = self.shard.total(count).double() / len(x)
         reconstruction = reconstruction_loss(error, self.settings.reconstruction, factor=0.5)
         added, terms = self._terms(x, error, code)
         mu = self.mu.clone()
@@ -159,21 +168,22 @@ class L1(Dictionary):
         decoder, norms = _with_norms(self.decoder())
         live, error = self._decode(x, above_threshold(preactivations), self.encoder(), decoder)
         totals = torch.zeros_like(self.encoder_bias).index_add(0, live.latent, live.value)
-        return error, _penalty(totals, norms, len(x)), live
+        return error, self.shard.sum(_penalty(totals, norms, len(x))), live
 
     def _dense_losses(self, x: Tensor, preactivations: Tensor) -> tuple[Tensor, Tensor, SparseCode]:
-        encoder, (decoder, norms) = self.encoder().view(self.dict_size, -1), _with_norms(self.decoder())
+        encoder, (decoder, norms) = self.encoder().view(self.n_own, -1), _with_norms(self.decoder())
         activation = _DenseOutputs.apply(encoder, self.encoder_bias, x.reshape(len(x), -1), preactivations)
-        reconstruction = product(activation, decoder.view(self.dict_size, -1))
+        reconstruction = self.shard.sum(product(activation, decoder.view(self.n_own, -1)))
         error = x - reconstruction.view_as(x) - self.decoder_bias
         active = activation.detach() > 0
         if self.loss_terms:
             token, latent = active.nonzero(as_tuple=True)
             value = activation[token, latent]
         else:  # the counters only need to know which latents fired at all
-            latent = torch.arange(self.dict_size, device=x.device)
+            latent = torch.arange(self.n_own, device=x.device)
             token, value = torch.zeros_like(latent), active.any(dim=0).to(x.dtype)
-        return error, _penalty(activation.sum(dim=0), norms, len(x)), SparseCode(token, latent, value, len(x))
+        penalty = self.shard.sum(_penalty(activation.sum(dim=0), norms, len(x)))
+        return error, penalty, SparseCode(token, latent, value, len(x))
 
     @torch.no_grad()
     def _follow(self, l0: Tensor, loss: Tensor) -> None:

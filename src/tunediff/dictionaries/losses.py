@@ -14,12 +14,14 @@ from tunediff.dictionaries.sparse import SparseCode
 class LossTerm(NamedTuple):
     """A term of a loss: weight · value(x, error, code), its value reported as a metric under its name.
 
-    Inputs and errors are (token, stream, d_model), the code is the decoded one; error and code carry gradients.
+    Inputs and errors are (token, stream, d_model), the code is the decoded one; error and code carry gradients. Where
+    several processes train, the code holds the latents of one: a term that is a sum over latents says so.
     """
 
     name: str
     weight: float
     value: Callable[[Tensor, Tensor, SparseCode], Float[Tensor, ""]]
+    adds_latents: bool = False  # a sum over latents of the code; else a function of inputs and errors alone
 
 
 class _SquaredNorm(torch.autograd.Function):

@@ -5,6 +5,7 @@ Every dictionary reads the same batches in the same order, a function of the dat
 
 import importlib
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -24,11 +25,13 @@ from tunediff.config.dictionaries import L0_TOLERANCE, DictionarySettings
 from tunediff.config.settings import TrainingSettings
 from tunediff.data.activations import STORAGE, ActivationBatch, ActivationStore
 from tunediff.dictionaries import Dictionary, build
+from tunediff.dictionaries.checkpoints import Checkpoints
 from tunediff.dictionaries.crosscoder import Crosscoder, dictionary_inputs
 from tunediff.dictionaries.fused import available, fuse
 from tunediff.dictionaries.precision import precision
+from tunediff.dictionaries.sharding import WHOLE, Shard
 from tunediff.errors import TunediffError
-from tunediff.pipeline.artifacts import append_sha256, building, ends_in_sha256, provenance, seal
+from tunediff.pipeline.artifacts import building, provenance, seal
 from tunediff.pipeline.progress import Progress
 
 Item = TypeVar("Item")
@@ -176,6 +179,8 @@ def optimizer_step(
         norm = torch.nn.utils.get_total_norm([p.grad for p in dictionary.parameters() if p.grad is not None])
         if fused is not None:
             norm = (norm.square() + fused.square_norm()).sqrt()
+        assert dictionary.decoder_bias.grad is not None
+        norm = dictionary.shard.norm(norm, shared=dictionary.decoder_bias.grad)
         divisor = (norm / dictionary.clip_norm).clamp(min=1.0)
         if optimizer.defaults["fused"]:
             # The fused update divides by grad_scale as it reads: clipping without another pass over the gradients.
@@ -213,7 +218,8 @@ def _on_host(state: Any) -> Any:
 class _Run:
     """One dictionary on its way: training object, optimiser, position and history, from the checkpoint if there is one.
 
-    Its work folder holds the checkpoint, the history of a training that missed its L0, and the files of a logger.
+    Its work folder holds the checkpoint, the history of a training that missed its L0, and the files of a logger. Where
+    several processes train, each has a run like this with its own latents; the first one writes what is of all.
     """
 
     def __init__(
@@ -224,27 +230,30 @@ class _Run:
         store: ActivationStore,
         training: TrainingSettings,
         folder: Path,
+        shard: Shard = WHOLE,
     ) -> None:
-        self.name, self.settings, self.store, self.training = name, settings, store, training
-        self.folder, self.checkpoint, self.started = folder, folder / "checkpoint.pt", time.time()
+        self.name, self.settings, self.store, self.training, self.shard = name, settings, store, training, shard
+        self.folder, self.saved, self.started = folder, Checkpoints(folder, shard), time.time()
         self.step, self.history = 0, list[dict[str, float]]()
         self.logged_at = (time.perf_counter(), 0)
-        self._logger: Any = _logger(training)
+        self._logger: Any = _logger(training) if shard.rank == 0 else None
         self._writer: Any = None
         self._checkpoints = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        state = self._load()
+        state = self.saved.load()
+        self._written: Path | None = None  # the last checkpoint of this run
         if state is None:
-            self.normalization = measure_normalization(store, training, settings.reconstructs)
+            measured = shard.of_first(lambda: measure_normalization(store, training, settings.reconstructs))
+            self.normalization = Normalization(*measured)
         else:
-            self.normalization = Normalization(state["mean"], state["scale"])
+            self.normalization = Normalization(state["mean"].clone(), state["scale"].clone())
         d_model = self.normalization.mean.shape[1]
-        self.dictionary = build(settings, d_model, seed, training.steps, training.warmup_steps).to(training.device)
+        self.dictionary = build(settings, d_model, seed, training.steps, training.warmup_steps, shard)
+        self.dictionary.to(training.device)
         self.optimizer = make_optimizer(self.dictionary, training)
         if state is not None:
-            self.dictionary.load_state_dict(state["dictionary"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.history = state["step"], state["history"]
+            state.restore(self.dictionary, self.optimizer)
+            self.step, self.history = state["step"], list(state["history"])
             torch.set_rng_state(state["rng"])
         changed = self.dictionary.mask is not None or self.dictionary.tied is not None
         if (
@@ -256,18 +265,11 @@ class _Run:
             weights = dict(self.dictionary.named_parameters())
             self.dictionary.fused = fuse(weights, self.optimizer, training.matmul_precision == "bf16")
 
-    def _load(self) -> dict[str, Any] | None:
-        if not self.checkpoint.is_file():
-            return None
-        if not ends_in_sha256(self.checkpoint):  # torch itself reads most damaged files without a word
-            print(f"{self.checkpoint}: damaged (its checksum differs); training starts from the beginning", flush=True)
-            return None
-        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-
     def save(self) -> None:
         """Write the checkpoint whole or not at all, and only from finite weights; on CUDA while training goes on."""
         self._require_finite()
         state = {
+            "latents": [(own.start, own.stop) for own in self.dictionary.own],
             "dictionary": self.dictionary.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,  # the learning rate and the data position are functions of it
@@ -276,15 +278,13 @@ class _Run:
             **self.normalization._asdict(),
         }
         self._wait_for_checkpoint()
+        if self._written is not None:
+            self.saved.drop(self._written, self.step)
+        self._written = self.saved.place(self.step)
         if torch.device(self.training.device).type in WRITTEN_BESIDE:
-            self._writing = self._checkpoints.submit(self._write, _on_host(state))
+            self._writing = self._checkpoints.submit(self.saved.write, _on_host(state))
         else:
-            self._write(state)
-
-    def _write(self, state: dict[str, Any]) -> None:
-        with building(self.checkpoint) as partial:
-            torch.save(state, partial)
-            append_sha256(partial)
+            self.saved.write(state)
 
     def _wait_for_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, if one is; what it failed with is raised here."""
@@ -325,6 +325,12 @@ class _Run:
             raise TunediffError(
                 f"{self.name}: the loss is {values[0]} at step {self.step}; lower training.learning_rate or set "
                 "training.normalization: mean_scale"
+            )
+        every = torch.tensor(self.shard.every(values))
+        if not torch.allclose(every, every[:1], rtol=1e-5, equal_nan=True):
+            raise TunediffError(
+                f"{self.name}: the processes of this training disagree at step {self.step} on one of "
+                f"{', '.join(['loss', *names])}; a loss term that is a sum over latents must say so, as adds_latents"
             )
         row = dict.fromkeys(HISTORY, math.nan) | dict(zip(["loss", *names], values, strict=True))
         now, (before, step) = time.perf_counter(), self.logged_at
@@ -412,8 +418,9 @@ class _Run:
         columns = list(dict.fromkeys([*HISTORY, *chain.from_iterable(self.history)]))
         history = pd.DataFrame(self.history, columns=columns).astype({"step": "int64", "tokens": "int64"})
         kept = self.folder / "history.parquet"
-        with building(kept) as partial:
-            history.to_parquet(partial, index=False)
+        if self.shard.rank == 0:
+            with building(kept) as partial:
+                history.to_parquet(partial, index=False)
         final = self._measure()
         dictionary.release()
         dead = float(dictionary.dead_fraction())
@@ -438,17 +445,35 @@ class _Run:
         }
         if len(dictionary.groups) > 1:
             config["groups"] = [group._asdict() for group in dictionary.groups]
-        crosscoder = Crosscoder.from_training(dictionary, normalization.mean, normalization.scale, config)
+        crosscoder = self._gathered(
+            Crosscoder.from_training(dictionary, normalization.mean, normalization.scale, config)
+        )
+        if crosscoder is None:
+            return
         with building(out.with_name(f"{out.name}.history.parquet")) as partial:
             history.to_parquet(partial, index=False)
         with building(out) as partial:
             crosscoder.save(partial)
-        made = provenance(self.started, self.training.device)
+        made = provenance(self.started, self.training.device, processes=self.shard.ranks)
         seal(out, "crosscoder", key, crosscoder.config, made, beside=[".history.parquet"])
-        self.checkpoint.unlink(missing_ok=True)
+        self.saved.remove()
         kept.unlink()
         with suppress(OSError):  # a logger may have left files
             self.folder.rmdir()
+
+    def _gathered(self, part: Crosscoder) -> Crosscoder | None:
+        """Return the crosscoder of all latents in the first process, from the parts of all; None in the others."""
+        if self.shard.ranks == 1:
+            return part
+        parts = [self.folder / f"part-{rank}" for rank in range(self.shard.ranks)]
+        part.save(parts[self.shard.rank])
+        own = self.shard.every(self.dictionary.own)
+        if self.shard.rank > 0:
+            return None
+        whole = Crosscoder.from_parts(list(zip(parts, own, strict=True)), part.config)
+        for each in parts:
+            shutil.rmtree(each)
+        return whole
 
     def _measure(self) -> dict[str, float | None]:
         """Return what `Dictionary.evaluate` says of the final weights, on the batches that would come next."""
@@ -480,11 +505,13 @@ def train(
     *,
     key: str,
     facts: Mapping[str, Any] | None = None,
+    shard: Shard = WHOLE,
 ) -> None:
     """Train a dictionary, from its checkpoint in `work_dir` if there is one; write it at `out` and seal it.
 
     `out` is a folder NAME; NAME.history.parquet comes beside it. `facts` (such as the layer) go into config.json. Of a
-    damaged checkpoint a line is printed, and training starts from the beginning.
+    damaged checkpoint a line is printed, and training starts from the one before it or from the beginning. Several
+    processes (`shard`) call this together; each trains its own latents, and the first one writes.
 
     Raises
     ------
@@ -498,7 +525,7 @@ def train(
         raise TunediffError(
             "training.device: is 'cuda' but torch sees no GPU; set it to cpu, or install torch for CUDA"
         )
-    run = _Run(out.name, settings, seed, store, training, work_dir)
+    run = _Run(out.name, settings, seed, store, training, work_dir, shard)
     with precision(training.matmul_precision):
         run.train()
         run.finish(out, key, facts or {})

@@ -257,7 +257,7 @@ class Graph:
     def _trained(self, folder: str, name: str) -> None:
         """Add a dictionary that is trained on a pair's train activations."""
         c, (own, seed) = self.config, self.training(folder, name)
-        shared = _without(c["training"], "checkpoint_every", "log_every", "log_to", "seeds")
+        shared = _without(c["training"], "checkpoint_every", "devices", "log_every", "log_to", "seeds")
         settings = [own, CrosscoderSettings.of(own).version, seed, shared, c["seed"]]
         self.add("train", f"{folder}crosscoders/{name}", settings, train=self.parts("train", folder))
 

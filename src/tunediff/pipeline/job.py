@@ -1,6 +1,8 @@
 """What every Snakemake script does around its one library call: log, threads, keys of its inputs, one-line errors."""
 
 import errno
+import io
+import json
 import os
 import shutil
 import sys
@@ -8,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from tunediff.errors import TunediffError
@@ -130,26 +133,43 @@ def _close(log: TextIO | None, path: Path) -> None:
         print(f"{path}: the log is not whole ({error.strerror})", file=sys.stderr)
 
 
+def from_shell(values: str, log: str, threads: str) -> SimpleNamespace:
+    """Return what Snakemake gives a script, for one that a rule's `shell:` starts with it.
+
+    `values` is a JSON object of input, output, params, config and wildcards.
+    """
+    given = json.loads(values)
+    params = SimpleNamespace(**given.pop("params"))
+    return SimpleNamespace(**given, params=params, log=[log], threads=int(threads))
+
+
 @contextmanager
-def job(snakemake: Any) -> Iterator[Job]:
+def job(snakemake: Any, first: bool = True, tells: Callable[[], bool] = lambda: True) -> Iterator[Job]:
     """Run a script's work: output goes to `snakemake.log`, threads are set, a TunediffError ends it in one line.
 
-    The keys in the manifests of its inputs are compared with the expected ones first.
+    The keys in the manifests of its inputs are compared with the expected ones first. Where several processes do a
+    job, only the `first` prints, and that whose `tells` answers yes says why the job ends.
     """
     path, log = Path(snakemake.log[0]), None
     name, stdout, stderr = _name(path), sys.stdout, sys.stderr
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("w", buffering=1, encoding="utf-8")
+        log = path.open("w" if first else "a", buffering=1, encoding="utf-8")
         sys.stdout, sys.stderr = Tee(log, stdout, name), Tee(log, stderr, name)
+        if not first:
+            sys.stdout = sys.stderr = io.StringIO()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(usable_threads(snakemake.threads))
         work = Job(snakemake)
         work.check_inputs()
         yield work
     except TunediffError as error:
+        if not tells():
+            raise SystemExit(1) from None
         _end(f"error: {error}", log, stderr)
     except Exception as error:
+        if not tells():
+            raise SystemExit(1) from None
         if disk_is_full(error, path.parent):
             cause = " ".join(str(error).split())[:200]
             full = f"the disk is full ({cause}); free some space, or set `results` to another disk"
