@@ -214,9 +214,9 @@ class Costs(TorchDispatchMode):
         if name in FREE:
             return result
         flops, largest = 0, max(read + made, key=Tensor.numel)
-        if name in ("mm", "addmm"):
-            left, right = [each for each in read if each.ndim == 2][:2]
-            flops, largest = 2 * left.numel() * right.shape[1], left
+        if name in ("mm", "addmm", "bmm"):
+            left, right = [each for each in read if each.ndim == (3 if name == "bmm" else 2)][:2]
+            flops, largest = 2 * left.numel() * right.shape[-1], left
         dtype = str(largest.dtype).removeprefix("torch.")
         self.operations.append(Operation(name, *moved(name, read, made, kwargs), flops, dtype, tuple(largest.shape)))
         return result

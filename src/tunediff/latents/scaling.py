@@ -20,6 +20,7 @@ from scipy import stats
 from torch import Tensor
 
 from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.fused import available
 from tunediff.dictionaries.sparse import SparseCode
 from tunediff.statistics import resample_weights
 
@@ -69,16 +70,23 @@ def projections(
     code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
     """Return ⟨rows[token], directions[latent]⟩ for every nonzero of the code."""
-    return (whole_projections if rows.is_cuda else grouped_projections)(code, rows, directions)
+    if not rows.is_cuda:
+        return grouped_projections(code, rows, directions)
+    if not available(str(rows.device)):
+        return whole_projections(code, rows, directions)
+    from tunediff.dictionaries import kernels
+
+    return kernels.dots(code.offsets(), code.latent, rows, directions)
 
 
 def whole_projections(
     code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
-    """Return the projections from one large call: no shape that the host has to wait for.
+    """Return the projections from one large call of plain PyTorch: no shape that the host has to wait for.
 
-    The call makes one product per sample, in the order of the samples. Those of one nonzero follow one another, so the
-    warps of a GPU that read the same direction run side by side: it comes from memory once, not once per target.
+    It is for a GPU without Triton. The call makes one product per sample, in the order of the samples. Those of one
+    nonzero follow one another, so the warps of a GPU that read the same direction run side by side: if a cache keeps
+    it, it comes from memory once, not once per target.
     """
     n_directions, n_targets = directions.shape[1], rows.shape[1]
     shape = len(code.token), n_directions, n_targets
