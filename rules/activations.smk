@@ -1,14 +1,14 @@
 # Residuals of both models on the same ids. One job makes all parts of a pair, the models loaded once; each is finished in
 # the work folder, where a job that was killed finds it again.
-PARTS = [path for split in SPLITS for path in GRAPH.parts(split)]
+PARTS = [f"{{pair}}{path}" for split in SPLITS for path in GRAPH.parts(split)]
 
 
 rule activations:
     input:
-        unpack(harvest_of(reads)),
+        unpack(reads(*PARTS)),
     output:
-        stores=[directory(f"{R}/{{pair}}{path}.zarr") for path in PARTS],
-        manifests=[f"{R}/{{pair}}{path}.json" for path in PARTS],
+        stores=[directory(f"{R}/{path}.zarr") for path in PARTS],
+        manifests=[f"{R}/{path}.json" for path in PARTS],
     log:
         f"{R}/logs/{{pair}}activations.log",
     benchmark:
@@ -21,7 +21,7 @@ rule activations:
         runtime=1440,
         gpu=GPU,
     params:
-        content_keys=harvest_of(keys),
+        content_keys=keys(*PARTS),
         parts=lambda wildcards: GRAPH.harvested(wildcards.pair),
     script:
         "../workflow/scripts/activations.py"

@@ -2,6 +2,7 @@
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from time import time_ns
 
@@ -122,9 +123,8 @@ wildcard_constraints:
     name="[a-z][a-z0-9_]*(-seed[0-9]+)?",
 
 
-# What was made by another config is made again: it reads a file that is newer than all results. All other inputs are
-# `ancient`, so times of files, copies and fresh checkouts rebuild nothing: what is missing is made where it is needed.
-CHANGED = GRAPH.on_disk()[1] if MAIN else frozenset()
+# What was made by another config is made again: it reads a file that is newer than all results.
+KEYED, CHANGED = GRAPH.on_disk() if MAIN else (frozenset(), frozenset())
 MARKER = Path(R) / ".work/made-by-another-config"
 if CHANGED:
     try:
@@ -136,16 +136,39 @@ if CHANGED:
         sys.exit(1)
 
 
-def reads(pattern):
-    """The inputs of an artifact's job: stores by role, and all their manifests."""
+@cache
+def is_whole(path):
+    """Whether an artifact is on disk as this config makes it."""
+    suffixes = STAGES[GRAPH.artifacts[path].stage].suffixes
+    return path in KEYED and all(Path(f"{R}/{path}{suffix}").exists() for suffix in suffixes)
+
+
+def is_forced():
+    """Whether the command line names jobs that run although nothing has changed."""
+    asked = workflow.dag_settings
+    return bool(asked.forcerun or asked.forceall or asked.forcetargets or asked.force_incomplete)
+
+
+def reads(*patterns):
+    """The inputs of the job that makes the artifacts of these patterns: stores by role, and all their manifests.
+
+    What is whole needs nothing: its inputs are named as far as they are there, and as `ancient`, so no time of a file,
+    copy or fresh checkout makes it again. What is missing or changed has plain inputs: Snakemake then runs it after any
+    job before it that runs, which it would not for an `ancient` file that is there.
+    """
 
     def of(wildcards):
-        path = pattern.format(**wildcards)
-        stores, manifests = GRAPH.inputs(path)
-        mark = str if path in CHANGED else ancient
-        found = {role: [mark(store) for store in paths] for role, paths in stores.items()}
-        found["manifests"] = [mark(manifest) for manifest in manifests]
-        return found | ({"changed": str(MARKER)} if path in CHANGED else {})
+        made = [pattern.format(**wildcards) for pattern in patterns]
+        changed, done = any(path in CHANGED for path in made), [is_whole(path) for path in made]
+        mark = ancient if not changed and (any(done) or not MAIN) else str
+        finished = all(done) and not is_forced()
+        found = {"changed": [str(MARKER)]} if changed else {}
+        for path in made:
+            stores, manifests = GRAPH.inputs(path)
+            for role, files in {**stores, "manifests": manifests}.items():
+                kept = [mark(file) for file in files if not finished or Path(file).exists()]
+                found[role] = list(dict.fromkeys([*found.get(role, []), *kept]))
+        return found
 
     return of
 
@@ -159,9 +182,11 @@ def makes(stage, pattern):
     return dict(zip(("store", "more", "further"), paths)) | {"manifest": f"{R}/{pattern}.json"}
 
 
-def keys(pattern):
-    """The keys that a job's own artifact gets ("own") and that the stores it reads must have."""
-    return lambda wildcards: GRAPH.expected(pattern.format(**wildcards))
+def keys(*patterns):
+    """The keys that a job's artifact gets ("own", the last one's) and that the stores it reads must have."""
+    return lambda wildcards: {
+        of: key for pattern in patterns for of, key in GRAPH.expected(pattern.format(**wildcards)).items()
+    }
 
 
 def given(input, output, **params):
@@ -172,22 +197,6 @@ def given(input, output, **params):
     ]
     values = dict(zip(("input", "output"), named), params=params, config=config, wildcards={})
     return json.dumps(values, default=str)
-
-
-def harvest_of(ask):
-    """What a function of an artifact's pattern gives for the parts of both splits, those of another config first."""
-
-    def of(wildcards):
-        merged = {}
-        for split in SPLITS:
-            parts = GRAPH.parts(split, wildcards.pair)
-            own = ask(next((path for path in parts if path in CHANGED), parts[0]))(wildcards)
-            for role, found in own.items():
-                several = isinstance(found, list) and role in merged
-                merged[role] = list(dict.fromkeys([*merged[role], *found])) if several else found
-        return merged
-
-    return of
 
 
 def keep_parts():

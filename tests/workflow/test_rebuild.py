@@ -1,6 +1,8 @@
 """Artifacts are rebuilt exactly when what they depend on changes; the known traps are closed."""
 
+import base64
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,13 +103,51 @@ def test_deleted_caches_are_made_again_only_when_needed(run: Checkout) -> None:
     shutil.rmtree(run.root / "results/activations/train/part-000.zarr")
     assert run.planned() == {}
     run.edit_config("crosscoders.batchtopk.k", 9)
-    assert run.planned()["activations"] == 1
+    planned = run.planned()
+    assert planned["activations"] == planned["train"] == planned["latents"] == 1  # of what else reads them nothing
     other = run.root / "results/activations/train/part-001.zarr"
     number = other.stat().st_ino
     run.run("results/activations/train/part-000.zarr")
     assert other.stat().st_ino == number  # one job makes all parts, but those that are there are kept
     run.edit_config("crosscoders.batchtopk.k", 8)
     run.run("--forcerun", "activations", "--until", "activations")
+
+
+def lose(run: Checkout, *folders: str) -> Path:
+    """Put folders of the results aside, as if a run had ended before them; return where they are."""
+    kept = Path(tempfile.mkdtemp(dir=run.root.parent))
+    for folder in folders:
+        (run.root / "results" / folder).rename(kept / folder)
+    return kept
+
+
+def restore(run: Checkout, kept: Path) -> None:
+    for folder in kept.iterdir():
+        shutil.rmtree(run.root / "results" / folder.name, ignore_errors=True)
+        folder.rename(run.root / "results" / folder.name)
+
+
+def test_what_an_ended_run_left_out_is_made_with_what_has_changed(run: Checkout) -> None:
+    kept = lose(run, "latents", "evaluation", "concepts", "causal", "figures", "tables")
+    first_part = run.planned("results/figures/fig4.pdf", "results/figures/fig2.pdf")
+    run.edit_config("crosscoders.batchtopk.k", 9)
+    changed = run.planned("results/figures/fig4.pdf", "results/figures/fig2.pdf")
+    assert changed.pop("train") == 1 and changed == first_part and first_part["drawing"] == 2
+    run.edit_config("crosscoders.batchtopk.k", 8)
+    forced = run.planned("results/figures/fig4.pdf", "results/figures/fig2.pdf", "--forcerun", "train")
+    assert forced.pop("train") == 2 and forced == first_part
+    restore(run, kept)
+    assert run.planned() == {}
+
+
+def test_what_was_finished_as_its_run_was_killed_stays(run: Checkout) -> None:
+    kept = lose(run, "figures")
+    drawings = run.planned()
+    for suffix in (".json", ".history.parquet", ""):  # as Snakemake marks the outputs of a job that runs
+        name = base64.b64encode(f"results/crosscoders/l1-seed0{suffix}".encode()).decode()
+        (run.root / ".snakemake/incomplete" / name).write_text("")
+    assert run.planned() == drawings == {"drawing": drawings["drawing"]}
+    restore(run, kept)
 
 
 def test_a_failed_upstream_job_is_planned_again_with_all_after_it(run: Checkout) -> None:
