@@ -36,6 +36,7 @@ TOKEN = 21  # bytes of a token in its store
 LOGITS_AT_ONCE = 128 * MB  # turned into float32 by what compares logits, see `models.LOGITS_AT_ONCE`
 CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
 WINDOW = 4 << 30  # residuals a harvest holds at most, see `harvest.WINDOW_BYTES`: two
+WRITERS = 4  # shards a harvest writes at once, at most
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
 TWINS = 0.1  # of the firings are of latents that may be twins
@@ -240,7 +241,8 @@ def memory_mb(run: Setting) -> dict[str, int]:
     needs["tokens"] = tokenizer + 50 * max(run.tokens("train"), run.tokens("validation"))
     needs["conversations"] = model + forward(run.answered_at_once * asked)
     needs["activations"] = model + lower + forward(acts["batch_tokens"]) + min(WINDOW, 2 * d * width * part)
-    needs["activations"] += 4 * acts["shard_tokens"] * d * width  # shuffled, compressed, and on the way to the disk
+    shard = acts["shard_tokens"] * d * width
+    needs["activations"] += 2 * WRITERS * shard  # shuffled, and on the way to the disk
     batches = c["evaluation"]["batch_size"], c["causal"]["batch_size"]
     needs["evaluation"] = (
         2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
