@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from part_fixtures import DAMAGE, LAYOUT, seal_part, write_part
 from tunediff.config.settings import HarvestSettings
 from tunediff.data import activations
+from tunediff.data import harvest as harvesting
 from tunediff.data.activations import STORAGE, ActivationStore, to_stored
 from tunediff.data.harvest import Harvester, Wanted, _write_shard, create_part, harvest, harvest_part, length_batches
 from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask
@@ -152,6 +154,19 @@ def test_windows_change_nothing(tokens, parts, prepared_pair: PairInfo, tmp_path
     harvest_part(tokens, prepared_pair, 0, SETTINGS, out, 5, "cpu", key="a")
     a, b = (torch.cat([batch.activations for batch in ActivationStore([p]).chunks()]) for p in (out, parts[0]))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_shards_are_written_side_by_side(tokens, prepared_pair: PairInfo, tmp_path: Path, monkeypatch) -> None:
+    both, first_two, write = threading.Barrier(2), iter([True, True]), harvesting._write_shard
+
+    def meet(*arguments) -> None:
+        if next(first_two, False):
+            both.wait(timeout=60)
+        write(*arguments)
+
+    monkeypatch.setattr(harvesting, "_write_shard", meet)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    harvest_part(tokens, prepared_pair, 0, SETTINGS, tmp_path / "p.zarr", 5, "cpu", key="a")
 
 
 def test_massive_activations_are_marked_as_a_plain_rule_marks_them(

@@ -42,10 +42,10 @@ class Event:
 class Half:
     """Blocks of a Gemma 2 in bfloat16, as `ResidualModel` calls them."""
 
-    def __init__(self, blocks: slice) -> None:
+    def __init__(self, n_blocks: int) -> None:
+        config = Gemma2Config(**GEMMA2 | {"num_hidden_layers": n_blocks})
         with torch.device(GPU):
-            self.model: Any = AutoModelForCausalLM.from_config(Gemma2Config(**GEMMA2), dtype=torch.bfloat16).eval()
-        self.model.model.layers = self.model.model.layers[blocks]
+            self.model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
         self.device = torch.device(GPU)
 
     def residual(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -72,16 +72,19 @@ class Pair:
 
     layer, replacements = LAYER, dict[int, int]()
 
+    def __init__(self, n_blocks: int) -> None:
+        self.n_blocks = n_blocks
+
     def load_base(self, device: str) -> Half:
         """Return a lower half."""
-        return Half(slice(LAYER + 1))
+        return Half(self.n_blocks)
 
     load_chat = load_base
 
 
 def harvest(costs: Costs, length: int, wait: bool) -> None:
     """Send a batch of full documents."""
-    pair: Any = Pair()
+    pair: Any = Pair(1 if wait else LAYER + 1)
     harvester = Harvester(pair, HarvestSettings(batch_tokens=BATCH_TOKENS, dtype="bfloat16"), GPU)
     count = BATCH_TOKENS // length
     ids, real = torch.zeros(count, length, dtype=torch.long), torch.ones(count, length, dtype=torch.bool)
@@ -94,7 +97,10 @@ def harvest(costs: Costs, length: int, wait: bool) -> None:
 
 def kl(costs: Costs, case: str) -> None:
     """Run the upper half, and compare its distributions with a reference or make that."""
-    chat, residual = Half(slice(LAYER + 1, None)), torch.empty(CONVERSATIONS, POSITIONS, 2304, device=GPU).bfloat16()
+    chat, residual = (
+        Half(GEMMA2["num_hidden_layers"] - LAYER - 1),
+        torch.empty(CONVERSATIONS, POSITIONS, 2304, device=GPU).bfloat16(),
+    )
     reference = Reference.of(chat.logits_from(residual))
     with costs:
         logits = chat.logits_from(residual)
@@ -103,7 +109,7 @@ def kl(costs: Costs, case: str) -> None:
 
 def generate(costs: Costs) -> None:
     """Take one step of generation; the keys and values of the positions before it are kept."""
-    model, cache = Half(slice(None)).model, DynamicCache()
+    model, cache = Half(GEMMA2["num_hidden_layers"]).model, DynamicCache()
     ids = torch.zeros(ANSWERS, BEFORE, dtype=torch.long, device=GPU)
     model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     with costs:

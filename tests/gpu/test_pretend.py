@@ -62,3 +62,11 @@ def test_the_harvest_waits_for_nothing_but_batches_that_have_run(report: dict[st
     assert waits and all(wait.startswith(("copy to the device residual.py:", "event harvest.py:")) for wait in waits)
     loads = sum(n for wait, n in waits.items() if wait.startswith("copy"))
     assert loads == 2 * 27  # the weights of both lower halves, once for both parts
+
+
+def test_kl_fetches_the_sums_of_an_intervention_once(report: dict[str, Any]) -> None:
+    """They are kept in one block: arrays kept from every intervention made the process grow by gigabytes."""
+    waits = report["stages"]["kl"]["waits"]
+    fetched = sum(n for wait, n in waits.items() if wait.startswith("copy to the host kl.py"))
+    edited = sum(n for wait, n in waits.items() if wait.startswith("index_put_ kl.py")) / 3  # three of each edit
+    assert 0 < fetched <= edited

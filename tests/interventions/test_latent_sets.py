@@ -65,6 +65,16 @@ def test_energies_against_a_dense_computation(dense, energy):
     assert energy.joint([]) == 0
 
 
+def test_without_limits_growing_reads_its_numbers_once(energy, monkeypatch):
+    def read(tensor):
+        raise AssertionError("a number was read from the device")
+
+    monkeypatch.setattr(torch.Tensor, "__float__", read)
+    assert len(energy.grow(range(F)).energy) == F
+    with pytest.raises(AssertionError, match="was read"):
+        energy.grow(range(F), most=1.0)
+
+
 def test_growing_skips_what_exceeds_the_limit_and_stops_when_there_is_enough(dense, energy):
     order = np.random.default_rng(1).permutation(F)
     least, most = 0.28 * brute(dense, range(F)), 0.3 * brute(dense, range(F))

@@ -36,6 +36,7 @@ TOKEN = 21  # bytes of a token in its store
 LOGITS_AT_ONCE = 128 * MB  # turned into float32 by what compares logits, see `models.LOGITS_AT_ONCE`
 CODES = 128 * MB  # preactivations at a time, see `crosscoder.MAX_BLOCK`
 WINDOW = 4 << 30  # residuals a harvest holds at most, see `harvest.WINDOW_BYTES`: two
+WRITERS = 4  # shards a harvest writes at once, at most
 PREFETCHED = 5  # batches in memory
 LATENTS = 100  # active on a token, at most
 TWINS = 0.1  # of the firings are of latents that may be twins
@@ -138,6 +139,12 @@ class Setting(NamedTuple):
         published = len(self.config["crosscoders"]) - len(trained(self.config["crosscoders"]))
         return [*(size for _, size in self.trained(factor)), *([32 * self.shape.d_model] * published)]
 
+    @property
+    def firing(self) -> float:
+        """Latents that a trained dictionary has on a token, as the config asks for it; 0 where nothing says so."""
+        own = [own for _, own in trained(self.config["crosscoders"]).values()]
+        return max((float(each.get("k") or each.get("target_l0") or 0) for each in own), default=0.0)
+
     def tokens(self, split: str) -> int:
         """Tokens of a split; of one planted pair."""
         return split_tokens(self.config, split)
@@ -234,6 +241,8 @@ def memory_mb(run: Setting) -> dict[str, int]:
     needs["tokens"] = tokenizer + 50 * max(run.tokens("train"), run.tokens("validation"))
     needs["conversations"] = model + forward(run.answered_at_once * asked)
     needs["activations"] = model + lower + forward(acts["batch_tokens"]) + min(WINDOW, 2 * d * width * part)
+    shard = acts["shard_tokens"] * d * width
+    needs["activations"] += 2 * WRITERS * shard  # shuffled, and on the way to the disk
     batches = c["evaluation"]["batch_size"], c["causal"]["batch_size"]
     needs["evaluation"] = (
         2 * model + weights + 2 * CODES + logits(batches[0], length, 2 * w) + forward(batches[0] * length)
@@ -257,7 +266,8 @@ def memory_mb(run: Setting) -> dict[str, int]:
     # labelled tokens alone: all nonzeros of one dictionary's code, ranked
     labels = any(opened(source).labelled for source in c["tokens"]["sources"].values())
     labelled = run.tokens("validation") if labels else 0
-    needs["concepts"] = sum(4 * parameters(d, size) for size in dictionaries) + 2 * CODES + 80 * LATENTS * labelled
+    firing = run.firing or LATENTS
+    needs["concepts"] = sum(4 * parameters(d, size) for size in dictionaries) + 2 * CODES + 80 * firing * labelled
     kept = 2 * d * w  # residuals of both models
     codes = FILLED * c["conversations"]["count"] * asked * (kept + 4 * d + 20 * LATENTS * len(dictionaries))
     edits = sum(6 * 4 * d * size for size in dictionaries)  # weights, and two decoders made of them
@@ -314,10 +324,11 @@ class Rates(NamedTuple):
         return work.model / self.model + work.dictionary / self.dictionary + work.traffic / self.traffic + work.seconds
 
 
-# An H100-class GPU; stated, not measured: models at a fifth of the sold peak, TF32 and bfloat16 products, 2 TB/s.
-GPU_MODEL = {"float32": 3e13, "bfloat16": 2e14, "float16": 2e14}  # by `models.dtype`
-GPU_DICTIONARY = {"highest": 5e13, "high": 1.4e14, "bf16": 2e14}  # by `training.matmul_precision`
-GPU_TRAFFIC = 2e12
+# An H100; modelled from its peak rates by tests/gpu (docs/speed.md), not measured: models in bfloat16 with what their
+# norms and attention move; products in bfloat16 and TF32.
+GPU_MODEL = {"float32": 3e13, "bfloat16": 3.5e14, "float16": 3.5e14}  # by `models.dtype`
+GPU_DICTIONARY = {"highest": 5e13, "high": 3.7e14, "bf16": 7.9e14}  # by `training.matmul_precision`
+GPU_TRAFFIC = 3.3e12
 
 
 def slow_in(dtype: str) -> bool:
@@ -495,9 +506,9 @@ def _times(run: Setting, jobs: int, cores: int) -> str:
     gpu = Rates(GPU_MODEL[run.dtype], GPU_DICTIONARY[run.config["training"]["matmul_precision"]], GPU_TRAFFIC)
     cpu, work = calibrate(cores, run.dtype), stages(run, jobs)
     times = {name: (gpu if run.on_gpu else cpu).seconds(one) for name, one in work.items()}
-    stated = f"on an H100-class GPU about {_time(sum(map(gpu.seconds, work.values())))} (rates stated, not measured)"
+    modelled = f"on an H100 about {_time(sum(map(gpu.seconds, work.values())))} (rates modelled, not measured)"
     measured = f"{_time(sum(times.values()))} on {cores} CPU cores (calibrated: {cpu.dictionary / 1e9:.0f} GFLOP/s)"
-    total = stated if run.on_gpu else measured if run.device == "cpu" else f"{measured}, {stated}"
+    total = modelled if run.on_gpu else measured if run.device == "cpu" else f"{measured}, {modelled}"
     taken = "" if run.planted else f"; answers, KL: conversations of {100 * ANSWERED:.0f} % of max_tokens on average"
     return ", ".join(f"{name} {_time(seconds)}" for name, seconds in times.items()) + f"; all {total}{taken}"
 

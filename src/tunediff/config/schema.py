@@ -32,7 +32,7 @@ Only `models.base`, `models.chat` and `tokens.sources` must be written; `templat
 anything runs. A derived value is an ordinary one: written out by hand it gives the same artifacts. `snakemake -n` and
 the first lines of a run print the derived values, and an estimate of tokens, disk, memory and time with a warning where
 these do not fit. Memory is counted from shapes, and rules ask for it; times are operations over the rate of a product
-that is timed for a tenth of a second (a CPU), or over stated rates (a GPU).
+that is timed for a tenth of a second (a CPU), or over modelled rates (a GPU).
 
 | file | run |
 |---|---|

@@ -34,6 +34,7 @@ from tunediff.models.residual import LOGITS_AT_ONCE, ResidualModel, replace_toke
 from tunediff.pipeline.artifacts import provenance, write_frame, write_text
 from tunediff.pipeline.progress import Progress, tracked
 
+_SUMS = tuple(f"{name}_{of}" for of in ("all", "first") for name in ("kl_sum", "n", "energy"))
 _INTEGERS = ("n_all", "n_first", "conversation", "draw", "point", "n_latents")
 
 
@@ -203,15 +204,15 @@ class CrosscoderCase(Case):
         return sparse_decode(self.part, directions)
 
 
-def _edits(case: Case, shared: Sequence[Run], editors: Mapping[str, Editor]) -> Iterator[tuple[str, Run, Edit]]:
-    """Yield (crosscoder, run, edit) for a batch."""
+def _edits(case: Case, shared: Sequence[Run], editors: Mapping[str, Editor]) -> Iterator[Edit]:
+    """Yield the edits of a batch: the shared ones, then those of every crosscoder."""
     for run in shared:
-        yield "", run, run.intervention.edit(case)
-    for name, editor in editors.items():
+        yield run.intervention.edit(case)
+    for editor in editors.values():
         own = CrosscoderCase(case, editor)
         for run in editor.runs:
             own.choose(run.member)
-            yield name, run, run.intervention.edit(own)
+            yield run.intervention.edit(own)
 
 
 class Reference(NamedTuple):
@@ -252,13 +253,15 @@ def kl_table(
     """
     shared = [Run(each, 0) for each in interventions(settings, None)]
     editors = {name: Editor(crosscoder, sets[name], settings) for name, crosscoder in crosscoders.items()}
-    parts = []
+    runs = [("", run) for run in shared] + [(name, run) for name, editor in editors.items() for run in editor.runs]
+    # One block for all sums: small arrays kept from every batch pin the memory around them, and the process grows.
+    sums = np.empty((len(runs), lower.conversations.n_documents, len(_SUMS)))
     with Progress(lower.conversations.n_documents, "kl", "conv") as bar:
         for batch, base, chat in lower:
             response, first = batch.where(response_positions), batch.where(first_response_positions)
             positions = response.any(0).nonzero().flatten()
             scored = response[:, positions]
-            weights = {"all": scored, "first": first[:, positions] & scored}
+            weights = scored, first[:, positions] & scored  # in the order of _SUMS
             row = scored.nonzero()[:, 0]
 
             def logits(
@@ -268,29 +271,33 @@ def kl_table(
                 return whole.to(lower.device)[at]
 
             reference = Reference.of(logits(chat)) if len(positions) else None
-            for crosscoder, run, edit in _edits(Case(batch, base, chat), shared, editors):
+            for i, edit in enumerate(_edits(Case(batch, base, chat), shared, editors)):
                 kl = torch.zeros(scored.shape, dtype=torch.float64, device=lower.device)
                 residual, energy = applied(edit)
                 if reference is not None:
                     values = kl_divergence(reference, logits(residual))
-                    _finite(values, batch, row, f"the KL divergence ({run.intervention.name})")
+                    _finite(values, batch, row, f"the KL divergence ({runs[i][1].intervention.name})")
                     kl[scored] = values
                 energy = energy[:, positions]
-                columns: dict[str, Any] = {
-                    "conversation": batch.documents,
-                    "crosscoder": crosscoder,
-                    "intervention": run.intervention.name,
-                    "ranking": run.ranking,
-                    "draw": run.draw,
-                    "point": run.point,
-                    "n_latents": run.n_latents,
-                }
-                for name, weight in weights.items():
-                    columns[f"kl_sum_{name}"] = (kl * weight).sum(1).cpu().numpy()
-                    columns[f"n_{name}"] = weight.sum(1).cpu().numpy()
-                    columns[f"energy_{name}"] = (energy * weight).sum(1).cpu().numpy()
-                parts.append(pd.DataFrame(columns))
+                columns = [
+                    part
+                    for weight in weights
+                    for part in ((kl * weight).sum(1), weight.sum(1), (energy * weight).sum(1))
+                ]
+                sums[i, batch.documents] = torch.stack([part.double() for part in columns], dim=1).cpu().numpy()
             bar.update(len(batch.documents))
+    parts = []
+    for (crosscoder, run), own in zip(runs, sums, strict=True):
+        about: dict[str, Any] = {
+            "conversation": np.arange(len(own)),
+            "crosscoder": crosscoder,
+            "intervention": run.intervention.name,
+            "ranking": run.ranking,
+            "draw": run.draw,
+            "point": run.point,
+            "n_latents": run.n_latents,
+        }
+        parts.append(pd.DataFrame(about | dict(zip(_SUMS, own.T, strict=True))))
     frame = pd.concat(parts, ignore_index=True).astype(dict.fromkeys(_INTEGERS, "int32"))
     ran = {"": 0} | {name: i + 1 for i, name in enumerate(crosscoders)}
     parts_of = frame.groupby(KEY, sort=False).ngroup().to_numpy()

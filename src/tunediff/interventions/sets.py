@@ -6,7 +6,7 @@ and the prefixes of whole rankings at stated shares of E(all).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,25 +53,44 @@ class EditEnergy:
         """Add latents in `order`, with their joint energies; skip one that exceeds `most`, stop at `enough`.
 
         E(S ∪ {j}) = E(S) + E({j}) + 2 Σ_n f_j(n) ⟨Δ_j, edit of S at n⟩: one pass over the nonzeros for all prefixes.
+        Without limits the host waits for a GPU once, at the end; with them once per latent.
         """
         edit = self.difference.new_zeros(self.n_tokens, self.difference.shape[1])
+        known: Iterator[float] | None = None
+        if most == enough == np.inf:
+            order = list(order)
+            overlaps = [self._overlap(j, edit, add=True) for j in order if self.single[j] > 0]
+            known = iter(torch.stack(overlaps).tolist() if overlaps else [])
         energy, latents, energies = 0.0, [], []
         for j in order:
             if energy >= enough:
                 break
             grown = energy
             if self.single[j] > 0:
-                nonzeros = slice(self._offset[j], self._offset[j + 1])
-                token, value = self._token[nonzeros], self._value[nonzeros]
-                overlap = (value.double() * (edit[token] @ self.difference[j]).double()).sum()
-                grown = energy + float(self.single[j]) + 2 * float(overlap)
+                overlap = float(self._overlap(j, edit)) if known is None else next(known)
+                grown = energy + float(self.single[j]) + 2 * overlap
                 if grown > most:
                     continue
-                edit[token] += value[:, None] * self.difference[j]
+                if known is None:
+                    self._add(j, edit)
             energy = max(0.0, grown)  # rounding: a sum of squares is not negative
             latents.append(int(j))
             energies.append(energy)
         return Grown(np.array(latents, dtype=np.int64), np.array(energies, dtype=np.float64))
+
+    def _overlap(self, j: int, edit: Float[Tensor, "token d_model"], add: bool = False) -> Float[Tensor, ""]:
+        """Return Σ_n f_j(n) ⟨Δ_j, edit at n⟩, on the device; then add the latent's own edit if asked to."""
+        nonzeros = slice(self._offset[j], self._offset[j + 1])
+        token, value = self._token[nonzeros], self._value[nonzeros]
+        overlap = (value.double() * (edit[token] @ self.difference[j]).double()).sum()
+        if add:
+            self._add(j, edit)
+        return overlap
+
+    def _add(self, j: int, edit: Float[Tensor, "token d_model"]) -> None:
+        """Add the edit by a latent, in place."""
+        nonzeros = slice(self._offset[j], self._offset[j + 1])
+        edit[self._token[nonzeros]] += self._value[nonzeros, None] * self.difference[j]
 
     def joint(self, latents: Iterable[int]) -> float:
         """Return E of a set."""
