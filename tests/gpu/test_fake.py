@@ -23,6 +23,10 @@ BUDGETS = {
     ("batchtopk", "deadkernels"): (37.0, 180),
     ("diff_sae", "kernels"): (18.5, 130),
     ("l1", "alive"): (46.5, 110),
+    # one of eight processes; entries of other processes' latents are padding, which is decoded and summed as zeros
+    ("batchtopk", "shardedkernels"): (16.5, 175),
+    ("batchtopk", "shardeddeadkernels"): (20.0, 245),
+    ("l1", "sharded"): (7.5, 110),
 }
 MISTAKES = {"item": "DataDependentOutputException", "cpu": "FakeTensorDeviceMismatchError"}
 CASES = [f"{kind}-bf16-{case}" for kind, case in BUDGETS]
