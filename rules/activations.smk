@@ -15,7 +15,7 @@ rule activations:
         f"{R}/benchmarks/{{pair}}activations.tsv"
     conda:
         "../envs/tunediff.yaml"
-    threads: THREADS
+    threads: ALL_THREADS
     resources:
         mem_mb=MEMORY["activations"],
         runtime=1440,

@@ -41,6 +41,7 @@ CLUSTER = workflow.resource_settings.nodes is not None
 GPU = int(DEVICE.startswith("cuda") or (DEVICE == "auto" and (CLUSTER or sees_gpu())))
 # Of a large job. On one machine two run side by side: two dictionaries are trained faster so than one after the other.
 THREADS = max(1, min(8, (workflow.resource_settings.cores or 16) // 2))
+ALL_THREADS = min(8, workflow.resource_settings.cores or 16)  # of the job that nearly all others wait for
 MEMORY = memory_mb(SETTING)  # asked for, in MB, per kind of job (override in a profile)
 
 
@@ -102,6 +103,8 @@ onsuccess:
         try:
             require(report, read_manifest(report), ["headline.txt"])
             print((report / "headline.txt").read_text(encoding="utf-8"), end="")
+            if (Path(R) / "summary.txt").is_file():
+                print(f"All numbers: {R}/summary.txt")
         except TunediffError as error:
             print(error, file=sys.stderr)
 

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from part_fixtures import DAMAGE, LAYOUT, seal_part, write_part
 from tunediff.config.settings import HarvestSettings
+from tunediff.data import activations
 from tunediff.data.activations import STORAGE, ActivationStore, to_stored
 from tunediff.data.harvest import Harvester, Wanted, _write_shard, create_part, harvest, harvest_part, length_batches
-from tunediff.data.masks import LEFT_OUT, Mask
+from tunediff.data.masks import KEEP_ALL, LEFT_OUT, Mask
 from tunediff.data.rendering import Encoding
 from tunediff.data.sampling import write_store
 from tunediff.data.tokens import TokenStore
@@ -388,6 +389,28 @@ def test_a_stored_value_that_is_not_finite_is_found_without_widening(tmp_path: P
     batch[3, 1, 2] = value
     with pytest.raises(TunediffError, match="the residual of token 3 is not finite"):
         store.require_finite(store._of_rows(batch, np.arange(5)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_threads_fill_a_batch_with_the_same_values_and_find_what_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    path = tmp_path / "part-000.zarr"
+    write_part(path, 192, 6, replace(LAYOUT, dtype=dtype))
+    store = ActivationStore([path])
+    alone = next(store.batches(150, 0, 4))
+    monkeypatch.setattr(activations, "SHARED_FROM", 1)
+    monkeypatch.setattr(activations, "GATHERED_VALUES", 24)
+    assert torch.equal(next(store.batches(150, 0, 4)).activations, alone.activations)
+    read = store._read
+
+    def damaged(chunks: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+        read(chunks, buffer)[1, 0, 5] = STORAGE[dtype].exponent.view(buffer.dtype)  # an infinity
+        return buffer
+
+    monkeypatch.setattr(store, "_read", damaged)
+    with pytest.raises(TunediffError, match=r"the residual of token \d+ is not finite"):
+        next(store.batches(192, 0, 12, drop=KEEP_ALL))
 
 
 def test_each_epoch_visits_each_kept_row_once(known) -> None:

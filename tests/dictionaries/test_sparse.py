@@ -9,6 +9,7 @@ from tunediff.dictionaries.sparse import (
     SparseCode,
     _select_fixed,
     above_threshold,
+    flat_positions,
     latent_order,
     merge,
     select_largest,
@@ -169,3 +170,13 @@ def test_threshold_is_strict_and_never_negative() -> None:
     preactivations = torch.tensor([[0.5, 0.2, -0.1, 0.0]])
     code = above_threshold(preactivations, torch.tensor([0.5, 0.1, -1.0, -1.0]))
     assert code.latent.tolist() == [1]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.002, 0.3, 1.0])
+def test_flat_positions_are_those_of_nonzero(density):
+    mask = torch.rand(37, 101, generator=torch.Generator().manual_seed(0)) < density
+    found = flat_positions(mask)
+    assert found.dtype == torch.int64
+    torch.testing.assert_close(found, mask.view(-1).nonzero().squeeze(1), rtol=0, atol=0)
+    code = above_threshold(torch.where(mask, 2.0, -1.0))
+    torch.testing.assert_close(torch.stack([code.token, code.latent], dim=1), mask.nonzero(), rtol=0, atol=0)

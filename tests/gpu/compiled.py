@@ -25,10 +25,14 @@ def compiled(kernel: Any, types: list[str], **constants: Any) -> None:
 if __name__ == "__main__":
     for rows in (SINGLE, HALF):
         compiled(kernels._decode, [INDEX, SINGLE, INDEX, rows, SINGLE, WHOLE], BLOCK=1024)
-        compiled(kernels._dots, [INDEX, INDEX, SINGLE, rows, SINGLE, WHOLE], BLOCK=1024)
-    sums = [INDEX, SINGLE, INDEX, SINGLE]
-    compiled(kernels._squares, [*sums, SINGLE, SINGLE, INDEX, SINGLE, WHOLE, WHOLE], BLOCK=1024)
+    for targets, directions in ((1, 1), (4, 2), (4, 4)):  # of a training step, and of Latent Scaling
+        shape = {"TARGETS": targets, "DIRECTIONS": directions, "AT_ONCE": kernels.at_once(targets * directions)}
+        for rows in (SINGLE, HALF):
+            compiled(kernels._dots, [INDEX, INDEX, rows, rows, SINGLE, WHOLE], **shape, BLOCK=128)
     moments, numbers = [SINGLE, INDEX, SINGLE, SINGLE, SINGLE, SINGLE], [REAL] * 5 + [WHOLE] * 2
-    compiled(kernels._update, [*sums, *moments, HALF, SINGLE, *numbers], LOW=True, NORMS=True, BLOCK=1024)
-    compiled(kernels._update, [*sums, *moments, *numbers], LOW=False, NORMS=False, BLOCK=1024, low=None, norms=None)
+    for rows in (SINGLE, HALF):
+        sums = [INDEX, SINGLE, INDEX, rows]
+        compiled(kernels._squares, [*sums, SINGLE, SINGLE, INDEX, SINGLE, WHOLE, WHOLE], BLOCK=1024)
+        compiled(kernels._update, [*sums, *moments, HALF, SINGLE, *numbers], LOW=True, NORMS=True, BLOCK=1024)
+        compiled(kernels._update, [*sums, *moments, *numbers], LOW=False, NORMS=False, BLOCK=1024, low=None, norms=None)
     print("ok")

@@ -5,7 +5,7 @@ devices raises, and so does what needs a value on the host (`.item()`, `nonzero`
 what every operation would move and compute; times are bounds from peak rates, nothing is measured.
 
 Run it in a process of its own, for the device must be there before torch: `python fake.py KIND-PRECISION-CASE …` prints
-a line of JSON per case, `--table` what moves most.
+a line of JSON per case, `--table` what takes most.
 """
 
 import ctypes
@@ -14,7 +14,6 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,6 +90,12 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 GPU = "cuda:0"
 D_MODEL, DICT_SIZE, N_TOKENS, DEAD, RANKS = 2304, 73_728, 2048, 4096, 8
 BANDWIDTH = {"H100": 3.3e12, "H200": 4.3e12}  # bytes/s; an H200 computes as fast as an H100
+# What is gathered is read from memory once and then from the L2 cache where the array fits in it, else each time from
+# memory; both times are added. Assumed, not measured: 5.5 TB/s on either card; and 25 MB, as each half of the 50 MB of
+# an H100 holds what the processors on its side read.
+L2_BANDWIDTH, L2_BYTES = 5.5e12, 25e6
+SHARING = 64  # tokens of a batch on which the latent of a nonzero fires, on average over the nonzeros; assumed
+SECTOR = 32  # bytes that the read of one number takes
 RATES = {"bfloat16": 790e12, "high": 370e12, "highest": 50e12}  # FLOP/s of products: bfloat16, TF32, float32
 
 # Passes over the data of an operation that makes several: a radix selection reads its input once per byte and once to
@@ -101,13 +106,22 @@ FREE = {  # make no data, or only another view of it
     *("squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "_reshape_alias"),
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"),
 }
+MAKE = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"}  # written, nothing read
+
+
+class Moved(NamedTuple):
+    """Bytes that an operation moves."""
+
+    memory: int
+    cached: int = 0  # read from the L2 cache
 
 
 class Operation(NamedTuple):
     """One launch or more."""
 
     name: str
-    moved: int  # bytes
+    moved: int  # bytes in the GPU's memory
+    cached: int  # bytes read from its L2 cache
     flops: int  # of a product
     dtype: str  # of its largest tensor, of a product its inputs
     shape: tuple[int, ...]
@@ -124,41 +138,59 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def moved(name: str, read: list[Tensor], made: list[Tensor], kwargs: dict[str, Any]) -> int:
-    """Return the bytes an operation reads and writes in the GPU's memory."""
+def gathered(source: Tensor, count: int) -> Moved:
+    """Return what it takes to read `count` rows of a tensor, in any order."""
+    read = count * source.shape[-1] * source.element_size()
+    return Moved(min(read, size(source)), read) if size(source) <= L2_BYTES else Moved(read)
+
+
+def moved(name: str, read: list[Tensor], made: list[Tensor], kwargs: dict[str, Any]) -> Moved:
+    """Return the bytes an operation reads and writes."""
+
+    def and_all(rows: Moved, *others: Tensor) -> Moved:
+        return rows._replace(memory=rows.memory + sum(map(size, others)))
+
     if name == "_fused_adam_":  # weight and both moments are read and written, the gradient is read; if scaled, written
         weights = [each for each in read if each.numel() > 1][: len(read) // 5]
-        return sum(map(size, weights)) * (7 + (kwargs.get("grad_scale") is not None))
+        return Moved(sum(map(size, weights)) * (7 + (kwargs.get("grad_scale") is not None)))
     if name in ("_embedding_bag", "_embedding_bag_forward_only"):
-        weight, index = read[:2]
-        return index.numel() * weight.shape[1] * weight.element_size() + sum(map(size, [*read[1:], made[0]]))
-    if name == "_embedding_bag_per_sample_weights_backward":
+        return and_all(gathered(read[0], read[1].numel()), *read[1:], made[0])
+    if name == "_embedding_bag_per_sample_weights_backward":  # samples of a token, or latent, follow one another
         gradient, weight, index = read[:3]
-        return index.numel() * weight.shape[1] * weight.element_size() + sum(map(size, [gradient, *read[2:], *made]))
+        return and_all(gathered(weight, index.numel()), gradient, *read[2:], *made)
     if name in ("index", "index_select", "gather", "embedding"):  # of the source only what is picked
-        return 2 * sum(map(size, made)) + sum(map(size, read[1:]))
+        return Moved(2 * sum(map(size, made)) + sum(map(size, read[1:])))
     if name in ("index_add_", "index_put_", "scatter_", "scatter_add_", "scatter_reduce_", "index_add"):
         changed = read[-1] if read[-1].numel() > 1 else read[1]
-        return 3 * size(changed) + sum(map(size, read[1:-1])) + (2 * size(read[0]) if name == "index_add" else 0)
-    # our kernels; a row that is gathered counts as read each time, though the rows of a batch fit a GPU's cache
+        whole = 2 * size(read[0]) if name == "index_add" else 0
+        return Moved(3 * size(changed) + sum(map(size, read[1:-1])) + whole)
+    # our kernels
     if name == "decode":
         latent, _, _, weight = read
-        return latent.numel() * weight.shape[1] * weight.element_size() + sum(map(size, [*read[:3], *made]))
-    if name == "dots":
-        token, _, rows, weight = read
-        return token.numel() * weight.shape[1] * weight.element_size() + sum(map(size, [*read[:3], *made]))
-    if name == "square_norms":
-        return sum(map(size, [*read[:3], *read[4:], *made]))
+        return and_all(gathered(weight, latent.numel()), *read[:3], *made)
+    if name == "dots":  # of the weight one read per nonzero; the rows of a token once per group of nonzeros
+        from tunediff.dictionaries.kernels import at_once
+
+        _, latent, rows, weight = read
+        again = latent.numel() * size(rows[0]) // at_once(rows.shape[1] * weight.shape[1])
+        return and_all(gathered(weight, latent.numel() * weight.shape[1]), *read[:3], *made)._replace(cached=again)
+    if name == "square_norms":  # the products of pairs of a latent's tokens lie anywhere
+        index, gram = read[0], read[4]
+        pairs = gathered(gram, SHARING // 2 * index.numel() * SECTOR // size(gram[0]))
+        return and_all(pairs, *read[:3], *read[5:], *made)
     if name == "update":
         index, rows, moments, others = read[0], read[3], read[7:10], read[10:]
-        gathered = index.numel() * rows.shape[1] * rows.element_size()
-        return gathered + 2 * sum(map(size, moments)) + sum(map(size, others)) + sum(map(size, [*read[:3], *read[4:6]]))
+        return and_all(gathered(rows, index.numel()), *read[:3], *read[4:6], *moments, *moments, *others)
     if name == "topk":
-        return TOPK_PASSES * size(read[0]) + sum(map(size, made))
+        return Moved(TOPK_PASSES * size(read[0]) + sum(map(size, made)))
     if name in ("sort", "argsort"):
-        return 2 * SORT_PASSES * sum(map(size, made))
+        return Moved(2 * SORT_PASSES * sum(map(size, made)))
+    if name in MAKE:
+        return Moved(sum(map(size, made)))
     inplace = [each for each in made if any(each is one for one in read)]
-    return sum(map(size, read)) + sum(map(size, made)) - (sum(map(size, inplace)) if name.startswith("fill") else 0)
+    return Moved(
+        sum(map(size, read)) + sum(map(size, made)) - (sum(map(size, inplace)) if name.startswith("fill") else 0)
+    )
 
 
 class Costs(TorchDispatchMode):
@@ -182,42 +214,46 @@ class Costs(TorchDispatchMode):
         if name in FREE:
             return result
         flops, largest = 0, max(read + made, key=Tensor.numel)
-        if name in ("mm", "addmm"):
-            left, right = [each for each in read if each.ndim == 2][:2]
-            flops, largest = 2 * left.numel() * right.shape[1], left
+        if name in ("mm", "addmm", "bmm"):
+            left, right = [each for each in read if each.ndim == (3 if name == "bmm" else 2)][:2]
+            flops, largest = 2 * left.numel() * right.shape[-1], left
         dtype = str(largest.dtype).removeprefix("torch.")
-        self.operations.append(Operation(name, moved(name, read, made, kwargs), flops, dtype, tuple(largest.shape)))
+        self.operations.append(Operation(name, *moved(name, read, made, kwargs), flops, dtype, tuple(largest.shape)))
         return result
+
+    def seconds(self, setting: str, gpu: str) -> float:
+        """Return the seconds that peak rates allow."""
+        total = 0.0
+        for each in self.operations:
+            rate = RATES[each.dtype if each.dtype == "bfloat16" else "high" if setting != "highest" else setting]
+            total += max(each.moved / BANDWIDTH[gpu] + each.cached / L2_BANDWIDTH, each.flops / rate)
+        return total
 
     def summary(self, setting: str) -> dict[str, Any]:
         """Return bytes, FLOP, launches, waits and the milliseconds that peak rates allow."""
-        times = {}
-        for gpu, bandwidth in BANDWIDTH.items():
-            seconds = 0.0
-            for each in self.operations:
-                rate = RATES[each.dtype if each.dtype == "bfloat16" else "high" if setting != "highest" else setting]
-                seconds += max(each.moved / bandwidth, each.flops / rate)
-            times[gpu] = round(1e3 * seconds, 2)
         return {
             "gigabytes": round(sum(each.moved for each in self.operations) / 1e9, 2),
+            "cached_gigabytes": round(sum(each.cached for each in self.operations) / 1e9, 2),
             "teraflop": round(sum(each.flops for each in self.operations) / 1e12, 3),
             "launches": len(self.operations),
             "waits": self.waits,
-            "ms": times,
+            "ms": {gpu: round(1e3 * self.seconds(setting, gpu), 2) for gpu in BANDWIDTH},
             "other_teraflop": sum(each.flops for each in self.operations if each.dtype != "bfloat16") / 1e12,
         }
 
-    def table(self, above: float = 2e7) -> str:
-        """Return the operations that move most, added up by name, dtype and shape."""
-        total: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
-        number: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
+    def table(self, setting: str, gpu: str = "H200", above: float = 0.004) -> str:
+        """Return the operations that take most (milliseconds), added up by name, dtype and shape."""
+        of: dict[tuple[str, str, tuple[int, ...]], list[float]] = {}
         for each in self.operations:
-            total[each.name, each.dtype, each.shape] += each.moved
-            number[each.name, each.dtype, each.shape] += 1
+            alone = Costs()
+            alone.operations = [each]
+            found = of.setdefault((each.name, each.dtype, each.shape), [0, 0, 0, 0])
+            for i, more in enumerate((1, each.moved / 1e9, each.cached / 1e9, alone.seconds(setting, gpu) * 1e3)):
+                found[i] += more
         return "\n".join(
-            f"{number[of]:3} × {of[0]:44} {of[1]:9} {of[2]!s:22} {1e-9 * bytes_:7.3f} GB"
-            for of, bytes_ in total.most_common()
-            if bytes_ > above
+            f"{number:3.0f} × {name:44} {dtype:9} {shape!s:22} {memory:7.3f} + {cached:6.3f} GB {ms:6.3f} ms"
+            for (name, dtype, shape), (number, memory, cached, ms) in sorted(of.items(), key=lambda each: -each[1][3])
+            if ms > above
         )
 
 
@@ -301,7 +337,7 @@ def main(take: Callable[..., Costs]) -> None:
         except Exception as error:
             print(json.dumps({"case": case, "error": type(error).__name__}))
             continue
-        print(seen.table() if "--table" in sys.argv else json.dumps({"case": case, **seen.summary(words[-2])}))
+        print(seen.table(words[-2]) if "--table" in sys.argv else json.dumps({"case": case, **seen.summary(words[-2])}))
 
 
 if __name__ == "__main__":

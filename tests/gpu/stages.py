@@ -39,6 +39,7 @@ from tunediff.dictionaries import training as training_module
 from tunediff.dictionaries.crosscoder import Crosscoder
 from tunediff.dictionaries.training import train
 from tunediff.interventions.kl import build_kl
+from tunediff.latents import scaling
 from tunediff.latents.evaluation import build_evaluation
 from tunediff.latents.held_out import Reconstruction
 from tunediff.latents.measure import build_table
@@ -50,7 +51,7 @@ from tunediff.models.pair import PairInfo, load_pair, prepare_pair
 GPU = "cuda:1"  # not the first
 STORED = HarvestSettings(part_tokens=256, shard_tokens=128, chunk_tokens=16, batch_tokens=256, dtype="float32")
 TRAINING = TrainingSettings(
-    kernels="off",  # Triton knows real GPUs only; test_kernels.py has its interpreter
+    kernels="off",  # as for `scaling.available`: Triton knows real GPUs only; test_kernels.py has its interpreter
     **{"batch_size": 32, "steps": 12, "learning_rate": 3e-3, "warmup_steps": 2, "normalization_tokens": 256},
     **{"pool_chunks": 4, "checkpoint_every": 4, "log_every": 4},
 )
@@ -216,6 +217,7 @@ def mistakes() -> dict[str, str]:
 def main(folder: Path) -> None:
     """Run all stages twice and print what they gave."""
     torch.set_num_threads(1)
+    scaling.available = lambda device: False
     training_module.L0_TOLERANCE = float("inf")  # so short a run reaches no L0
     tiny = save_pair(folder / "pair", "gemma2", layers=3)
     prepare_pair({"base": str(tiny.base), "chat": str(tiny.chat)}, Path("unused"), folder / "models", key="k")

@@ -116,7 +116,7 @@ def test_projections_for_any_number_of_nonzeros_per_token(counts, seed):
 def test_many_groups_give_the_same_projections(monkeypatch):
     h, crosscoder, code, hat, block = data()
     whole = sums_of(h, crosscoder, code, hat, block).table
-    monkeypatch.setattr("tunediff.latents.scaling._GATHERED_ELEMENTS", 200)
+    monkeypatch.setattr("tunediff.latents.scaling._PRODUCTS", 200)
     monkeypatch.setitem(sparse.DENSE_FROM, "cpu", 2.0)
     torch.testing.assert_close(sums_of(h, crosscoder, code, hat, block).table, whole)
 

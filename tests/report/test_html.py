@@ -96,7 +96,7 @@ def test_ten_lines_say_what_changed(report: Path) -> None:
         assert line.count("⟦") == line.count("⟧") == len(row["snippets"]) == 2
         assert f"(ν^r {row['nu_r']}, ν^ε {row['nu_e']}, " in line
     assert all("\u202e" not in line and "\x1b" not in line and len(line) < 320 for line in lines[2:])
-    assert re.fullmatch(r"Read on: .*report/index\.html .*summary\.txt", lines[-1])
+    assert re.fullmatch(r"Read on: .*report/index\.html \(in a browser\)", lines[-1])
 
 
 # -- tables and examples -----------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ from tunediff.pipeline.progress import Progress
 
 MODELS = ("base", "chat")
 ROW_ARRAYS = {"row": "int64", "token_id": "int32", "doc": "int32", "pos": "int32", "mask": "uint8", "source": "uint8"}
-GATHERED_ROWS = 64  # of a batch, picked at a time
-BF16_EXPONENT = 0x7F80  # all bits of it are set in what is not finite
+GATHERED_VALUES = 1 << 17  # of a batch and a model, picked at a time
+GATHERERS, SHARED_FROM = 2, 1 << 22  # threads that fill a batch, where it has this many values or more
 BF16_NAN = 0x7FC1  # fill value: a chunk that is not there reads as NaN, never as zeros
 CRC_BYTES = 4  # after each chunk of a shard file
 READERS, READ_AHEAD = 4, 8  # threads that read for a GPU, and batches they may be ahead
@@ -62,12 +62,13 @@ class StorageType(NamedTuple):
     numpy: np.dtype[Any]  # of the stored array
     carrier: torch.dtype  # torch dtype with numpy's bytes
     fill: Any
+    exponent: np.unsignedinteger  # all these bits are set in what is not finite, and in no number
 
 
 STORAGE = {
-    "bfloat16": StorageType(torch.bfloat16, np.dtype("<u2"), torch.int16, BF16_NAN),
-    "float16": StorageType(torch.float16, np.dtype("<f2"), torch.float16, np.nan),
-    "float32": StorageType(torch.float32, np.dtype("<f4"), torch.float32, np.nan),
+    "bfloat16": StorageType(torch.bfloat16, np.dtype("<u2"), torch.int16, BF16_NAN, np.uint16(0x7F80)),
+    "float16": StorageType(torch.float16, np.dtype("<f2"), torch.float16, np.nan, np.uint16(0x7C00)),
+    "float32": StorageType(torch.float32, np.dtype("<f4"), torch.float32, np.nan, np.uint32(0x7F800000)),
 }
 
 
@@ -226,47 +227,55 @@ class ActivationStore:
     def _of_rows(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
         return ActivationBatch(activations, *(getattr(self, name)[rows] for name in ROW_ARRAYS))
 
-    def _batch(self, activations: Tensor, rows: NDArray[Any]) -> ActivationBatch:
+    def _batch(self, activations: Tensor, rows: NDArray[Any], finite: bool) -> ActivationBatch:
         batch = self._of_rows(activations, rows)
-        self.require_finite(batch)
+        if not finite:
+            self.require_finite(batch)
         return batch
 
     def require_finite(self, batch: ActivationBatch) -> None:
-        """Raise for the first token that holds a NaN or an infinity; one look at all tells that there is none."""
-        activations = batch.activations.cpu()
-        if activations.dtype == torch.bfloat16:  # numpy has no such type: the largest exponent is that of no number
-            bits = activations.view(torch.int16).numpy().view(np.uint16) & np.uint16(BF16_EXPONENT)
-            if bits.max() < BF16_EXPONENT:
-                return
-        elif np.isfinite(np.add.reduce(activations.numpy(), axis=None, dtype=np.float32)):
-            return
-        bad = batch.row[~activations.isfinite().all(dim=2).all(dim=1).numpy()]
+        """Raise for the first token that holds a NaN or an infinity, if there is one."""
+        bad = batch.row[~batch.activations.cpu().isfinite().all(dim=2).all(dim=1).numpy()]
         if len(bad):
             chunk = np.flatnonzero(self.row == bad[0])[0] // self.chunk_tokens
             part = self.parts[int(np.searchsorted(self._first_chunk, chunk, side="right")) - 1]
             raise TunediffError(f"{part.path}: the residual of token {bad[0]} is not finite; {_rebuild(part.path)}")
 
-    def _gather(self, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> None:
+    def _gather(self, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> bool:
         """Write rows `chosen` of a buffer [model, row, d_model] to `out` [token, model, d_model].
 
-        `out` is float32 or of the stored type. numpy, not torch: on a shared machine torch's threads wait for one
-        another (ten times slower when measured). Some rows at a time, so that what is picked stays in the cache.
+        Return whether they are finite. `out` is float32 or of the stored type. numpy, not torch: on a shared machine
+        torch's threads wait for one another (ten times slower when measured). Some rows at a time, so that what is
+        picked, and looked at, stays in the cache.
         """
         widened = out.dtype == torch.float32 and self.dtype == "bfloat16"
         target = (out if out.dtype == torch.float32 else out.view(STORAGE[self.dtype].carrier)).numpy()
         if target.dtype != np.float32:
             target = target.view(buffer.dtype)
-        picked = np.empty((min(GATHERED_ROWS, len(chosen)), self.d_model), dtype=buffer.dtype)
-        for start in range(0, len(chosen), GATHERED_ROWS):
-            some = chosen[start : start + GATHERED_ROWS]
+        exponent = STORAGE[self.dtype].exponent
+        step = min(max(1, GATHERED_VALUES // self.d_model), len(chosen))
+        picked = np.empty((step, self.d_model), dtype=buffer.dtype)
+        bits, largest = np.empty(picked.shape, dtype=exponent.dtype), exponent.dtype.type(0)
+        for start in range(0, len(chosen), max(1, step)):
+            some = chosen[start : start + step]
             place = slice(start, start + len(some))
             for m in range(2):
-                np.take(buffer[m], some, axis=0, out=picked[: len(some)], mode="clip")
+                rows = np.take(buffer[m], some, axis=0, out=picked[: len(some)], mode="clip")
                 if widened:  # the upper half of a float32
-                    bits = target.view(np.uint32)[place, m]
-                    np.left_shift(picked[: len(some)], np.uint32(16), out=bits, dtype=np.uint32)
+                    wide = target.view(np.uint32)[place, m]
+                    np.left_shift(rows, np.uint32(16), out=wide, dtype=np.uint32)
                 else:
-                    target[place, m] = picked[: len(some)]
+                    target[place, m] = rows
+                found = np.bitwise_and(rows.view(exponent.dtype), exponent, out=bits[: len(some)])
+                largest = max(largest, found.max())
+        return bool(largest < exponent)
+
+    def _fill(self, threads: ThreadPoolExecutor, buffer: NDArray[Any], chosen: NDArray[Any], out: Tensor) -> bool:
+        """Gather a batch, several threads a part each where it is large: numpy holds no lock while it copies."""
+        if out.numel() < SHARED_FROM:
+            return self._gather(buffer, chosen, out)
+        parts = zip(np.array_split(chosen, GATHERERS), out.tensor_split(GATHERERS), strict=True)
+        return all([each.result() for each in [threads.submit(self._gather, buffer, *part) for part in parts]])
 
     def chunks(self, drop: Mask = KEEP_ALL, chunks_per_batch: int = 1) -> Iterator[ActivationBatch]:
         """Yield every row once, in stored order, some chunks at a time, without rows that have a bit of `drop`."""
@@ -285,8 +294,8 @@ class ActivationStore:
             if len(positions) == 0:
                 continue
             out = torch.empty((len(positions), 2, self.d_model))
-            self._gather(self._read(chosen, buffer[:, : len(rows)]), positions, out)
-            yield self._batch(out, rows[positions])
+            finite = self._gather(self._read(chosen, buffer[:, : len(rows)]), positions, out)
+            yield self._batch(out, rows[positions], finite)
 
     def chunks_to(self, device: str, drop: Mask, chunks_per_batch: int) -> Iterator[ActivationBatch]:
         """Yield what `chunks` yields, its activations on a device; whether they are finite is not looked at.
@@ -334,22 +343,22 @@ class ActivationStore:
         keep = self.kept(drop)
         if not keep.any():
             raise TunediffError(f"{self.parts[0].path}: every token is masked out; check `ignore_first_tokens`")
-        with ThreadPoolExecutor(1) as reader:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(GATHERERS) as gatherers:
             pools = self._pools(seed, pool_chunks, start_step * batch_size, keep, reader)
             buffer, positions, rows = next(pools)
             while True:
                 activations = torch.empty((batch_size, 2, self.d_model)) if into is None else next(into)
                 taken: list[NDArray[Any]] = []
-                filled = 0
+                filled, finite = 0, True
                 while filled < batch_size:
                     if len(rows) == 0:
                         buffer, positions, rows = next(pools)
                     n = min(batch_size - filled, len(rows))
-                    self._gather(buffer, positions[:n], activations[filled : filled + n])
+                    finite &= self._fill(gatherers, buffer, positions[:n], activations[filled : filled + n])
                     taken.append(rows[:n])
                     positions, rows = positions[n:], rows[n:]
                     filled += n
-                yield self._batch(activations, np.concatenate(taken))
+                yield self._batch(activations, np.concatenate(taken), finite)
 
     def _plan(
         self, seed: int, pool_chunks: int, skip: int, keep: NDArray[np.bool_]

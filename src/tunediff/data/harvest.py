@@ -7,6 +7,7 @@ are stored, but carry a mask bit and are left out of training and of every metri
 import asyncio
 import hashlib
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -196,8 +197,8 @@ class Harvester:
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
         """Return stored residuals and norms [row, model] of rows [low, high); straddling documents run whole.
 
-        `token_id` holds the ids of all documents touched, the first at row `doc_start[0]`. A batch is taken in while
-        the next one runs.
+        `token_id` holds the ids of all documents touched, the first at row `doc_start[0]`. On a GPU a batch is taken in
+        while the next one runs.
         """
         storage = STORAGE[self.dtype]
         stored = {name: np.empty((high - low, self.models[0].d_model), dtype=storage.numpy) for name in MODELS}
@@ -213,7 +214,7 @@ class Harvester:
                 norms[batch.rows, m] = batch.norms[m]
             bar.update(len(batch.rows))
 
-        running: _Launched | None = None
+        running = deque[_Launched]()
         for chosen in length_batches(lengths.tolist(), self.batch_tokens):
             ids = torch.zeros((len(chosen), int(lengths[chosen].max())), dtype=torch.long)
             for i, document in enumerate(chosen):
@@ -222,11 +223,11 @@ class Harvester:
             real = torch.arange(ids.shape[1])[None] < torch.from_numpy(lengths[chosen])[:, None]
             rows = np.concatenate([np.arange(doc_start[d], doc_start[d + 1]) for d in chosen])
             kept = (rows >= low) & (rows < high)
-            before, running = running, self._launch(ids, real, rows[kept] - low, kept)
-            if before is not None:
-                take(before)
-        if running is not None:
-            take(running)
+            running.append(self._launch(ids, real, rows[kept] - low, kept))
+            if len(running) > self.on_gpu:  # one runs on while the one before it is taken
+                take(running.popleft())
+        while running:
+            take(running.popleft())
         return stored, norms
 
 

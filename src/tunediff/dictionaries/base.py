@@ -194,8 +194,8 @@ class Dictionary(nn.Module):
         order = latent_order(code, self.n_own)
         rows, weight = x.reshape(len(x), -1), encoder.view(self.n_own, -1)
         if self.fused is not None:
-            live, decoded = self.fused.decode(code, rows, self.encoder_bias, order)
-            return live, x - self.shard.sum(decoded.view_as(x)) - self.decoder_bias
+            live, minus_decoded = self.fused.decode(code, rows, self.encoder_bias, order)
+            return live, x + self.shard.sum(minus_decoded.view_as(x)) + -self.decoder_bias
         live = selected_encoder_outputs(code, rows, weight, self.encoder_bias, order)
         return live, x - self.shard.sum(sparse_decode(live, decoder, order)) - self.decoder_bias
 

@@ -2,7 +2,9 @@
 
 For dictionaries whose weights are used as they are (no mask, no ties) and get a gradient from their nonzeros only, on a
 GPU. Everything else takes the plain path, which gives the same numbers. Under `bf16` the kernels and the encoder's
-product read a copy of the weights in bfloat16, which the update keeps; weights, moments and sums are float32.
+product read a copy of the weights in bfloat16, which the update keeps. The rows that gradients sum are rounded too
+(inputs, and gradients of what is decoded): those of a batch then fit a GPU's L2 cache. Weights, moments and sums are
+float32.
 """
 
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tunediff.dictionaries.precision import product
 from tunediff.dictionaries.sparse import LatentOrder, SparseCode
 
 NORMS = "norms"  # in the optimiser's state of a weight: ‖row‖ of each latent and stream, as the last update made it
@@ -25,7 +28,7 @@ class RowSums(NamedTuple):
     token: Int[Tensor, "nonzero"]
     factor: Float[Tensor, "nonzero"]
     offsets: Int[Tensor, "latent_plus_1"]
-    rows: Float[Tensor, "token width"]
+    rows: Float[Tensor, "token width"]  # bfloat16 where the weight has a copy in it
 
 
 class FusedWeight:
@@ -54,6 +57,10 @@ class FusedWeight:
         """‖row‖ per latent and stream."""
         return self.state[NORMS]
 
+    def rounded(self, rows: Float[Tensor, "token width"]) -> Float[Tensor, "token width"]:
+        """Return rows as this weight's gradient sums them: in bfloat16 if there is a copy in it."""
+        return rows.contiguous() if self.low is None else rows.bfloat16()
+
     def take(self, latent: Int[Tensor, "chosen"]) -> Float[Tensor, "chosen stream d_model"]:
         """Return some rows, with their gradients."""
         return _Take.apply(self.parameter, self, latent)
@@ -63,7 +70,7 @@ class FusedWeight:
         token, _, offsets, rows = self.sums
         of_latent = torch.full((len(offsets) - 1,), -1, dtype=torch.int64, device=token.device)
         if self.extra is None:
-            return *self.sums, rows.new_zeros(1, rows.shape[1]), of_latent
+            return *self.sums, rows.new_empty(1, 1, dtype=torch.float32), of_latent  # not read
         latent, extra = self.extra
         return *self.sums, extra, of_latent.scatter_(0, latent, torch.arange(len(extra), device=token.device))
 
@@ -72,7 +79,7 @@ class FusedWeight:
         from tunediff.dictionaries import kernels
 
         token, factor, offsets, rows, extra, of_latent = self._pieces()
-        squares = kernels.square_norms(token, factor, offsets, rows, rows @ rows.T, extra, of_latent)
+        squares = kernels.square_norms(token, factor, offsets, rows, product(rows, rows.T), extra, of_latent)
         return squares.sum(dtype=torch.float64).float()
 
     def update(self, divisor: Float[Tensor, ""], step: int) -> None:
@@ -108,17 +115,18 @@ class _Decode(torch.autograd.Function):
     ) -> Tensor:
         from tunediff.dictionaries import kernels
 
-        ctx.weight, ctx.code, ctx.order = weight, code, order
-        return kernels.decode(code.latent, code.value, code.offsets(), weight.rows)
+        ctx.weight, ctx.code, ctx.order, ctx.offsets = weight, code, order, code.offsets()
+        return kernels.decode(code.latent, -code.value, ctx.offsets, weight.rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         from tunediff.dictionaries import kernels
 
-        weight, code, order, gradient = ctx.weight, ctx.code, ctx.order, gradients[0].contiguous()
-        weight.sums = RowSums(order.token, code.value[order.position], order.offsets, gradient)
-        return kernels.dots(code.token, code.latent, gradient, weight.rows), None, None, None, None
+        weight, code, order, gradient = ctx.weight, ctx.code, ctx.order, ctx.weight.rounded(gradients[0])
+        weight.sums = RowSums(order.token, -code.value[order.position], order.offsets, gradient)
+        dots = kernels.dots(ctx.offsets, code.latent, gradient[:, None], weight.rows[:, None])
+        return -dots.flatten(), None, None, None, None
 
 
 class _Encode(torch.autograd.Function):
@@ -154,9 +162,12 @@ class Fused(NamedTuple):
     def decode(
         self, code: SparseCode, rows: Float[Tensor, "token width"], bias: Tensor, order: LatentOrder
     ) -> tuple[SparseCode, Float[Tensor, "token width"]]:
-        """Return a selected code with its gradients (see `selected_encoder_outputs`), and what it decodes to."""
+        """Return a selected code with its gradients (see `selected_encoder_outputs`), and minus what it decodes to.
+
+        An error adds it, so that the gradient of the error is that of the rows, and no array of minus it is made.
+        """
         encoder, decoder = self
-        live = code._replace(value=_Encode.apply(bias, encoder.parameter, encoder, rows, code, order))
+        live = code._replace(value=_Encode.apply(bias, encoder.parameter, encoder, encoder.rounded(rows), code, order))
         return live, _Decode.apply(live.value, decoder.parameter, decoder, code, order)
 
     def square_norm(self) -> Float[Tensor, ""]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 COLUMNS = 1024  # of a row at once
+DOTS_COLUMNS, SPLITS = 128, 4  # of `dots`: columns at once, and programs that share a token's nonzeros
 
 
 @triton.jit
@@ -28,16 +29,30 @@ def _decode(latent, value, offsets, weight, result, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _dots(token, latent, rows, weight, result, width, BLOCK: tl.constexpr):
-    i = tl.program_id(0)
-    row, own = rows + tl.load(token + i) * width, weight + tl.load(latent + i) * width
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, width, BLOCK):
-        column = start + tl.arange(0, BLOCK)
-        inside = column < width
-        other = tl.load(own + column, mask=inside, other=0.0).to(tl.float32)
-        total += tl.load(row + column, mask=inside, other=0.0) * other
-    tl.store(result + i, tl.sum(total, 0))
+def _dots(
+    offsets, latent, rows, weight, result, width,
+    TARGETS: tl.constexpr, DIRECTIONS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    target, direction = tl.arange(0, TARGETS), tl.arange(0, DIRECTIONS)
+    end = tl.load(offsets + token + 1)
+    first = tl.load(offsets + token) + tl.program_id(1) * AT_ONCE
+    for start in range(first, end, tl.num_programs(1) * AT_ONCE):
+        i = start + tl.arange(0, AT_ONCE)
+        exists = i < end
+        own = tl.load(latent + i, mask=exists, other=0)[:, None] * DIRECTIONS + direction[None, :]
+        total = tl.zeros([AT_ONCE, DIRECTIONS, TARGETS, BLOCK], dtype=tl.float32)
+        for column_start in range(0, width, BLOCK):
+            column = column_start + tl.arange(0, BLOCK)
+            inside = column < width
+            place = (token * TARGETS + target)[:, None] * width + column[None, :]
+            row = tl.load(rows + place, mask=inside[None, :], other=0.0).to(tl.float32)
+            other = own[:, :, None] * width + column[None, None, :]
+            read = exists[:, None, None] & inside[None, None, :]
+            u = tl.load(weight + other, mask=read, other=0.0).to(tl.float32)
+            total += u[:, :, None, :] * row[None, None, :, :]
+        place = (i[:, None] * DIRECTIONS + direction[None, :])[:, :, None] * TARGETS + target[None, None, :]
+        tl.store(result + place, tl.sum(total, 3), mask=exists[:, None, None])
 
 
 @triton.jit
@@ -45,8 +60,11 @@ def _columns(index, factor, rows, extra, own, begin, end, column, inside, width)
     """Columns of one row of the gradient: Σ factor · rows[index] over begin:end, and its extra row if it has one."""
     total = tl.load(extra + own * width + column, mask=inside & (own >= 0), other=0.0)
     for i in range(begin, end):
-        row = tl.load(rows + tl.load(index + i) * width + column, mask=inside, other=0.0)
-        total += tl.load(factor + i) * row
+        # The rows of a batch stay in a GPU's L2 cache, through which weights and moments only pass.
+        place = rows + tl.load(index + i) * width + column
+        total += tl.load(factor + i) * tl.load(place, mask=inside, other=0.0, eviction_policy="evict_last").to(
+            tl.float32
+        )
     return total
 
 
@@ -62,13 +80,15 @@ def _squares(index, factor, offsets, rows, gram, extra, extra_of, result, n_rows
             part = _columns(index, factor, rows, extra, own, begin, end, column, column < width, width)
             total += tl.sum(part * part, 0)
     else:
-        for i in range(begin, end):
+        for i in range(begin, end):  # each pair of different tokens counts twice
             products = gram + tl.load(index + i) * n_rows
-            for start in range(begin, end, BLOCK):
+            own_factor = tl.load(factor + i)
+            total += own_factor * own_factor * tl.load(products + tl.load(index + i))
+            for start in range(i + 1, end, BLOCK):
                 other = start + tl.arange(0, BLOCK)
                 inside = other < end
                 product = tl.load(products + tl.load(index + other, mask=inside, other=0), mask=inside, other=0.0)
-                total += tl.load(factor + i) * tl.sum(tl.load(factor + other, mask=inside, other=0.0) * product, 0)
+                total += 2 * own_factor * tl.sum(tl.load(factor + other, mask=inside, other=0.0) * product, 0)
     tl.store(result + latent, total)
 
 
@@ -88,14 +108,17 @@ def _update(
             inside, column = within < d_model, stream * d_model + within
             place = latent * width + column
             gradient = _columns(index, factor, rows, extra, own, begin, end, column, inside, width) * scale
-            m = beta1 * tl.load(average + place, mask=inside, other=0.0) + (1 - beta1) * gradient
-            v = beta2 * tl.load(square + place, mask=inside, other=0.0) + (1 - beta2) * gradient * gradient
-            value = tl.load(parameter + place, mask=inside, other=0.0) - rate * m / (tl.sqrt(v) / root2 + epsilon)
-            tl.store(average + place, m, mask=inside)
-            tl.store(square + place, v, mask=inside)
-            tl.store(parameter + place, value, mask=inside)
+            old_m = tl.load(average + place, mask=inside, other=0.0, eviction_policy="evict_first")
+            old_v = tl.load(square + place, mask=inside, other=0.0, eviction_policy="evict_first")
+            value = tl.load(parameter + place, mask=inside, other=0.0, eviction_policy="evict_first")
+            m = beta1 * old_m + (1 - beta1) * gradient
+            v = beta2 * old_v + (1 - beta2) * gradient * gradient
+            value -= rate * m / (tl.sqrt(v) / root2 + epsilon)
+            tl.store(average + place, m, mask=inside, eviction_policy="evict_first")
+            tl.store(square + place, v, mask=inside, eviction_policy="evict_first")
+            tl.store(parameter + place, value, mask=inside, eviction_policy="evict_first")
             if LOW:
-                tl.store(low + place, value.to(tl.bfloat16), mask=inside)
+                tl.store(low + place, value.to(tl.bfloat16), mask=inside, eviction_policy="evict_first")
             if NORMS:
                 value = tl.where(inside, value, 0.0)
                 total += tl.sum(value * value, 0)
@@ -123,17 +146,34 @@ def _(latent: Tensor, value: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
 
 
 @custom_op("tunediff::dots", mutates_args=())
-def dots(token: Tensor, latent: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """Return ⟨rows[token], weight[latent]⟩ per nonzero, float32."""
-    result = torch.empty(len(token), device=rows.device)
-    width = rows.shape[1]
-    _dots[(len(token),)](token, latent, rows, weight, result, width, BLOCK=_block(width))
+def dots(offsets: Tensor, latent: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """Return ⟨rows[token], weight[latent]⟩, float32 (nonzero, direction, target).
+
+    `offsets` (token + 1) say where the nonzeros of each token begin; rows are (token, target, width), weight is
+    (latent, direction, width). A row of weight is read once per nonzero, those of a token once per `at_once` nonzeros.
+    Numbers of targets and directions are powers of two.
+    """
+    n_tokens, n_targets, width = rows.shape
+    n_directions = weight.shape[1]
+    result = torch.empty(len(latent), n_directions, n_targets, device=rows.device)
+    _dots[(n_tokens, SPLITS)](
+        *(offsets, latent, rows, weight, result, width),
+        TARGETS=n_targets,
+        DIRECTIONS=n_directions,
+        AT_ONCE=at_once(n_directions * n_targets),
+        BLOCK=min(DOTS_COLUMNS, _block(width)),
+    )
     return result
 
 
+def at_once(n_products: int) -> int:
+    """Return how many nonzeros of a token `dots` takes at a time: their sums must fit a program's registers."""
+    return max(1, min(16, 64 // n_products))
+
+
 @dots.register_fake
-def _(token: Tensor, latent: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    return rows.new_empty(len(token))
+def _(offsets: Tensor, latent: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty(len(latent), weight.shape[1], rows.shape[1], device=rows.device)
 
 
 @custom_op("tunediff::square_norms", mutates_args=())
@@ -153,7 +193,7 @@ def square_norms(
 def _(
     index: Tensor, factor: Tensor, offsets: Tensor, rows: Tensor, gram: Tensor, extra: Tensor, extra_of: Tensor
 ) -> Tensor:
-    return rows.new_empty(len(offsets) - 1)
+    return factor.new_empty(len(offsets) - 1)
 
 
 @custom_op("tunediff::update", mutates_args=("parameter", "average", "square", "low", "norms"))

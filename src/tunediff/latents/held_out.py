@@ -5,7 +5,7 @@ activations are left out. The mean that FVE is measured against is the subset's 
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from tunediff.pipeline.artifacts import check, read_json, write_json
 
 SUFFIX = ".held_out.json"  # of the file beside the latent table
 OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
+Part: TypeAlias = tuple[slice, slice]  # some outputs, and some of their dimensions
+WHOLE: Part = (slice(None), slice(None))
+COLUMNS = 512  # dimensions of one output that a CPU sums at once: 4 MiB of float64 for 1,024 tokens
 
 
 class LargestDimension(NamedTuple):
@@ -39,21 +42,27 @@ class Variance:
 
     def __init__(self, d_model: int, device: str, n_outputs: int = len(OUTPUTS)) -> None:
         self.n_tokens = 0
-        self.origin: Tensor | None = None
-        self.error, self.square, self.sum = torch.zeros(3, n_outputs, d_model, dtype=torch.float64, device=device)
+        shape = (n_outputs, d_model)
+        self.origin, self.error, self.square, self.sum = torch.zeros(4, *shape, dtype=torch.float64, device=device)
 
     def add(
         self, target: Float[Tensor, "token output d_model"], reconstruction: Float[Tensor, "token output d_model"]
     ) -> None:
         """Add tokens."""
         y = target.double()
-        if self.origin is None:
-            self.origin = y.mean(0)
+        self.add_part(WHOLE, y, (y - reconstruction.double()).square_())
         self.n_tokens += len(y)
-        self.error += (y - reconstruction.double()).square().sum(0)
-        y = y - self.origin
-        self.square += y.square().sum(0)
-        self.sum += y.sum(0)
+
+    def add_part(
+        self, part: Part, y: Float[Tensor, "token output d_model"], error: Float[Tensor, "token output d_model"]
+    ) -> None:
+        """Add y and ‖ε‖², float64, of some outputs and dimensions; the caller adds the tokens once all parts are in."""
+        if not self.n_tokens:
+            self.origin[part] = y.mean(0)
+        self.error[part].add_(error.sum(0))
+        y = y - self.origin[part]
+        self.sum[part].add_(y.sum(0))
+        self.square[part].add_(y.square_().sum(0))
 
     def total(self) -> Float[Tensor, "output d_model"]:
         """Return Σ (y − mean)² per dimension."""
@@ -82,13 +91,21 @@ class Variance:
 
     def mean(self) -> Float[Tensor, "output d_model"]:
         """Return the mean of each output."""
-        mean = self.sum / max(1, self.n_tokens)
-        return mean if self.origin is None else mean + self.origin
+        return self.sum / max(1, self.n_tokens) + self.origin
 
 
 def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token output d_model"]:
     """Return base, chat and their difference chat − base, stacked; the difference as it is where x is that."""
     return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
+
+
+def parts(target: Float[Tensor, "token output d_model"]) -> list[Part]:
+    """Return the parts that are summed one after another: on a CPU what fits its cache, on a GPU everything."""
+    _, n_outputs, d_model = target.shape
+    if target.is_cuda:
+        return [WHOLE]
+    starts = range(0, d_model, COLUMNS)
+    return [(slice(i, i + 1), slice(start, start + COLUMNS)) for i in range(n_outputs) for start in starts]
 
 
 def metric(name: str, model: str, subset: str, value: float) -> dict[str, Any]:
@@ -135,11 +152,17 @@ class HeldOut:
         target, reconstruction = with_difference(inputs), with_difference(reconstruction)
         members = {source: batch.source == i for i, source in enumerate(self.sources)}
         members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
-        for subset, member in members.items():
-            if member.any():
-                chosen = moved(np.flatnonzero(member), self.device)
-                self.variances[subset].add(target[chosen], reconstruction[chosen])
-                self.nonzeros[subset] += per_token[chosen].sum()
+        present = [subset for subset, member in members.items() if member.any()]
+        chosen = {subset: moved(np.flatnonzero(members[subset]), self.device) for subset in present}
+        for outputs, columns in parts(target):
+            y = target[:, outputs, columns].double()
+            error = (y - reconstruction[:, outputs, columns].double()).square_()
+            for subset in present:
+                own = slice(None) if len(chosen[subset]) == len(y) else chosen[subset]
+                self.variances[subset].add_part((outputs, columns), y[own], error[own])
+        for subset in present:
+            self.variances[subset].n_tokens += len(chosen[subset])
+            self.nonzeros[subset] += per_token[chosen[subset]].sum()
 
     def metrics(self, dead_fraction: float, name: str) -> Reconstruction:
         """Return the metrics. `name` is that of the crosscoder; `TunediffError`: a reconstruction is not finite."""

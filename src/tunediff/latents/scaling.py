@@ -20,13 +20,14 @@ from scipy import stats
 from torch import Tensor
 
 from tunediff.dictionaries.crosscoder import Crosscoder
+from tunediff.dictionaries.fused import available
 from tunediff.dictionaries.sparse import SparseCode
 from tunediff.statistics import resample_weights
 
 BASE, CHAT = 0, 1  # index on the `model` axis
 CHAT_DIRECTION, BASE_DIRECTION = 0, 1  # index on the `direction` axis; the base direction is the mirrored definition
 
-_GATHERED_ELEMENTS = 1 << 21  # decoder elements gathered at once: 8 MiB of float32, about a core's share of cache
+_PRODUCTS = 1 << 20  # projections asked for at once on a CPU: their indices are 16 MiB
 # elements of Σ f_j y, one row of all four targets per latent, held at once: in a core's cache; on a GPU few launches
 _SUMMED_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}
 _RESAMPLED_ELEMENTS = 1 << 22  # (resample, latent) elements of one bootstrap slice
@@ -69,16 +70,23 @@ def projections(
     code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
     """Return ⟨rows[token], directions[latent]⟩ for every nonzero of the code."""
-    return (whole_projections if rows.is_cuda else grouped_projections)(code, rows, directions)
+    if not rows.is_cuda:
+        return grouped_projections(code, rows, directions)
+    if not available(str(rows.device)):
+        return whole_projections(code, rows, directions)
+    from tunediff.dictionaries import kernels
+
+    return kernels.dots(code.offsets(), code.latent, rows, directions)
 
 
 def whole_projections(
     code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
-    """Return the projections from one large call: no shape that the host has to wait for.
+    """Return the projections from one large call of plain PyTorch: no shape that the host has to wait for.
 
-    The call makes one product per sample, in the order of the samples. Those of one nonzero follow one another, so the
-    warps of a GPU that read the same direction run side by side: it comes from memory once, not once per target.
+    It is for a GPU without Triton. The call makes one product per sample, in the order of the samples. Those of one
+    nonzero follow one another, so the warps of a GPU that read the same direction run side by side: if a cache keeps
+    it, it comes from memory once, not once per target.
     """
     n_directions, n_targets = directions.shape[1], rows.shape[1]
     shape = len(code.token), n_directions, n_targets
@@ -95,39 +103,11 @@ def whole_projections(
 def grouped_projections(
     code: SparseCode, rows: Float[Tensor, "token target d_model"], directions: Float[Tensor, "latent direction d_model"]
 ) -> Float[Tensor, "nonzero direction target"]:
-    """Return the projections group by group, as a CPU's cache wants it.
-
-    Tokens are sorted by their number of nonzeros and padded within small groups, so that each group is one batched
-    product over decoder rows that are still in cache: 4–5 times faster on a CPU than a gather of all rows.
-    """
-    n_directions, d_model = directions.shape[1:]
-    result = rows.new_empty(len(code.token), n_directions, rows.shape[1])
-    counts = torch.bincount(code.token, minlength=code.n_tokens)
-    starts = counts.cumsum(0) - counts
-    order = counts.argsort()
-    sizes = counts[order].tolist()
-    transposed = rows.transpose(1, 2)
-    # the longest token of the last group bounds every group
-    longest = sizes[-1] if sizes else 0
-    group = max(1, min(code.n_tokens, _GATHERED_ELEMENTS // max(1, longest * n_directions * d_model)))
-    last = max(0, len(code.token) - 1)
-    # one buffer for all groups: fresh memory costs a page fault per 4 kB
-    buffer = directions.new_empty(group * longest, n_directions, d_model)
-    for begin in range(0, code.n_tokens, group):
-        end = min(begin + group, code.n_tokens)
-        width = sizes[end - 1]
-        if width == 0:
-            continue
-        tokens = order[begin:end]
-        offset = torch.arange(width, device=rows.device)
-        inside = offset < counts[tokens, None]
-        position = (starts[tokens, None] + offset).clamp_(max=last)
-        latents = code.latent[position].flatten()
-        gathered = buffer[: len(latents)]
-        torch.index_select(directions, 0, latents, out=gathered)
-        products = torch.bmm(gathered.view(end - begin, width * n_directions, d_model), transposed[tokens])
-        result[position[inside]] = products.view(end - begin, width, n_directions, -1)[inside]
-    return result
+    """Return the projections some nonzeros at a time, so that the indices of a call stay in a CPU's cache."""
+    step = max(1, _PRODUCTS // (directions.shape[1] * rows.shape[1]))
+    parts = zip(code.token.split(step), code.latent.split(step), code.value.split(step), strict=True)
+    pieces = [whole_projections(SparseCode(*part, code.n_tokens), rows, directions) for part in parts]
+    return torch.cat(pieces)  # of no nonzero there is one piece, an empty one
 
 
 @dataclass
@@ -165,8 +145,9 @@ class ScalingSums:
         """Add ⟨y, u⟩ of every nonzero."""
         dots = projections(code, rows, directions)
         value = code.value.double()[:, None]
-        weighted = dots.flatten(1).double() * value  # per direction: T^base, T^chat, R^base, R^chat
-        terms = torch.cat([torch.ones_like(value), value, value**2, weighted], dim=1)
+        terms = value.new_empty(len(value), self.table.shape[2])
+        terms[:, 0], terms[:, 1:2], terms[:, 2:3] = 1, value, value**2
+        torch.mul(dots.flatten(1), value, out=terms[:, 3:])  # per direction: T^base, T^chat, R^base, R^chat
         key = block[code.token] * self.table.shape[1] + code.latent
         flat = self.table.view(-1, self.table.shape[2])
         if flat.is_cuda:  # sorted, so that equal runs give equal bits

@@ -26,7 +26,7 @@ def headline(run: Inputs, first: Mapping[str, Sequence[Mapping[str, Any]]]) -> s
     for name in names:
         judged = found[name]["judged"]
         lines += [_counts(found[name]), *(_latent(i, row, judged) for i, row in enumerate(first[name][:each], 1))]
-    return "\n".join([*lines, f"Read on: {run.folder}/report/index.html (in a browser); {run.folder}/summary.txt"])
+    return "\n".join([*lines, f"Read on: {run.folder}/report/index.html (in a browser)"])
 
 
 def _counts(row: Mapping[str, Any]) -> str:
