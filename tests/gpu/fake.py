@@ -268,8 +268,8 @@ def step(kind: str, setting: str, case: str) -> Costs:
     """Take two training steps at full scale on the fake GPU; return the costs of the second.
 
     Cases: `alive`, `dead` (`DEAD` latents in the auxiliary loss), `kernels` and `deadkernels` (as `kernels: auto`),
-    `logged` (metrics are computed, not read), and the mistakes that must be found: `item`, `cpu`, `zeros`. With `sharded`
-    the step is that of one of `RANKS` processes, without what travels between them.
+    `logged` (metrics are computed, not read), and the mistakes that must be found: `item`, `cpu`, `zeros`. With
+    `sharded` the step is that of one of `RANKS` processes, without what travels between them.
     """
     from tunediff.config.settings import TrainingSettings
     from tunediff.dictionaries import build, dictionary_settings
