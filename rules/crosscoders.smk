@@ -53,7 +53,7 @@ elif GRAPH.trained:
         params:
             python="python" if workflow.deployment_settings.deployment_method else sys.executable,
             script=ROOT / "workflow/scripts/train.py",
-            own_threads=max(1, THREADS // DEVICES),
+            own_threads=lambda wildcards, threads: max(1, threads // DEVICES),
             torchrun=f"{R}/logs/{{pair}}crosscoders/{{name}}.torchrun.log",
             given=lambda wildcards, input, output: given(
                 input,

@@ -88,7 +88,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 GPU = "cuda:0"
-D_MODEL, DICT_SIZE, N_TOKENS, DEAD = 2304, 73_728, 2048, 4096
+D_MODEL, DICT_SIZE, N_TOKENS, DEAD, RANKS = 2304, 73_728, 2048, 4096, 8
 BANDWIDTH = {"H100": 3.3e12, "H200": 4.3e12}  # bytes/s; an H200 computes as fast as an H100
 # What is gathered is read from memory once and then from the L2 cache where the array fits in it, else each time from
 # memory; both times are added. Assumed, not measured: 5.5 TB/s on either card; and 25 MB, as each half of the 50 MB of
@@ -268,17 +268,22 @@ def step(kind: str, setting: str, case: str) -> Costs:
     """Take two training steps at full scale on the fake GPU; return the costs of the second.
 
     Cases: `alive`, `dead` (`DEAD` latents in the auxiliary loss), `kernels` and `deadkernels` (as `kernels: auto`),
-    `logged` (metrics are computed, not read), and the mistakes that must be found: `item`, `cpu`, `zeros`.
+    `logged` (metrics are computed, not read), and the mistakes that must be found: `item`, `cpu`, `zeros`. With
+    `sharded` the step is that of one of `RANKS` processes, without what travels between them.
     """
     from tunediff.config.settings import TrainingSettings
     from tunediff.dictionaries import build, dictionary_settings
     from tunediff.dictionaries.fused import fuse
     from tunediff.dictionaries.precision import precision
+    from tunediff.dictionaries.sharding import WHOLE, Ranks
     from tunediff.dictionaries.training import make_optimizer, optimizer_step
+
+    class Alone(Ranks):
+        def exchange(self, operation: Any, *arguments: Any) -> None: ...
 
     own = dictionary_settings({"kind": kind, "dict_size": DICT_SIZE, **SECTIONS[kind]})
     with FakeTensorMode(), precision(setting):
-        dictionary = build(own, D_MODEL, 0, 50_000, 1000)
+        dictionary = build(own, D_MODEL, 0, 50_000, 1000, Alone(1, RANKS) if "sharded" in case else WHOLE)
         for values in (dictionary._parameters, dictionary._buffers):  # `Module.to` does not take fake tensors
             for name, value in values.items():
                 moved_there = value if value is None else value.detach().to(GPU)

@@ -5,12 +5,14 @@ import sys
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 from tunediff.config.settings import TrainingSettings
 from tunediff.dictionaries import build, dictionary_settings, kernels
 from tunediff.dictionaries.base import Dictionary
 from tunediff.dictionaries.fused import FusedWeight, RowSums, fuse
 from tunediff.dictionaries.precision import precision
+from tunediff.dictionaries.sharding import WHOLE, Ranks, Shard
 from tunediff.dictionaries.sparse import SparseCode
 from tunediff.dictionaries.training import make_optimizer, optimizer_step
 
@@ -74,20 +76,28 @@ def one_update() -> None:
             close(weight.rows.float(), parameter.detach().flatten(1), 2**-7 if low else 0)
 
 
+class Alone(Ranks):
+    """The only process of several: what it exchanges is its own."""
+
+    def exchange(self, operation: Any, *arguments: Any) -> None:
+        if operation is dist.all_gather:
+            arguments[0][0].copy_(arguments[1])
+
+
 def trained(
-    kind: str, fused: bool, stop: int | None = None, setting: str = "highest"
+    kind: str, fused: bool, stop: int | None = None, setting: str = "highest", shard: Shard = WHOLE
 ) -> tuple[Dictionary, list[float]]:
     """Return a dictionary after six steps, with latents that die on the way; with `stop`, saved and loaded there."""
     settings = {"kind": kind, "dict_size": 24, "k": 1, "aux_k": 3, "aux_weight": 0.5, "dead_after_tokens": N_TOKENS}
     generator, losses, auxiliary = torch.Generator().manual_seed(2), [], 0.0
-    dictionary = build(dictionary_settings(settings), D_MODEL, 0, 100, 5)
+    dictionary = build(dictionary_settings(settings), D_MODEL, 0, 100, 5, shard)
     with torch.no_grad():  # a tied start leaves gradients that are rounding alone, and Adam makes steps of them
         dictionary.encoder_weight.add_(0.01 * torch.randn(dictionary.encoder_weight.shape, generator=generator))
     optimizer = make_optimizer(dictionary, TRAINING)
     for step in range(6):
         if step in (0, stop):
             state = copy.deepcopy((dictionary.state_dict(), optimizer.state_dict()))
-            dictionary = build(dictionary_settings(settings), D_MODEL, 0, 100, 5)
+            dictionary = build(dictionary_settings(settings), D_MODEL, 0, 100, 5, shard)
             optimizer = make_optimizer(dictionary, TRAINING)
             dictionary.load_state_dict(state[0])
             optimizer.load_state_dict(state[1])
@@ -113,6 +123,10 @@ def steps() -> None:
     first, whole = trained("batchtopk", True)
     assert losses == whole
     assert all(torch.equal(resumed.get_parameter(name), value) for name, value in first.named_parameters())
+    sharded, losses = trained("batchtopk", True, shard=Alone(0, 1))
+    close(torch.tensor(losses), torch.tensor(whole), 1e-6)
+    for name, value in first.named_parameters():
+        close(sharded.get_parameter(name), value)
 
 
 def low() -> None:
