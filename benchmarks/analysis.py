@@ -107,13 +107,14 @@ def firing_of(codes: list[SparseCode], dict_size: int) -> windows.Firing:
     return windows.Firing(maximum.numpy(), torch.bincount(latent, minlength=dict_size).numpy())
 
 
-def find_examples(crosscoder: Crosscoder, codes: list[SparseCode], n_tokens: int) -> windows.Found:
+def find_examples(
+    crosscoder: Crosscoder, codes: list[SparseCode], firing: windows.Firing, n_tokens: int
+) -> windows.Found:
     """Run the examples' pass over tokens whose codes are given."""
     tokens, store = tokens_of(n_tokens)
     nothing, size = torch.empty(0), codes[0].n_tokens
     batches = [batch_of(nothing, tokens, store.row[i * size : (i + 1) * size]) for i in range(len(codes))]
     with patch.object(windows, "encoded_batches", lambda *_: zip(batches, codes, strict=True)):
-        firing = firing_of(codes, crosscoder.dict_size)
         return windows.find(crosscoder, firing, store, tokens, ExampleSettings(), "cpu", "examples")[0]
 
 
@@ -132,7 +133,7 @@ def alone(what: str, shape: Shape, n_tokens: int, threads: int) -> None:
         elif what == "encoding":
             codes.clear()
     if what == "examples":
-        find_examples(crosscoder, codes, n_tokens)
+        find_examples(crosscoder, codes, firing_of(codes, crosscoder.dict_size), n_tokens)
 
 
 class Passes(NamedTuple):
@@ -168,16 +169,18 @@ def run(shape: Shape = SHAPES[0], batches: int = 16, n_tokens: int = 65_536, thr
             began = time.perf_counter()
             measured.add(batch, crosscoder.encode(x))
             seconds[name].append(time.perf_counter() - began)
-    times, own = compared(seconds), []
+    times, own, firing = compared(seconds), list[float](), firing_of(codes, crosscoder.dict_size)
     for _ in range(examples_rounds):
         began = time.perf_counter()
-        find_examples(crosscoder, codes, n_tokens)
+        find_examples(crosscoder, codes, firing, n_tokens)
         own.append(time.perf_counter() - began)
     per_batch = float(np.median(own)) * shape.n_tokens / n_tokens
     encoding = times["encoding"].seconds
     peaks = {}
     if memory:
-        peaks = {name: peak_memory(alone, name, shape, n_tokens, threads) for name in ("encoding", *PASSES)}
+        of = {"examples": n_tokens}  # which must hold the codes of a shard; the others hold a batch
+        few = 4 * shape.n_tokens
+        peaks = {n: peak_memory(alone, n, shape, of.get(n, few), threads) for n in ("encoding", *PASSES)}
     l0 = sum(len(code.latent) for code in codes) / n_tokens
     return Passes(times, 1 + per_batch / encoding, 1e3 * (encoding + per_batch), l0, peaks)
 

@@ -1,8 +1,8 @@
 """How fast shuffled batches are read, against a plain memory map of the same bytes in the same run.
 
 A store of random activations is written to a temporary folder (or --folder) and read from the page cache: into one
-block of float32, as training on a CPU reads it. The map's bytes are copied by one thread. One row of a markdown table is
-printed. Peak memory is that of a process that reads an epoch alone; the shards it maps or reads are not part of it.
+block of float32, as training on a CPU reads it. The map's bytes are copied by one thread. One row of a markdown table
+is printed. Peak memory is that of a process that reads an epoch alone; the shards it maps or reads are not part of it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tunediff.data.harvest import create_part
 from tunediff.pipeline.artifacts import building, seal
 
 HEADER = (
-    "| codec | d | token pairs | cores | batches, pairs/s | GB/s | memory map, GB/s | share of memory map | peak, GB |\n"
+    "| codec | d | token pairs | cores | batches, pairs/s | GB/s | memory map, GB/s | share of the map | peak, GB |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 

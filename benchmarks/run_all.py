@@ -1,6 +1,7 @@
-"""Print README's performance table: every row against its reference in the same run (a quiet machine, ~5 minutes).
+"""Print the table of docs/speed.md: every row against its reference in the same run (a quiet machine, ~8 minutes).
 
-Run in the environment of `make env`, after `make demo` (the last two rows read the demo's benchmarks/ and results/).
+Run in the environment of `make env`. After `make demo` two rows more read the demo's results/. GB beside a time are
+peak memory (`measured.peak_memory`).
 """
 
 import argparse
@@ -8,39 +9,50 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import analysis
 import latent_scaling
 import pandas as pd
 import reading
+import scaling
 import training_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def training_row() -> str:
-    """Sparse BatchTopK step against the dense one."""
-    r = training_step.run()
-    ours, reference = f"{r['tokens_per_second']:,.0f} tokens/s", f"dense: {r['tokens_per_second_dense']:,.0f} tokens/s"
-    result = f"{r['ratio']:.1f}× (≥ 2×), loss curves equal to {r['max_relative_loss_difference']:.0e}"
-    return f"| BatchTopK step, d 512, F 16,384, N 1,024, k 32 | {ours} | {reference} | {result} |"
+def training_rows() -> list[str]:
+    """A BatchTopK step against dense PyTorch and the paper's arithmetic."""
+    return [
+        training_step.row(shape, training_step.run(shape, steps, warmup=warmup))
+        for shape, steps, warmup in zip(training_step.SHAPES, (12, 4), (2, 1), strict=True)
+    ]
+
+
+def analysis_rows() -> list[str]:
+    """The passes of the analysis against encoding alone."""
+    made = []
+    for shape, batches, n_tokens in zip(training_step.SHAPES, (20, 10), (65_536, 16_384), strict=True):
+        made += analysis.rows(shape, analysis.run(shape, batches, n_tokens))
+    return made
 
 
 def scaling_row() -> str:
-    """Latent Scaling against encoding alone."""
+    """Latent Scaling against its definition."""
     r = latent_scaling.run()
-    ours, reference = f"{r['pass_ms']:.0f} ms a batch", f"encoding: {r['encode_ms']:.0f} ms"
-    result = f"{r['ratio']:.2f}× (≤ 1.3×), equal to the definition to {r['max_difference']:.0e}"
-    return f"| Latent Scaling, all latents and targets, same shape | {ours} | {reference} | {result} |"
+    return f"| Latent Scaling's β of all targets | | the definition | equal to {r['max_difference']:.0e} |"
 
 
-def reading_row(codec: str) -> str:
+def reading_row(codec: str, d_model: int) -> str:
     """Shuffled batches against a plain memory map."""
-    r = reading.run(codec=codec)
+    n, pool = (1_048_576, 128) if d_model < 1024 else (65_536, 32)
+    r = reading.run(n, d_model, codec=codec, pool_chunks=pool, rounds=3 if codec == "crc32c" else 1)
     ours = f"{r['pairs_per_second'] / 1e3:,.0f} k pairs/s ({r['gigabytes_per_second']:.2f} GB/s)"
     reference = f"memory map: {r['memory_map_gigabytes_per_second']:.2f} GB/s"
-    share = f"{r['share_of_memory_map']:.0%} of it (≥ 150 k pairs/s)"
-    return f"| Shuffled batches from the store, d 128, {codec} | {ours} | {reference} | {share} |"
+    share = f"{r['share_of_memory_map']:.0%} of it (≥ {150 if d_model < 1024 else 100} k pairs/s)"
+    what = f"Shuffled batches from the store, d {d_model}, {codec}"
+    return f"| {what} | {ours}, {r['peak_gigabytes']:.1f} GB | {reference} | {share} |"
 
 
 def demo_row() -> str:
@@ -70,16 +82,17 @@ def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| what | ours | reference | result (target) |\n|---|---|---|---|", flush=True)
-    rows = [
-        training_row,
-        scaling_row,
-        lambda: reading_row("crc32c"),
-        lambda: reading_row("blosc"),
-        demo_row,
-        dry_run_row,
+    rows: list[Callable[[], list[str]]] = [
+        training_rows,
+        analysis_rows,
+        lambda: [scaling_row()],
+        *(lambda c=c, d=d: [reading_row(c, d)] for d in (128, 2304) for c in ("crc32c", "blosc")),  # type: ignore[misc]
+        lambda: scaling.rows(scaling.run()),
     ]
+    if (ROOT / "results/benchmarks").is_dir():
+        rows += [lambda: [demo_row()], lambda: [dry_run_row()]]
     for row in rows:
-        print(row(), flush=True)
+        print("\n".join(row()), flush=True)
 
 
 if __name__ == "__main__":

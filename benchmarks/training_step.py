@@ -168,7 +168,7 @@ def run(shape: Shape = SHAPES[0], steps: int = 20, threads: int = 2, warmup: int
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
         difference = max(difference, *(abs(loss / losses["ours"] - 1) for loss in losses.values()))
-    memory = {name: peak_memory(steps_of, name, shape, 3, threads) for name in made}
+    memory = {name: peak_memory(steps_of, name, shape, 2, threads) for name in made}
     return Measured(compared(seconds), difference, memory)
 
 
