@@ -1,6 +1,8 @@
 # The planted benchmark (config/planted.yaml): per arm and seed a pair made from known latents, on which the ordinary
 # training and latent tables run; then its score against the truth.
 rule planted:
+    input:
+        unpack(reads(*GRAPH.stores("{pair}"))),
     output:
         stores=[directory(f"{R}/{path}.zarr") for path in GRAPH.stores("{pair}")],
         manifests=[f"{R}/{path}.json" for path in GRAPH.stores("{pair}")],

@@ -41,6 +41,9 @@ def test_two_processes_make_the_crosscoders_of_one(tmp_path: Path) -> None:
     manifests = [json.loads((each / f"{NAMES[0]}.json").read_text()) for each in (alone, folder)]
     assert manifests[0]["key"] == manifests[1]["key"]
     assert json.loads((folder / f"{NAMES[0]}.provenance.json").read_text())["processes"] == 2
+    run.edit_config("planted.train_tokens", 8192)
+    assert run.planned(*targets) == {"planted": 1, "train": 2}  # the stores of another config are made again
+    run.edit_config("planted.train_tokens", 16384)
     run.edit_config("training.learning_rate", 1e30)  # an error of both is one line
     failed = run.run(targets[0], check=False)
     lines = [line for line in (failed.stdout + failed.stderr).splitlines() if line.startswith("error: ")]
