@@ -91,8 +91,9 @@ GPU = "cuda:0"
 D_MODEL, DICT_SIZE, N_TOKENS, DEAD, RANKS = 2304, 73_728, 2048, 4096, 8
 BANDWIDTH = {"H100": 3.3e12, "H200": 4.3e12}  # bytes/s; an H200 computes as fast as an H100
 # What is gathered is read from memory once and then from the L2 cache where the array fits in it, else each time from
-# memory; both times are added. Assumed, not measured: 5.5 TB/s on either card; and 25 MB, as each half of the 50 MB of
-# an H100 holds what the processors on its side read.
+# memory. A level's time is all that passes it over its rate, and the slowest level counts: all is read through L2.
+# Assumed, not measured: 5.5 TB/s on either card; and 25 MB, as each half of the 50 MB of an H100 holds what the
+# processors on its side read.
 L2_BANDWIDTH, L2_BYTES = 5.5e12, 25e6
 SHARING = 64  # tokens of a batch on which the latent of a nonzero fires, on average over the nonzeros; assumed
 SECTOR = 32  # bytes that the read of one number takes
@@ -226,7 +227,8 @@ class Costs(TorchDispatchMode):
         total = 0.0
         for each in self.operations:
             rate = RATES[each.dtype if each.dtype == "bfloat16" else "high" if setting != "highest" else setting]
-            total += max(each.moved / BANDWIDTH[gpu] + each.cached / L2_BANDWIDTH, each.flops / rate)
+            levels = each.moved / BANDWIDTH[gpu], (each.moved + each.cached) / L2_BANDWIDTH
+            total += max(*levels, each.flops / rate)
         return total
 
     def summary(self, setting: str) -> dict[str, Any]:
