@@ -26,9 +26,8 @@ from tunediff.dictionaries.sparse import (
 )
 from tunediff.errors import TunediffError
 
-DRAWN = (
-    4096  # rows of a start at a time: a multiple of the 16 numbers torch makes at once, so parts give those of a whole
-)
+# Rows of a start drawn at a time: a multiple of the 16 numbers torch makes at once, so that parts give those of a whole.
+DRAWN = 4096
 
 
 class StepResult(NamedTuple):
