@@ -26,7 +26,7 @@ from tunediff.dictionaries.sparse import (
 )
 from tunediff.errors import TunediffError
 
-# Rows of a start drawn at a time: a multiple of the 16 numbers torch makes at once, so that parts give those of a whole.
+# Rows of a start drawn at once: a multiple of the 16 numbers torch makes together, so that parts give those of a whole.
 DRAWN = 4096
 
 
