@@ -51,6 +51,14 @@ def checkout(root: Path) -> Checkout:
     return run
 
 
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The same, run on this machine to Figure 4."""
+    run = checkout(tmp_path_factory.mktemp("local") / "run")
+    run.run(FIGURE)
+    return run
+
+
 def partitions(run: Checkout, limits: dict[str, Any]) -> None:
     (run.root / "profiles/slurm/partitions.yaml").write_text(yaml.safe_dump({"partitions": limits}))
 
@@ -105,11 +113,14 @@ def contents(run: Checkout) -> dict[str, Any]:
     return found
 
 
+def test_a_local_run_makes_figure_4_and_a_second_one_finds_nothing_to_do(local: Checkout) -> None:
+    assert (local.root / FIGURE).stat().st_size > 0
+    assert local.planned(FIGURE) == {}
+
+
 def test_cancelled_requeued_and_killed_it_ends_with_the_results_of_a_local_run(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, local: Checkout, tmp_path: Path
 ) -> None:
-    local = checkout(tmp_path / "local")
-    local.run(FIGURE)
     run = checkout(tmp_path / "slurm")
     results = run.root / "results/ci"
     running: Counter[str] = Counter()  # the most jobs of one training that ran at a time
