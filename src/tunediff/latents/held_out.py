@@ -64,6 +64,16 @@ class Variance:
         self.sum[part].add_(y.sum(0))
         self.square[part].add_(y.square_().sum(0))
 
+    def merge(self, other: "Variance") -> None:
+        """Add the sums of other tokens; nothing was added here, or as many outputs and dimensions."""
+        if not self.n_tokens:
+            self.origin.copy_(other.origin)
+        shift = other.origin - self.origin
+        self.error += other.error
+        self.square += other.square + 2 * shift * other.sum + other.n_tokens * shift.square()
+        self.sum += other.sum + other.n_tokens * shift
+        self.n_tokens += other.n_tokens
+
     def total(self) -> Float[Tensor, "output d_model"]:
         """Return Σ (y − mean)² per dimension."""
         return (self.square - self.sum.square() / max(1, self.n_tokens)).clamp(min=0)
@@ -99,13 +109,24 @@ def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "
     return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
 
 
-def parts(target: Float[Tensor, "token output d_model"]) -> list[Part]:
+def parts(x: Float[Tensor, "token stream d_model"]) -> list[Part]:
     """Return the parts that are summed one after another: on a CPU what fits its cache, on a GPU everything."""
-    _, n_outputs, d_model = target.shape
-    if target.is_cuda:
+    _, n_streams, d_model = x.shape
+    if x.is_cuda:
         return [WHOLE]
     starts = range(0, d_model, COLUMNS)
-    return [(slice(i, i + 1), slice(start, start + COLUMNS)) for i in range(n_outputs) for start in starts]
+    outputs = range(1 if n_streams == 1 else len(OUTPUTS))
+    return [(slice(i, i + 1), slice(start, start + COLUMNS)) for i in outputs for start in starts]
+
+
+def taken(x: Float[Tensor, "token stream d_model"], part: Part) -> Float[Tensor, "token output d_model"]:
+    """Return a part of `with_difference(x)`, without making the rest of it."""
+    outputs, columns = part
+    if part == WHOLE:
+        return with_difference(x)
+    if outputs.start < x.shape[1]:
+        return x[:, outputs, columns]
+    return x[:, 1:, columns] - x[:, :1, columns]
 
 
 def metric(name: str, model: str, subset: str, value: float) -> dict[str, Any]:
@@ -134,12 +155,12 @@ class Reconstruction(NamedTuple):
 
 
 class HeldOut:
-    """Sums over validation tokens per subset: "all", each source, "template"."""
+    """Sums over validation tokens per source, and over those of the template; "all" are those of all sources."""
 
     def __init__(self, crosscoder: Crosscoder, sources: list[str], device: str) -> None:
         self.crosscoder, self.sources, self.device = crosscoder, sources, device
         n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
-        subsets = ["all", *sources, "template"]
+        subsets = [*sources, "template"]
         self.variances = {subset: Variance(crosscoder.d_model, device, n_outputs) for subset in subsets}
         self.nonzeros = {subset: torch.zeros((), dtype=torch.int64, device=device) for subset in subsets}
 
@@ -149,29 +170,34 @@ class HeldOut:
         """Add the tokens of a batch."""
         per_token = code.offsets().diff()
         inputs = self.crosscoder.inputs(batch.activations)
-        target, reconstruction = with_difference(inputs), with_difference(reconstruction)
-        members = {source: batch.source == i for i, source in enumerate(self.sources)}
-        members |= {"all": np.ones(len(batch.row), dtype=bool), "template": batch.template}
-        present = [subset for subset, member in members.items() if member.any()]
-        chosen = {subset: moved(np.flatnonzero(members[subset]), self.device) for subset in present}
-        for outputs, columns in parts(target):
-            y = target[:, outputs, columns].double()
-            error = (y - reconstruction[:, outputs, columns].double()).square_()
-            for subset in present:
-                own = slice(None) if len(chosen[subset]) == len(y) else chosen[subset]
-                self.variances[subset].add_part((outputs, columns), y[own], error[own])
-        for subset in present:
-            self.variances[subset].n_tokens += len(chosen[subset])
-            self.nonzeros[subset] += per_token[chosen[subset]].sum()
+        members = {source: batch.source == i for i, source in enumerate(self.sources)} | {"template": batch.template}
+        chosen = {
+            subset: moved(np.flatnonzero(member), self.device) for subset, member in members.items() if member.any()
+        }
+        for part in parts(inputs):
+            y = taken(inputs, part).double()
+            error = (y - taken(reconstruction, part).double()).square_()
+            for subset, own in chosen.items():
+                one = len(own) == len(y)  # no copy of what is in one subset
+                self.variances[subset].add_part(part, y if one else y[own], error if one else error[own])
+        for subset, own in chosen.items():
+            self.variances[subset].n_tokens += len(own)
+            self.nonzeros[subset] += per_token[own].sum()
 
     def metrics(self, dead_fraction: float, name: str) -> Reconstruction:
         """Return the metrics. `name` is that of the crosscoder; `TunediffError`: a reconstruction is not finite."""
-        if not self.variances["all"].error.isfinite().all():
+        n_outputs, d_model = self.variances["template"].error.shape
+        whole = Variance(d_model, self.device, n_outputs)
+        variances = {"all": whole, **self.variances}
+        for source in self.sources:
+            whole.merge(self.variances[source])
+        nonzeros = {"all": sum(self.nonzeros[source] for source in self.sources), **self.nonzeros}
+        if not whole.error.isfinite().all():
             raise TunediffError(
                 f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
             )
         rows = []
-        for subset, variance in self.variances.items():
+        for subset, variance in variances.items():
             if variance.n_tokens:
                 columns = variance.fve(), variance.fve_standardised(), variance.largest_dimensions()
                 for model, fve, standardised, largest in zip(OUTPUTS[-len(columns[0]) :], *columns, strict=True):
@@ -179,10 +205,10 @@ class HeldOut:
                     rows.append(metric("fve_standardised", model, subset, standardised))
                     rows.append(metric("largest_dimension_share", model, subset, largest.share))
                     rows.append(metric("largest_dimension", model, subset, largest.dimension))
-        for subset, variance in self.variances.items():
+        for subset, variance in variances.items():
             if variance.n_tokens:
-                rows.append(metric("l0", "both", subset, int(self.nonzeros[subset]) / variance.n_tokens))
+                rows.append(metric("l0", "both", subset, int(nonzeros[subset]) / variance.n_tokens))
         rows.append(metric("dead_fraction", "both", "all", dead_fraction))
-        n_tokens = {subset: variance.n_tokens for subset, variance in self.variances.items()}
+        n_tokens = {subset: variance.n_tokens for subset, variance in variances.items()}
         dead = f"no firing on the {n_tokens['all']} counted validation tokens"
-        return Reconstruction(rows, n_tokens, dead, self.variances["all"].mean().tolist())
+        return Reconstruction(rows, n_tokens, dead, whole.mean().tolist())
