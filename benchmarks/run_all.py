@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import analysis
 import latent_scaling
 import pandas as pd
+import passes
 import reading
 import scaling
 import training_step
@@ -30,11 +30,11 @@ def training_rows() -> list[str]:
     ]
 
 
-def analysis_rows() -> list[str]:
+def passes_rows() -> list[str]:
     """The passes of the analysis against encoding alone."""
     made = []
     for shape, batches, n_tokens in zip(training_step.SHAPES, (20, 10), (65_536, 16_384), strict=True):
-        made += analysis.rows(shape, analysis.run(shape, batches, n_tokens))
+        made += passes.rows(shape, passes.run(shape, batches, n_tokens))
     return made
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     print("| what | ours | reference | result (target) |\n|---|---|---|---|", flush=True)
     rows: list[Callable[[], list[str]]] = [
         training_rows,
-        analysis_rows,
+        passes_rows,
         lambda: [scaling_row()],
         *(lambda c=c, d=d: [reading_row(c, d)] for d in (128, 2304) for c in ("crc32c", "blosc")),  # type: ignore[misc]
         lambda: scaling.rows(scaling.run()),

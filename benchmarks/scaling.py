@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import analysis
 import numpy as np
+import passes
 import torch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from measured import in_turn
@@ -35,12 +35,12 @@ Curves = dict[str, dict[str, list[float]]]  # seconds, by what changes and what 
 def of_shape(shape: Shape, repetitions: int) -> dict[str, float]:
     """Return the median seconds of a step and of a batch of the passes."""
     (ours,), x = sides(shape, ("ours",)).values(), synthetic(shape.d_model, shape.n_tokens)()
-    crosscoder, feed = analysis.planted(shape)
+    crosscoder, feed = passes.planted(shape)
     with torch.no_grad():
         drawn = next(feed)
-        tokens, store = analysis.tokens_of(analysis.DOCUMENT * 8 * shape.n_tokens // 256)
-        batch = analysis.batch_of(drawn, tokens, store.row[: shape.n_tokens])
-        into = analysis.validating(crosscoder)
+        tokens, store = passes.tokens_of(passes.DOCUMENT * 8 * shape.n_tokens // 256)
+        batch = passes.batch_of(drawn, tokens, store.row[: shape.n_tokens])
+        into = passes.validating(crosscoder)
 
     def adding() -> None:
         with torch.no_grad():
@@ -56,21 +56,21 @@ def of_shape(shape: Shape, repetitions: int) -> dict[str, float]:
 def of_tokens() -> list[float]:
     """Return the seconds of validation and examples, by number of tokens."""
     shape, seconds = Shape(), []
-    crosscoder, feed = analysis.planted(shape)
+    crosscoder, feed = passes.planted(shape)
     firing = None
     for n in [TOKENS[0], *TOKENS]:  # the first warms up
-        tokens, store = analysis.tokens_of(n)
+        tokens, store = passes.tokens_of(n)
         batches = [
-            analysis.batch_of(next(feed), tokens, store.row[start : start + shape.n_tokens])
+            passes.batch_of(next(feed), tokens, store.row[start : start + shape.n_tokens])
             for start in range(0, n, shape.n_tokens)
         ]
         if firing is None:
-            firing = analysis.firing_of([crosscoder.encode(batch.activations) for batch in batches], shape.dict_size)
-        began, into, codes = time.perf_counter(), analysis.validating(crosscoder), []
+            firing = passes.firing_of([crosscoder.encode(batch.activations) for batch in batches], shape.dict_size)
+        began, into, codes = time.perf_counter(), passes.validating(crosscoder), []
         for batch in batches:
             codes.append(crosscoder.encode(batch.activations))
             into.add(batch, codes[-1])
-        analysis.find_examples(crosscoder, codes, firing, n)
+        passes.find_examples(crosscoder, codes, firing, n)
         seconds.append(time.perf_counter() - began)
     return seconds[1:]
 

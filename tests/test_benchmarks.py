@@ -2,8 +2,8 @@
 
 import sys
 
-import analysis
 import measured
+import passes
 import pytest
 import scaling
 import torch
@@ -21,13 +21,13 @@ def test_all_sides_of_a_training_step_have_the_same_losses() -> None:
 
 
 def test_passes_are_those_of_the_stages_at_the_l0_that_was_asked_for() -> None:
-    shape = analysis.Shape(d_model=16, dict_size=256, n_tokens=256, k=8)
+    shape = passes.Shape(d_model=16, dict_size=256, n_tokens=256, k=8)
     threads = torch.get_num_threads()
-    found = analysis.run(shape, batches=3, n_tokens=1024, threads=threads, examples_rounds=1, memory=False)
+    found = passes.run(shape, batches=3, n_tokens=1024, threads=threads, examples_rounds=1, memory=False)
     assert list(found.times) == ["encoding", "fit", "validation"]
     assert found.l0 == pytest.approx(8, rel=0.2)
     assert found.examples > 1
-    rows = analysis.rows(shape, found._replace(memory=dict.fromkeys(["encoding", *analysis.PASSES], 1.0)))
+    rows = passes.rows(shape, found._replace(memory=dict.fromkeys(["encoding", *passes.PASSES], 1.0)))
     assert [row.count("|") for row in rows] == [5, 5, 5]
 
 
