@@ -158,7 +158,7 @@ class Crosscoder(nn.Module):
     def decode(self, code: SparseCode) -> Float[Tensor, "token stream d_model"]:
         """Return ĥ^m = Σ_j f_j d_j^m + b^m, or Δ̂."""
         if not code.is_dense(self.dict_size):
-            return sparse_decode(code, self.decoder_weight) + self.decoder_bias
+            return sparse_decode(code, self.decoder_weight).add_(self.decoder_bias)
         weight = self.decoder_weight.view(self.dict_size, -1)
         pieces = [dense.to(weight) @ weight for _, dense in code.dense_pieces(self.dict_size)]
         return torch.cat(pieces).view(-1, *self.decoder_bias.shape) + self.decoder_bias

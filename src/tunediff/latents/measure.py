@@ -83,13 +83,30 @@ class Measured:
         self.sums = scaling.ScalingSums.zeros(settings.blocks, len(directions), directions.shape[1], device, self.both)
         self.firing = Firing(len(directions), len(sources), device)
         self._total = torch.zeros(2, crosscoder.d_model, dtype=torch.float64, device=device)
+        self._targets = torch.empty(0, 4 if self.both else 2, crosscoder.d_model, device=device)
+
+    def _with_reconstruction(
+        self, x: Float[Tensor, "token model d_model"], code: SparseCode
+    ) -> tuple[Float[Tensor, "token target d_model"], Tensor | None]:
+        """Return what is projected, and what the code decodes to if anything asks for it.
+
+        Of a dictionary of both models, activations and reconstruction lie in one block, which the next call overwrites:
+        fresh memory costs more than the copy.
+        """
+        if not self.both:
+            return x, self.crosscoder.decode(code) if self.more else None
+        if len(self._targets) < len(x):
+            self._targets = self._targets.new_empty(len(x), *self._targets.shape[1:])
+        targets = self._targets[: len(x)]
+        targets[:, :2], targets[:, 2:] = x, self.crosscoder.decode(code)
+        return targets, targets[:, 2:]
 
     def add(self, batch: ActivationBatch, code: SparseCode) -> None:
         """Add a batch; on a GPU nothing waits."""
         x = batch.activations
-        reconstruction = self.crosscoder.decode(code) if self.both or self.more else None
+        targets, reconstruction = self._with_reconstruction(x, code)
         block = moved(scaling.document_block(batch.doc, len(self.sums.table)), x.device)
-        self.sums.add(code, x, reconstruction if self.both else None, self.directions, block)
+        self.sums.add(code, targets, None, self.directions, block)
         self._total += x.sum(0, dtype=torch.float64)
         self.firing.add(code, batch.source, batch.template)
         if self.more is not None and reconstruction is not None:
