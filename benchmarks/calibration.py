@@ -55,7 +55,9 @@ def sums_of(pair: PlantedPair, crosscoder: Crosscoder, n_documents: int, seed: i
     both = []
     for unit in (np.flatnonzero(counted) // length, np.flatnonzero(counted)):
         sums = ScalingSums.zeros(n_blocks, crosscoder.dict_size)
-        sums.add(code, h, reconstruction, directions, torch.from_numpy(document_block(unit, n_blocks)))
+        sums.add(
+            code, torch.cat([h, reconstruction], dim=1), directions, torch.from_numpy(document_block(unit, n_blocks))
+        )
         both.append(sums)
     return both
 

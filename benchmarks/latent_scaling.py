@@ -81,7 +81,7 @@ def run(
     def step(into: ScalingSums, i: int) -> int:
         x = data[i].to(device)
         code = crosscoder.encode(x)
-        into.add(code, x, crosscoder.decode(code), directions, block[i])
+        into.add(code, torch.cat([x, crosscoder.decode(code)], dim=1), directions, block[i])
         return len(code.latent)
 
     step(ScalingSums.zeros(blocks, dict_size, 2, device), 0)  # warm up

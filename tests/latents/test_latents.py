@@ -140,7 +140,7 @@ def test_scaling_columns_are_those_of_the_sums_over_counted_tokens(pair, tmp_pat
         code = crosscoder.encode(x)
         sums = ScalingSums.zeros(6, 20)
         block = torch.from_numpy(document_block(tokens.doc[counted], 6))
-        sums.add(code, x, crosscoder.decode(code), scaling_directions(crosscoder), block)
+        sums.add(code, torch.cat([x, crosscoder.decode(code)], dim=1), scaling_directions(crosscoder), block)
         rare = sums.count.sum(0).numpy() < SETTINGS.min_count
         for target, beta in betas(sums.total(), direction_terms(crosscoder)).items():
             np.testing.assert_allclose(frame[f"beta_{target}_base{suffix}"], beta[0, :, 0], rtol=2e-4, atol=1e-5)

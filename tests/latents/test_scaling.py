@@ -56,7 +56,7 @@ def data(n=300, seed=0, d_model=6, dict_size=20):
 def sums_of(h, crosscoder, code, hat, block, directions=None):
     directions = scaling_directions(crosscoder).double() if directions is None else directions
     sums = ScalingSums.zeros(BLOCKS, crosscoder.dict_size, directions.shape[1])
-    sums.add(code, h, hat, directions, block)
+    sums.add(code, torch.cat([h, hat], dim=1), directions, block)
     return sums
 
 
@@ -169,7 +169,9 @@ def test_the_share_of_nonzeros_decides_the_way(monkeypatch, share, way):
     for name in ("_add_dense", "_add_sparse"):
         monkeypatch.setattr(ScalingSums, name, lambda *_, name=name: asked.append(name))
     rows, directions = torch.zeros(1000, 2, 3), torch.zeros(dict_size, 2, 3)
-    ScalingSums.zeros(1, dict_size).add(code, rows, rows, directions, torch.zeros(1000, dtype=torch.int64))
+    ScalingSums.zeros(1, dict_size).add(
+        code, torch.cat([rows, rows], dim=1), directions, torch.zeros(1000, dtype=torch.int64)
+    )
     assert asked == [way]
 
 

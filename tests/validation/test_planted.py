@@ -171,7 +171,7 @@ def test_latent_scaling_sees_what_was_planted():
     h = torch.from_numpy(drawn.activations[counted])
     sums = ScalingSums.zeros(1, crosscoder.dict_size)
     block = torch.zeros(len(h), dtype=torch.int64)
-    sums.add(code, h, crosscoder.decode(code), scaling_directions(crosscoder), block)
+    sums.add(code, torch.cat([h, crosscoder.decode(code)], dim=1), scaling_directions(crosscoder), block)
     beta = betas(sums.total(), direction_terms(crosscoder))
     truth, kind, factor = pair.true_nu(), kinds(pair), pair.concepts["factor"].to_numpy()
     written = ~np.isin(kind, ("base-only", "part"))  # chat has no direction of these

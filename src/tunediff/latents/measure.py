@@ -106,7 +106,7 @@ class Measured:
         x = batch.activations
         targets, reconstruction = self._with_reconstruction(x, code)
         block = moved(scaling.document_block(batch.doc, len(self.sums.table)), x.device)
-        self.sums.add(code, targets, None, self.directions, block)
+        self.sums.add(code, targets, self.directions, block)
         self._total += x.sum(0, dtype=torch.float64)
         self.firing.add(code, batch.source, batch.template)
         if self.more is not None and reconstruction is not None:

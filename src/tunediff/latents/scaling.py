@@ -128,18 +128,20 @@ class ScalingSums:
     def add(
         self,
         code: SparseCode,
-        activations: Float[Tensor, "token model d_model"],
-        reconstruction: Float[Tensor, "token model d_model"] | None,
+        targets: Float[Tensor, "token target d_model"],
         directions: Float[Tensor, "latent direction d_model"],
         block: Int[Tensor, "token"],
     ) -> None:
-        """Add the tokens of one batch, in place."""
-        rows = activations if reconstruction is None else torch.cat([activations, reconstruction], dim=1)
+        """Add the tokens of one batch, in place.
+
+        Targets are the activations of base and chat, then R of both where the sums have it; `block` is that of each
+        token's document.
+        """
         if code.is_dense(len(directions)):
             for tokens, dense in code.dense_pieces(len(directions)):
-                self._add_dense(dense.to(rows), rows[tokens], directions, block[tokens])
+                self._add_dense(dense.to(targets), targets[tokens], directions, block[tokens])
         else:
-            self._add_sparse(code, rows, directions, block)
+            self._add_sparse(code, targets, directions, block)
 
     def _add_sparse(self, code: SparseCode, rows: Tensor, directions: Tensor, block: Tensor) -> None:
         """Add ⟨y, u⟩ of every nonzero."""
