@@ -14,7 +14,7 @@ if GRAPH.trained:
             "../envs/tunediff.yaml"
         threads: THREADS
         resources:
-            mem_mb=MEMORY["latents"],
+            mem_mb=MEMORY["seeds"],
             runtime=240,
             gpu=GPU,
         params:

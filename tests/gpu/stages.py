@@ -163,7 +163,7 @@ class Stages:
         names = {seed: f"batchtopk-seed{seed}" for seed in (0, 1)}
         tables = {seed: LatentTable.read(self.read / f"latents/{name}.parquet") for seed, name in names.items()}
         decoders = {seed: directions(self.crosscoder(name)) for seed, name in names.items()}
-        build_matches({"batchtopk": decoders}, {"batchtopk": tables}, self.made / "seeds/matches.parquet", key="k")
+        build_matches({"batchtopk": tables}, lambda _: decoders, self.made / "seeds/matches.parquet", key="k")
         return columns("seeds", pd.read_parquet(self.made / "seeds/matches.parquet"))
 
 

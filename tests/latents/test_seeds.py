@@ -117,7 +117,7 @@ def test_dead_latents_are_not_matched_and_the_table_is_sealed(tmp_path: Path) ->
         "l1": {0: table_of(12, dead=(2, 3)), 4: table_of(12, dead=(2,), chat_only=(7,))},
         "one": {0: table_of(12)},
     }
-    found = build_matches(rows, tables, tmp_path / "matches.parquet", key="k")
+    found = build_matches(tables, rows.__getitem__, tmp_path / "matches.parquet", key="k")
     read = pd.read_parquet(tmp_path / "matches.parquet")
     assert read.columns.tolist() == list(SCHEMA) and read.attrs == {"stable_cosine": 0.8}
     own = found[(found["crosscoder"] == "l1") & (found["seed"] == 0)].set_index("latent")

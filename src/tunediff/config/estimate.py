@@ -45,6 +45,7 @@ BLOCK = 64  # bytes a nonzero takes while they are
 WINDOWS_EACH = 25  # documents of a latent's windows that no other latent's are of, about
 DIRECTIONS_FROM = 1 << 17  # tokens that random directions get their thresholds from
 PROMPT_TOKENS = 2_000  # of a request to explain
+COMPARED = 600 * MB  # cosines of two seeds' latents, see `seeds.HUNGARIAN_LATENTS` and `seeds.BLOCK`: two arrays
 EXAMPLES = 256 * MB  # blocks of cosines and of direct logits, each
 
 # Work.
@@ -215,6 +216,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
     twins = TWINS * 2 * 12 * LATENTS * run.tokens("validation")  # their firings, kept until the pair is known, sorted
     latents = 3 * weights + statistics + 2 * CODES + twins
     needs: dict[str, float] = {"latents": latents, "dictionary": 2 * weights}
+    needs["seeds"] = weights + len(c["training"].get("seeds", ())) * weights / 2 + COMPARED  # the decoder of every seed
     if trained:
         training = c["training"]
         states = 16 * parameters(d, max(size for _, size in trained))  # one job per dictionary

@@ -11,16 +11,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from tunediff.data.documents import ANSWER_ONSET, ONSET, Document, Message
 from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
+
+if TYPE_CHECKING:  # most who read tokens load no model
+    from transformers import PreTrainedTokenizerBase
 
 DATE = "26 Jul 2024"  # Llama's templates write today's date where none is given; runs must not depend on the day
 MAX_CONCEPTS = 64  # bits of a label
@@ -53,7 +55,7 @@ class _OutOfTimeError(BaseException):
 
 
 @contextmanager
-def limited(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def limited(tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
     """Bound what a batch takes that is rendered inside: a chat template is a program that comes with a model.
 
     In the main thread alone: signals reach no other, and limits of the process would be set back out of turn.
@@ -104,7 +106,7 @@ class Rendered(NamedTuple):
     content: list[tuple[int, int, int]]  # per message: first and one past the last character, characters stripped left
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], prompt: bool) -> str:
+def apply_template(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]], prompt: bool) -> str:
     """Return the text that the chat template makes of turns; to be called within `limited`.
 
     `RenderError`: the template refuses them. `TunediffError`: it writes too much beside their contents.
@@ -124,7 +126,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str
     return text
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: bool = False) -> Rendered:
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], prompt: bool = False) -> Rendered:
     """Render messages with the chat template and find their contents in the text.
 
     With `prompt` the template ends with the header of the assistant's answer. `RenderError`: the template refuses the
@@ -162,7 +164,7 @@ class ChatRenderer:
     """Turns documents into token ids, masks and labels with one tokenizer."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, concepts: Sequence[str] = (), ignore_first_tokens: int = 0
+        self, tokenizer: "PreTrainedTokenizerBase", concepts: Sequence[str] = (), ignore_first_tokens: int = 0
     ) -> None:
         if not tokenizer.is_fast:
             raise TunediffError(

@@ -5,10 +5,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from tunediff.data.corpora import Skipped, documents, labels
 from tunediff.data.documents import Distinct, Document
@@ -18,6 +17,9 @@ from tunediff.data.tokens import TokenStore
 from tunediff.errors import TunediffError
 from tunediff.pipeline.artifacts import building, provenance, seal
 from tunediff.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENISER_BATCH = 256  # documents per call of the tokenizer
 
@@ -106,7 +108,7 @@ def tokenize_split(
     sources: Mapping[str, Mapping[str, Any]],
     budgets: Mapping[str, int],
     split: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     ignore_first_tokens: int,
     seed: int,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
@@ -52,6 +53,7 @@ CHAT_TEMPLATE = (
 VARIANTS = ("retuned", "continued")
 VARIANT_SEED = 1000  # of their corpora; the pair's own are seeds 0 to 2
 _IGNORED = -100  # the label that cross-entropy leaves out
+PIECES = r"\w+|[^\w\s]|\n"  # what is a token
 _VOCABULARY_SAMPLE = 12_000  # documents of each corpus that give the vocabulary: the rarest word occurs > 20 times
 
 
@@ -76,21 +78,26 @@ class PairConfig:
     seed: int = 0  # of the corpora, the initial weights and the order of batches
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The word-level tokenizer of both models: words, punctuation marks and newlines are tokens; `<bos>` is added."""
-    pieces = r"\w+|[^\w\s]|\n"
+@cache
+def _vocabulary() -> tuple[str, ...]:
+    """Every token, found in a sample of all texts; special ones first."""
     documents = chain.from_iterable(
         islice(corpus(0, split), _VOCABULARY_SAMPLE // 2)
         for corpus in (web_documents, chat_documents)
         for split in ("train", "validation")
     )
     texts = (message.content for document in documents for message in document.messages)
-    words = {word for text in texts for word in re.findall(pieces, text)}
-    vocabulary = [*SPECIAL_TOKENS, "\n", *sorted({*words, "user", "model"} - {"\n"})]
+    words = {word for text in texts for word in re.findall(PIECES, text)}
+    return (*SPECIAL_TOKENS, "\n", *sorted({*words, "user", "model"} - {"\n"}))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The word-level tokenizer of both models: words, punctuation marks and newlines are tokens; `<bos>` is added."""
+    vocabulary = _vocabulary()
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(Regex(pieces), "isolated")]
+        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(Regex(PIECES), "isolated")]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", vocabulary.index("<bos>"))]

@@ -5,7 +5,7 @@ one vector: normalised on its own, the noise of a chat-only latent's base direct
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -128,8 +128,8 @@ def matches(
 
 
 def build_matches(
-    rows: Mapping[str, Mapping[int, Float[Tensor, "latent width"]]],
     tables: Mapping[str, Mapping[int, LatentTable]],
+    rows: Callable[[str], Mapping[int, Float[Tensor, "latent width"]]],
     out: Path,
     *,
     key: str,
@@ -137,17 +137,18 @@ def build_matches(
 ) -> pd.DataFrame:
     """Match the seeds of every crosscoder and write the matches (kind `matches`) at `out`.
 
-    `rows` holds the `directions`, `tables` the latent table per crosscoder (its name in the config) and seed.
+    `tables` holds the latent table per crosscoder (its name in the config) and seed. `rows` returns the `directions` of
+    a crosscoder per seed: those of one crosscoder are in memory at a time.
     """
     started = time.time()
     pieces, methods = [], {}
-    for name, own in tracked(rows.items(), "seeds", "crosscoder"):
-        frame, methods[name] = matches(own, tables[name], limit)
+    for name, own in tracked(tables.items(), "seeds", "crosscoder"):
+        frame, methods[name] = matches(rows(name), own, limit)
         pieces.append(frame.assign(crosscoder=name))
     result = pd.concat(pieces, ignore_index=True)[list(SCHEMA)].astype(SCHEMA)
     result.attrs["stable_cosine"] = STABLE_COSINE  # travels in the file
     facts = {
-        "seeds": {name: sorted(own) for name, own in rows.items()},
+        "seeds": {name: sorted(own) for name, own in tables.items()},
         "methods": methods,
         "similarity": "cosine of the concatenated decoder directions (base, chat), normalised as one vector",
         "stable": f"cosine ≥ {STABLE_COSINE} with the match in every other seed",

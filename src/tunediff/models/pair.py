@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+import transformers
 
 from tunediff.config.derive import require_safetensors
 from tunediff.demo import DEMO_MODELS
@@ -66,7 +66,7 @@ class PairInfo:
         manifest = read_manifest(self.folder, "models", self.key)
         require(self.folder, manifest, [name for name in manifest.files if fnmatch(name, f"{model}/{WEIGHTS}")])
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self) -> "transformers.PreTrainedTokenizerBase":
         """Load the tokenizer of the pair: the chat model's."""
         return load_tokenizer(self.chat, self.chat_revision)
 
@@ -197,7 +197,9 @@ def _place_demo(settings: Mapping[str, Any], shipped: Path, target: Path) -> Non
     (target / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check_agreement(base: Any, chat: Any, tokenizer: PreTrainedTokenizerBase, replacements: Mapping[int, int]) -> None:
+def _check_agreement(
+    base: Any, chat: Any, tokenizer: "transformers.PreTrainedTokenizerBase", replacements: Mapping[int, int]
+) -> None:
     for name, attribute in (("width (d_model)", "hidden_size"), ("number of blocks", "num_hidden_layers")):
         left, right = getattr(base, attribute), getattr(chat, attribute)
         if left != right:
@@ -242,7 +244,7 @@ def prepare_pair(settings: Mapping[str, Any], shipped: Path, out_dir: Path, *, k
             else:
                 of = _merge(model, target)
             try:
-                configs[name] = text_config(AutoConfig.from_pretrained(of.path, revision=of.revision))
+                configs[name] = text_config(transformers.AutoConfig.from_pretrained(of.path, revision=of.revision))
             except Exception as error:  # transformers raises all kinds for a damaged file
                 raise reading_error("model", of.told, error) from error
             placed[name] = of

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+import transformers
 from jaxtyping import Float, Int
-from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunediff.errors import TunediffError
 from tunediff.models.tokenizers import load_tokenizer
@@ -69,8 +68,15 @@ class ResidualModel:
     """A causal language model whose residual stream after block `layer` can be read and replaced."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layer: int, upper: bool = True, name: str = ""
+        self,
+        model: "transformers.PreTrainedModel",
+        tokenizer: "transformers.PreTrainedTokenizerBase",
+        layer: int,
+        upper: bool = True,
+        name: str = "",
     ) -> None:
+        from nnsight.modeling.transformers import TransformersModel  # seconds, for those who run a model alone
+
         self.name = name or type(model).__name__
         config = text_config(model.config)
         self.n_layers, self.d_model, self.vocab_size = config.num_hidden_layers, config.hidden_size, config.vocab_size
@@ -78,7 +84,7 @@ class ResidualModel:
         self.layer, self.upper = layer, upper
         self.model = model.eval().requires_grad_(False)
         # Checkpoints come with sampling and penalties of their own; answers here are greedy.
-        self.model.generation_config = GenerationConfig()
+        self.model.generation_config = transformers.GenerationConfig()
         path = find_blocks(model, self.n_layers)
         self._block: nn.Module = model.get_submodule(f"{path}.{layer}")
         parent, _, last = path.rpartition(".")

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import transformers
 
 from tunediff.errors import TunediffError
 
@@ -24,7 +24,7 @@ def reading_error(what: str, path: str, error: Exception) -> TunediffError:
     return TunediffError(f"{path}: cannot read the {what} ({cause}); {remedy}")
 
 
-def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, revision: str | None = None) -> "transformers.PreTrainedTokenizerBase":
     """Load a fast tokenizer.
 
     Raises
@@ -33,7 +33,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         It cannot be read, or it is not a fast one (only those map tokens to characters).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), revision=revision)
     except Exception as error:  # transformers and tokenizers raise all kinds for a damaged file
         raise reading_error("tokenizer", str(path), error) from error
     if not tokenizer.is_fast:
@@ -60,7 +60,7 @@ def _torn(token: str, decoded: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda found: f"<0x{ord(found[0]) - 0xDC00:02X}>", text)
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+def pieces(tokenizer: "transformers.PreTrainedTokenizerBase", ids: Iterable[int]) -> list[str]:
     """Return the text of each token alone, as it stands within a text: spaces and newlines kept, special tokens shown.
 
     Bytes that are no text alone come as <0xE2>; an id that the tokenizer does not know as <id 7>.
@@ -88,7 +88,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
 class Pieces:
     """The text of tokens (`pieces`), each made once."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "transformers.PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, str] = {}
 
@@ -108,7 +108,7 @@ def load_tokenizers(
     base_revision: str | None = None,
     chat_revision: str | None = None,
     told: tuple[str, str] | None = None,
-) -> PreTrainedTokenizerBase:
+) -> "transformers.PreTrainedTokenizerBase":
     """Load the chat tokenizer, having checked that the base model reads the same ids as the same tokens.
 
     `told` is how errors name the two, if not by their paths.

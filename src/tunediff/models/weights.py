@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # loads what is named of it when it is named: half a second, not three
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunediff.config.derive import PICKLED, require_safetensors
 from tunediff.errors import TunediffError
@@ -38,7 +38,7 @@ def check_finite(model: nn.Module, told: str) -> None:
 
 def load_model(
     path: str | Path, dtype: torch.dtype, revision: str | None = None, *, told: str | None = None, **options: Any
-) -> PreTrainedModel:
+) -> "transformers.PreTrainedModel":
     """Load a causal language model from a directory or the hub, its weights exactly those that its class has.
 
     Transformers fills what is missing at random. Weights that its class ties to others, or knows to do without, are not
@@ -54,7 +54,7 @@ def load_model(
     if Path(path).is_dir():
         require_safetensors(Path(path), told)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(path),
             dtype=dtype,
             revision=revision,

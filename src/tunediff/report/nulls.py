@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from tunediff.latents.metrics import Evaluation
 from tunediff.latents.table import LatentTable
@@ -43,6 +42,8 @@ def null_rates(
     TunediffError
         Two tables, of any of the pairs, state different criteria.
     """
+    from scipy.stats import binomtest  # half a second, for those who count nulls alone
+
     look.one_criterion(
         {f"{pair} {name}": table for pair, (tables, _) in pairs.items() for name, table in tables.items()}
     )
