@@ -47,7 +47,7 @@ elif GRAPH.trained:
             "../envs/tunediff.yaml"
         threads: THREADS
         resources:
-            mem_mb=MEMORY["train"] * DEVICES,
+            mem_mb=MEMORY["train"],
             runtime=2880,
             gpu=GPU * DEVICES,
         params:

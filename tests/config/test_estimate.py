@@ -108,6 +108,9 @@ def test_memory_of_training_by_hand() -> None:
     assert memory_mb(run)["train"] > 11_000
     three = run_of("gemma2-2b", ("training.seeds", [0, 1, 2]))
     assert memory_mb(three)["train"] == memory_mb(run)["train"]  # a job each
+    eight = run_of("gemma2-2b", ("training.devices", 8))  # states once, batches and pools each, and a copy at the end
+    more = 7 * (500 * MB + 2_048 * 5 * 2 * 4 * 2_304 + pool) + states / 4
+    assert memory_mb(eight)["train"] - memory_mb(run)["train"] == pytest.approx(1.15 * more / MB, abs=100)
 
 
 def test_memory_of_models_by_hand() -> None:
@@ -186,6 +189,20 @@ def test_work_by_hand() -> None:
     assert work["activations"].model == 110e6 * 2 * 2 * 14 * run.shape.block
     assert work["starts of jobs"].seconds == 400
     assert Rates(2.0, 5.0, 10.0).seconds(Work(4, 10, 30, 7)) == 2 + 2 + 3 + 7
+
+
+def test_several_gpus_share_the_training_and_nothing_else() -> None:
+    one, eight = (run_of("gemma2-2b", ("models.device", "cuda"), ("training.devices", n)) for n in (1, 8))
+    alone, shared = stages(one, 100), stages(eight, 100)
+    for done in ("dictionary", "traffic"):
+        assert getattr(shared["training"], done) == getattr(alone["training"], done) / 8
+    assert shared["training"].seconds == alone["training"].seconds
+    assert {name: work for name, work in shared.items() if name != "training"} == {
+        name: work for name, work in alone.items() if name != "training"
+    }
+    assert "on an H100, 8 in training, about" in " ".join(report(eight, {}, 100, 2).split())
+    on_cpu = run_of("gemma2-2b", ("models.device", "cpu"), ("training.devices", 8))
+    assert stages(on_cpu, 100)["training"] == alone["training"]
 
 
 def test_interventions_are_those_of_the_experiment() -> None:

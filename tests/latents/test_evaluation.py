@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tunediff.config.settings import EvaluationSettings, LatentSettings
 from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
 from tunediff.latents.evaluation import build_evaluation, cross_entropy
-from tunediff.latents.held_out import HeldOut, Reconstruction, Variance
+from tunediff.latents.held_out import HeldOut, Reconstruction, Variance, Variances
 from tunediff.latents.measure import build_table
 from tunediff.models.residual import ResidualModel, replace_tokens
 
@@ -93,28 +94,54 @@ def test_a_dictionary_of_the_difference_has_fve_of_that_alone(stage, tmp_path):
     assert "no reconstruction of either model" in result["left_out"]["cross_entropy"]
 
 
+def variance_of(y: torch.Tensor, guess: torch.Tensor, *starts: int) -> Variance:
+    """What batches that begin at `starts` give, next to a subset that has every other token."""
+    variances = Variances(2, *y.shape[1:], "cpu")
+    for start, stop in pairwise([0, *starts, len(y)]):
+        members = np.stack([np.ones(stop - start, dtype=bool), np.arange(start, stop) % 2 == 0])
+        variances.add(members, y[start:stop], guess[start:stop])
+    return variances.of(0)
+
+
+def with_difference(y: torch.Tensor) -> torch.Tensor:
+    return torch.cat([y, y[:, 1:] - y[:, :1]], dim=1)
+
+
 def test_perfect_and_mean_reconstructions():
-    y = torch.randn(50, 3, 4, dtype=torch.float64)
-    perfect, mean = Variance(4, "cpu"), Variance(4, "cpu")
-    for part in (slice(0, 20), slice(20, 50)):
-        perfect.add(y[part], y[part])
-        mean.add(y[part], y.mean(0).expand_as(y[part]))
+    y = torch.randn(50, 2, 4, dtype=torch.float64)
+    perfect, mean = variance_of(y, y, 20), variance_of(y, y.mean(0).expand_as(y), 20)
     for fve in ("fve", "fve_standardised"):
         assert getattr(perfect, fve)() == pytest.approx([1, 1, 1])
         assert getattr(mean, fve)() == pytest.approx([0, 0, 0], abs=1e-12)
-    torch.testing.assert_close(mean.mean(), y.mean(0))
+    torch.testing.assert_close(mean.mean(), with_difference(y).mean(0))
+
+
+def test_subsets_overlap_and_those_that_do_not_are_added():
+    generator = torch.Generator().manual_seed(0)
+    y, guess = torch.randn(2, 60, 1, 3, generator=generator) + 5
+    members = np.stack([np.arange(60) < 10, np.arange(60) >= 10, np.arange(60) % 3 == 0])
+    variances = Variances(3, 1, 3, "cpu")
+    for part in (slice(0, 25), slice(25, 60)):
+        variances.add(members[:, part], y[part], guess[part])
+    for own, member in {(0,): members[0], (2,): members[2], (0, 1): np.ones(60, dtype=bool)}.items():
+        found, of = variances.of(*own), y[member].double()
+        assert found.n_tokens == member.sum()
+        torch.testing.assert_close(found.total(), (of - of.mean(0)).square().sum(0))
+        torch.testing.assert_close(found.error, (of - guess[member].double()).square().sum(0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(found.mean(), of.mean(0))
 
 
 def test_one_dimension_can_carry_fve_alone():
     """By hand: dimension 1 has variance 99 of 100 and is perfect, dimension 0 is its mean, dimension 2 is constant."""
-    y = torch.zeros(400, 3, 3)
-    y[::2, :, 0], y[1::2, :, 0] = 1, -1
-    y[::4, :, 1], y[2::4, :, 1] = 198**0.5, -(198**0.5)
-    y[:, :, 2] = 7
+    base = torch.zeros(400, 3)
+    base[::2, 0], base[1::2, 0] = 1, -1
+    base[::4, 1], base[2::4, 1] = 198**0.5, -(198**0.5)
+    base[:, 2] = 7
+    y = torch.stack([base, -base], dim=1)  # the difference is −2 times the one of base
     guess = y.clone()
-    guess[:, :, 0], guess[:, :, 2] = 0, 6
-    variance = Variance(3, "cpu")
-    variance.add(y, guess)
+    guess[:, :, 0] = 0
+    guess[:, :, 2] *= 6 / 7
+    variance = variance_of(y, guess)
     assert variance.fve() == pytest.approx([1 - 2 / 100] * 3)  # the offset of the constant dimension counts here
     assert variance.fve_standardised() == pytest.approx([0.5] * 3)
     assert [(largest.dimension, largest.share) for largest in variance.largest_dimensions()] == [
@@ -126,17 +153,15 @@ def test_no_digit_is_lost_where_the_mean_is_far_larger_than_the_spread():
     """Float32 activations around a mean up to 10⁶ times their spread; two passes over the same numbers as reference."""
     g = torch.Generator().manual_seed(0)
     mean, scale = 6000.0, torch.tensor([6e-3, 2e-2, 1.0, 1.0])
-    y = (mean + scale * torch.randn(5000, 3, 4, generator=g)).float()
+    y = (mean + scale * torch.randn(5000, 2, 4, generator=g)).float()
     y[:, :, 3] = mean / 3  # constant: no variance, whatever the rounding
-    guess = y + 0.3 * scale * torch.randn(5000, 3, 4, generator=g)
+    guess = y + 0.3 * scale * torch.randn(5000, 2, 4, generator=g)
     naive = y.double().square().sum(0) - y.double().sum(0).square() / len(y)
-    variance = Variance(4, "cpu")
-    for part in (slice(0, 7), slice(7, 2000), slice(2000, 5000)):
-        variance.add(y[part], guess[part])
-    exact = y.double()
-    error, total = (exact - guess.double()).square().sum(0), (exact - exact.mean(0)).square().sum(0)
+    variance = variance_of(y, guess, 7, 2000)
+    exact = with_difference(y).double()
+    error, total = (exact - with_difference(guess)).square().sum(0), (exact - exact.mean(0)).square().sum(0)
     torch.testing.assert_close(variance.total()[:, :3], total[:, :3], rtol=1e-9, atol=0)
-    assert not torch.allclose(naive[:, :1], total[:, :1], rtol=1e-7, atol=0)  # what the plain sums would give
+    assert not torch.allclose(naive[:, :1], total[:2, :1], rtol=1e-7, atol=0)  # what the plain sums would give
     assert (variance.total()[:, 3] == 0).all()
     assert variance.fve() == pytest.approx((1 - error.sum(1) / total[:, :3].sum(1)).tolist(), rel=1e-9)
     standardised = 1 - (error[:, :3] / total[:, :3]).mean(1)
@@ -145,8 +170,7 @@ def test_no_digit_is_lost_where_the_mean_is_far_larger_than_the_spread():
 
 
 def test_without_variance_there_is_no_share_of_it():
-    variance = Variance(2, "cpu")
-    variance.add(torch.ones(3, 3, 2), torch.zeros(3, 3, 2))
+    variance = variance_of(torch.ones(3, 2, 2), torch.zeros(3, 2, 2))
     values = [*variance.fve(), *variance.fve_standardised(), *(x.share for x in variance.largest_dimensions())]
     assert len(values) == 9 and np.isnan(values).all()
 

@@ -175,6 +175,11 @@ class Setting(NamedTuple):
         """Whether that is a GPU, as far as this machine has one."""
         return self.device.startswith("cuda") or (self.device == "auto" and sees_gpu())
 
+    @property
+    def trainers(self) -> int:
+        """GPUs that train a dictionary together; processes on one CPU gain nothing and count as one."""
+        return self.config["training"].get("devices", 1) if self.on_gpu else 1
+
 
 def setting(config: Mapping[str, Any], shipped: Path, fetch: bool = True) -> Setting:
     """Return a checked config with the shape of its models; see `derive.model_config`."""
@@ -220,9 +225,11 @@ def memory_mb(run: Setting) -> dict[str, int]:
     if trained:
         training = c["training"]
         states = 16 * parameters(d, max(size for _, size in trained))  # one job per dictionary
-        batch = training["batch_size"] * (4 * 4 * most + PREFETCHED * 2 * 4 * d)
         pool = min(training["pool_chunks"] * acts["chunk_tokens"], run.tokens("train"))
-        needs["train"] = states + batch + 2 * pool * 2 * d * width
+        read = training["batch_size"] * PREFETCHED * 2 * 4 * d + 2 * pool * 2 * d * width  # by each process
+        more = training["devices"] - 1  # processes; at their end the first one puts the dictionary together
+        needs["train"] = states + training["batch_size"] * 4 * 4 * most + read + more * (PROCESS + read)
+        needs["train"] += weights if more else 0
     if run.planted:
         needs["stores"] = 3 * 4 * 2 * d * run.tokens("train")
         needs["scores"] = needs["train"] + latents
@@ -313,6 +320,12 @@ class Work(NamedTuple):
     traffic: float = 0  # bytes read and written
     seconds: float = 0  # that no device shortens
 
+    def shared(self, devices: int) -> "Work":
+        """Return what one of several devices does of it."""
+        return self._replace(
+            model=self.model / devices, dictionary=self.dictionary / devices, traffic=self.traffic / devices
+        )
+
 
 class Rates(NamedTuple):
     """What a device does in a second."""
@@ -377,7 +390,7 @@ def stages(run: Setting, jobs: int) -> dict[str, Work]:
     trained = [each for factor in run.pairs for each in run.trained(factor)]
     products = sum(kind.products * 4 * d * size for kind, size in trained)
     moved = ADAM * sum(parameters(d, size) for _, size in trained)
-    learned = Work(0, products * batch * steps, moved * steps, STEP_SECONDS * steps * len(trained))
+    learned = Work(0, products * batch * steps, moved * steps, STEP_SECONDS * steps * len(trained)).shared(run.trainers)
     dictionaries = [size for factor in run.pairs for size in run.dictionaries(factor)]
     encoded = sum(4 * d * size for size in dictionaries)  # operations a token
     fitted = min(train, c["latents"]["fit_tokens"] or train)
@@ -508,7 +521,8 @@ def _times(run: Setting, jobs: int, cores: int) -> str:
     gpu = Rates(GPU_MODEL[run.dtype], GPU_DICTIONARY[run.config["training"]["matmul_precision"]], GPU_TRAFFIC)
     cpu, work = calibrate(cores, run.dtype), stages(run, jobs)
     times = {name: (gpu if run.on_gpu else cpu).seconds(one) for name, one in work.items()}
-    modelled = f"on an H100 about {_time(sum(map(gpu.seconds, work.values())))} (rates modelled, not measured)"
+    cards = f"an H100, {run.trainers} in training," if run.trainers > 1 else "an H100"
+    modelled = f"on {cards} about {_time(sum(map(gpu.seconds, work.values())))} (rates modelled, not measured)"
     measured = f"{_time(sum(times.values()))} on {cores} CPU cores (calibrated: {cpu.dictionary / 1e9:.0f} GFLOP/s)"
     total = modelled if run.on_gpu else measured if run.device == "cpu" else f"{measured}, {modelled}"
     taken = "" if run.planted else f"; answers, KL: conversations of {100 * ANSWERED:.0f} % of max_tokens on average"

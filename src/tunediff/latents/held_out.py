@@ -4,12 +4,15 @@ Measured in the pass that measures the latents, and written beside their table. 
 activations are left out. The mean that FVE is measured against is the subset's own.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tunediff.data.activations import MODELS, ActivationBatch
@@ -21,8 +24,6 @@ from tunediff.pipeline.artifacts import check, read_json, write_json
 
 SUFFIX = ".held_out.json"  # of the file beside the latent table
 OUTPUTS = (*MODELS, "difference")  # what FVE is of; of a dictionary of the difference, the last alone
-Part: TypeAlias = tuple[slice, slice]  # some outputs, and some of their dimensions
-WHOLE: Part = (slice(None), slice(None))
 COLUMNS = 512  # dimensions of one output that a CPU sums at once: 4 MiB of float64 for 1,024 tokens
 
 
@@ -33,46 +34,18 @@ class LargestDimension(NamedTuple):
     share: float
 
 
+@dataclass(frozen=True)
 class Variance:
-    """Float64 sums of squares per dimension, for y of each output: each model and the difference, or that alone.
+    """Float64 sums per dimension over some tokens, for y of each output: each model and the difference, or that alone.
 
-    FVE = 1 − Σ‖ε‖² / Σ‖y − mean‖². Sums are of y less the mean of the first tokens added: where the mean is far larger
-    than the spread, as in real residual streams, sums of y itself would lose the digits of the variance.
+    FVE = 1 − Σ‖ε‖² / Σ‖y − mean‖², where the mean is that of these tokens. `sum` and `square` are of y less `origin`.
     """
 
-    def __init__(self, d_model: int, device: str, n_outputs: int = len(OUTPUTS)) -> None:
-        self.n_tokens = 0
-        shape = (n_outputs, d_model)
-        self.origin, self.error, self.square, self.sum = torch.zeros(4, *shape, dtype=torch.float64, device=device)
-
-    def add(
-        self, target: Float[Tensor, "token output d_model"], reconstruction: Float[Tensor, "token output d_model"]
-    ) -> None:
-        """Add tokens."""
-        y = target.double()
-        self.add_part(WHOLE, y, (y - reconstruction.double()).square_())
-        self.n_tokens += len(y)
-
-    def add_part(
-        self, part: Part, y: Float[Tensor, "token output d_model"], error: Float[Tensor, "token output d_model"]
-    ) -> None:
-        """Add y and ‖ε‖², float64, of some outputs and dimensions; the caller adds the tokens once all parts are in."""
-        if not self.n_tokens:
-            self.origin[part] = y.mean(0)
-        self.error[part].add_(error.sum(0))
-        y = y - self.origin[part]
-        self.sum[part].add_(y.sum(0))
-        self.square[part].add_(y.square_().sum(0))
-
-    def merge(self, other: "Variance") -> None:
-        """Add the sums of other tokens; nothing was added here, or as many outputs and dimensions."""
-        if not self.n_tokens:
-            self.origin.copy_(other.origin)
-        shift = other.origin - self.origin
-        self.error += other.error
-        self.square += other.square + 2 * shift * other.sum + other.n_tokens * shift.square()
-        self.sum += other.sum + other.n_tokens * shift
-        self.n_tokens += other.n_tokens
+    n_tokens: int
+    origin: Float[Tensor, "output d_model"]
+    error: Float[Tensor, "output d_model"]
+    sum: Float[Tensor, "output d_model"]
+    square: Float[Tensor, "output d_model"]
 
     def total(self) -> Float[Tensor, "output d_model"]:
         """Return Σ (y − mean)² per dimension."""
@@ -104,29 +77,66 @@ class Variance:
         return self.sum / max(1, self.n_tokens) + self.origin
 
 
-def with_difference(x: Float[Tensor, "token stream d_model"]) -> Float[Tensor, "token output d_model"]:
-    """Return base, chat and their difference chat − base, stacked; the difference as it is where x is that."""
-    return x if x.shape[1] == 1 else torch.cat([x, x[:, 1:] - x[:, :1]], dim=1)
+class Variances:
+    """`Variance` of several subsets of the same tokens, which may overlap, added batch by batch.
+
+    All share an origin near the mean of the first batch: where the mean is far larger than the spread, as in real
+    residual streams, sums of y itself would lose the digits of the variance. It is of float32, as y is, so that a
+    constant dimension has no variance at all.
+    """
+
+    def __init__(self, n_subsets: int, n_streams: int, d_model: int, device: str) -> None:
+        self.n_tokens = np.zeros(n_subsets, dtype=np.int64)
+        n_outputs = len(OUTPUTS) if n_streams == len(MODELS) else 1
+        self.origin = torch.zeros(n_outputs, d_model, dtype=torch.float64, device=device)
+        self.error, self.sum, self.square = self.origin.new_zeros(3, n_subsets, n_outputs, d_model)
+
+    def add(
+        self,
+        members: NDArray[np.bool_],
+        target: Float[Tensor, "token stream d_model"],
+        reconstruction: Float[Tensor, "token stream d_model"],
+    ) -> None:
+        """Add tokens, each to the subsets it is in: `members` is (subset, token)."""
+        first, weight = not self.n_tokens.any(), moved(members.astype(np.float64), target.device)
+        for outputs, columns in parts(target):
+            place = slice(None), outputs, columns
+            y = taken(target, outputs, columns)
+            if first:
+                self.origin[outputs, columns] = y.mean(0, dtype=torch.float64).float()
+            error = (y - taken(reconstruction, outputs, columns)).double().square_()
+            y = y - self.origin[outputs, columns]
+            self.error[place] += torch.tensordot(weight, error, dims=1)
+            self.sum[place] += torch.tensordot(weight, y, dims=1)
+            self.square[place] += torch.tensordot(weight, y.square_(), dims=1)
+        self.n_tokens += members.sum(axis=1)
+
+    def of(self, *subsets: int) -> Variance:
+        """Return the sums of some subsets that do not overlap, as those of one."""
+        own = list(subsets)
+        sums = (values[own].sum(0) for values in (self.error, self.sum, self.square))
+        return Variance(int(self.n_tokens[own].sum()), self.origin, *sums)
 
 
-def parts(x: Float[Tensor, "token stream d_model"]) -> list[Part]:
-    """Return the parts that are summed one after another: on a CPU what fits its cache, on a GPU everything."""
+def parts(x: Float[Tensor, "token stream d_model"]) -> Iterator[tuple[slice, slice]]:
+    """Yield outputs and dimensions that are summed one after another: on a CPU what fits its cache, on a GPU all."""
     _, n_streams, d_model = x.shape
     if x.is_cuda:
-        return [WHOLE]
-    starts = range(0, d_model, COLUMNS)
-    outputs = range(1 if n_streams == 1 else len(OUTPUTS))
-    return [(slice(i, i + 1), slice(start, start + COLUMNS)) for i in outputs for start in starts]
+        yield slice(None), slice(None)
+        return
+    for i in range(1 if n_streams == 1 else len(OUTPUTS)):
+        for start in range(0, d_model, COLUMNS):
+            yield slice(i, i + 1), slice(start, start + COLUMNS)
 
 
-def taken(x: Float[Tensor, "token stream d_model"], part: Part) -> Float[Tensor, "token output d_model"]:
-    """Return a part of `with_difference(x)`, without making the rest of it."""
-    outputs, columns = part
-    if part == WHOLE:
-        return with_difference(x)
-    if outputs.start < x.shape[1]:
+def taken(
+    x: Float[Tensor, "token stream d_model"], outputs: slice, columns: slice
+) -> Float[Tensor, "token output d_model"]:
+    """Return some dimensions of base, chat and their difference chat − base; of a difference alone as it is."""
+    if x.shape[1] == 1 or (outputs.start is not None and outputs.stop <= len(MODELS)):
         return x[:, outputs, columns]
-    return x[:, 1:, columns] - x[:, :1, columns]
+    difference = x[:, 1:, columns] - x[:, :1, columns]
+    return difference if outputs.start is not None else torch.cat([x, difference], dim=1)
 
 
 def metric(name: str, model: str, subset: str, value: float) -> dict[str, Any]:
@@ -158,41 +168,26 @@ class HeldOut:
     """Sums over validation tokens per source, and over those of the template; "all" are those of all sources."""
 
     def __init__(self, crosscoder: Crosscoder, sources: list[str], device: str) -> None:
-        self.crosscoder, self.sources, self.device = crosscoder, sources, device
-        n_outputs = len(OUTPUTS) if crosscoder.reconstructs == "models" else 1
-        subsets = [*sources, "template"]
-        self.variances = {subset: Variance(crosscoder.d_model, device, n_outputs) for subset in subsets}
-        self.nonzeros = {subset: torch.zeros((), dtype=torch.int64, device=device) for subset in subsets}
+        self.crosscoder, self.sources = crosscoder, sources
+        self.variances = Variances(len(sources) + 1, *crosscoder.decoder_bias.shape, device)
+        self.nonzeros = torch.zeros(len(sources) + 1, dtype=torch.float64, device=device)
 
     def add(
         self, batch: ActivationBatch, code: SparseCode, reconstruction: Float[Tensor, "token stream d_model"]
     ) -> None:
         """Add the tokens of a batch."""
-        per_token = code.offsets().diff()
-        inputs = self.crosscoder.inputs(batch.activations)
-        members = {source: batch.source == i for i, source in enumerate(self.sources)} | {"template": batch.template}
-        chosen = {
-            subset: moved(np.flatnonzero(member), self.device) for subset, member in members.items() if member.any()
-        }
-        for part in parts(inputs):
-            y = taken(inputs, part).double()
-            error = (y - taken(reconstruction, part).double()).square_()
-            for subset, own in chosen.items():
-                one = len(own) == len(y)  # no copy of what is in one subset
-                self.variances[subset].add_part(part, y if one else y[own], error if one else error[own])
-        for subset, own in chosen.items():
-            self.variances[subset].n_tokens += len(own)
-            self.nonzeros[subset] += per_token[own].sum()
+        members = np.stack([*(batch.source == i for i in range(len(self.sources))), batch.template])
+        self.variances.add(members, self.crosscoder.inputs(batch.activations), reconstruction)
+        per_token = code.offsets().diff().double()
+        self.nonzeros += moved(members.astype(np.float64), per_token.device) @ per_token
 
     def metrics(self, dead_fraction: float, name: str) -> Reconstruction:
         """Return the metrics. `name` is that of the crosscoder; `TunediffError`: a reconstruction is not finite."""
-        n_outputs, d_model = self.variances["template"].error.shape
-        whole = Variance(d_model, self.device, n_outputs)
-        variances = {"all": whole, **self.variances}
-        for source in self.sources:
-            whole.merge(self.variances[source])
-        nonzeros = {"all": sum(self.nonzeros[source] for source in self.sources), **self.nonzeros}
-        if not whole.error.isfinite().all():
+        template = len(self.sources)
+        subsets = {"all": tuple(range(template))} | {source: (i,) for i, source in enumerate(self.sources)}
+        subsets["template"] = (template,)
+        variances = {subset: self.variances.of(*own) for subset, own in subsets.items()}
+        if not variances["all"].error.isfinite().all():
             raise TunediffError(
                 f"{name}: the reconstruction error is not finite; delete the crosscoder and run snakemake again"
             )
@@ -207,8 +202,9 @@ class HeldOut:
                     rows.append(metric("largest_dimension", model, subset, largest.dimension))
         for subset, variance in variances.items():
             if variance.n_tokens:
-                rows.append(metric("l0", "both", subset, int(nonzeros[subset]) / variance.n_tokens))
+                own = self.nonzeros[list(subsets[subset])].sum()
+                rows.append(metric("l0", "both", subset, float(own) / variance.n_tokens))
         rows.append(metric("dead_fraction", "both", "all", dead_fraction))
         n_tokens = {subset: variance.n_tokens for subset, variance in variances.items()}
         dead = f"no firing on the {n_tokens['all']} counted validation tokens"
-        return Reconstruction(rows, n_tokens, dead, whole.mean().tolist())
+        return Reconstruction(rows, n_tokens, dead, variances["all"].mean().tolist())
