@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -183,3 +184,18 @@ def family_checkout(root: Path, pair: TinyPair, **models: Any) -> Checkout:
     }
     checkout.config.write_text(json.dumps(config))
     return checkout
+
+
+def assert_complete(checkout: Checkout, figures: tuple[str, ...], *targets: str) -> None:
+    """The figures are there, KL of the unedited chat model is 0, and nothing is left to do."""
+    results = checkout.root / "results"
+    for name in figures:
+        for suffix in ("pdf", "png", "csv"):
+            assert (results / f"figures/{name}.{suffix}").stat().st_size > 100
+    kl = pd.read_parquet(results / "causal/summary.parquet")
+    chat = kl[kl["intervention"] == "chat"]
+    assert (chat["mean"].abs() < 1e-5).all() and len(chat) == 2
+    assert (kl[kl["intervention"] == "none"]["mean"] > 1e-3).all()
+    for name in ("l1-seed0", "batchtopk-seed0"):
+        assert len(pd.read_parquet(results / f"latents/{name}.parquet")) == 64
+    assert checkout.planned(*targets) == {}

@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout, family_checkout
+from checkout import Checkout, assert_complete, family_checkout
 
 from helpers import TinyPair
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_pairs: Callable[[str], TinyPair], tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    checkout = family_checkout(tmp_path_factory.mktemp("rebuild") / "run", tiny_pairs("gemma2"))
+    """A whole run with a Llama-3-architecture pair, local models, local chats and texts."""
+    pair = tiny_pairs("llama3")
+    vocabulary = pair.tokenizer.get_vocab()
+    replaced = {str(vocabulary["<|eot_id|>"]): vocabulary["."]}
+    folder = tmp_path_factory.mktemp("rebuild") / "run"
+    checkout = family_checkout(folder, pair, ignore_first_tokens=3, base_token_replacements=replaced)
     checkout.run()
     return checkout
 
@@ -35,6 +40,10 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+def test_llama_pair_runs_to_every_figure(finished: Checkout) -> None:
+    assert_complete(finished, ("fig2", "fig3", "fig4", "training"))
 
 
 def test_touching_every_file_rebuilds_nothing(run: Checkout) -> None:

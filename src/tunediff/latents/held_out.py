@@ -169,7 +169,8 @@ class HeldOut:
 
     def __init__(self, crosscoder: Crosscoder, sources: list[str], device: str) -> None:
         self.crosscoder, self.sources = crosscoder, sources
-        self.variances = Variances(len(sources) + 1, *crosscoder.decoder_bias.shape, device)
+        n_streams, d_model = crosscoder.decoder_bias.shape
+        self.variances = Variances(len(sources) + 1, n_streams, d_model, device)
         self.nonzeros = torch.zeros(len(sources) + 1, dtype=torch.float64, device=device)
 
     def add(
