@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the soak sets in its worker processes is set back."""
+    """What the soak sets in its worker processes is set back; no hub is asked, whatever was imported before."""
     monkeypatch.setattr(estimate, "calibrate", estimate.calibrate)
     monkeypatch.setattr(rendering, "RENDER_SECONDS", rendering.RENDER_SECONDS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for kept_since_its_import in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{kept_since_its_import}.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(ROOT)
 
 
