@@ -48,6 +48,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_reading_results_loads_neither_models_nor_statistics() -> None:
+    code = (
+        "import sys, tunediff.data.activations, tunediff.data.tokens, tunediff.latents.table, tunediff.report.inputs\n"
+        "heavy = {'transformers', 'nnsight', 'scipy.stats'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_public_names_are_those_of_their_modules() -> None:
     homes = {name: getattr(tunediff, name) for name in tunediff.__all__ if name != "__version__"}
     assert {name: thing.__name__ for name, thing in homes.items()} == {name: name for name in homes}

@@ -108,6 +108,8 @@ def test_memory_of_training_by_hand() -> None:
     assert memory_mb(run)["train"] > 11_000
     three = run_of("gemma2-2b", ("training.seeds", [0, 1, 2]))
     assert memory_mb(three)["train"] == memory_mb(run)["train"]  # a job each
+    decoder = 8 * 2304 * 73_728  # of a seed; beside three, a whole dictionary as it is read
+    assert memory_mb(three)["seeds"] == pytest.approx(1.15 * (500 + 600 + 5 * decoder / MB), rel=0.01)
     eight = run_of("gemma2-2b", ("training.devices", 8))  # states once, batches and pools each, and a copy at the end
     more = 7 * (500 * MB + 2_048 * 5 * 2 * 4 * 2_304 + pool) + states / 4
     assert memory_mb(eight)["train"] - memory_mb(run)["train"] == pytest.approx(1.15 * more / MB, abs=100)

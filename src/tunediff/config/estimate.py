@@ -227,7 +227,7 @@ def memory_mb(run: Setting) -> dict[str, int]:
         states = 16 * parameters(d, max(size for _, size in trained))  # one job per dictionary
         pool = min(training["pool_chunks"] * acts["chunk_tokens"], run.tokens("train"))
         read = training["batch_size"] * PREFETCHED * 2 * 4 * d + 2 * pool * 2 * d * width  # by each process
-        more = training["devices"] - 1  # processes; at their end the first one puts the dictionary together
+        more = training["devices"] - 1  # processes, of which the first puts the dictionary together at the end
         needs["train"] = states + training["batch_size"] * 4 * 4 * most + read + more * (PROCESS + read)
         needs["train"] += weights if more else 0
     if run.planted:

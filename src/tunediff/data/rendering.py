@@ -21,7 +21,7 @@ from tunediff.data.documents import ANSWER_ONSET, ONSET, Document, Message
 from tunediff.data.masks import Mask
 from tunediff.errors import TunediffError
 
-if TYPE_CHECKING:  # most who read tokens load no model
+if TYPE_CHECKING:  # takes half a second; who reads tokens needs no tokenizer
     from transformers import PreTrainedTokenizerBase
 
 DATE = "26 Jul 2024"  # Llama's templates write today's date where none is given; runs must not depend on the day

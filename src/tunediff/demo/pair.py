@@ -53,7 +53,7 @@ CHAT_TEMPLATE = (
 VARIANTS = ("retuned", "continued")
 VARIANT_SEED = 1000  # of their corpora; the pair's own are seeds 0 to 2
 _IGNORED = -100  # the label that cross-entropy leaves out
-PIECES = r"\w+|[^\w\s]|\n"  # what is a token
+_PIECES = r"\w+|[^\w\s]|\n"  # what is a token
 _VOCABULARY_SAMPLE = 12_000  # documents of each corpus that give the vocabulary: the rarest word occurs > 20 times
 
 
@@ -87,7 +87,7 @@ def _vocabulary() -> tuple[str, ...]:
         for split in ("train", "validation")
     )
     texts = (message.content for document in documents for message in document.messages)
-    words = {word for text in texts for word in re.findall(PIECES, text)}
+    words = {word for text in texts for word in re.findall(_PIECES, text)}
     return (*SPECIAL_TOKENS, "\n", *sorted({*words, "user", "model"} - {"\n"}))
 
 
@@ -97,7 +97,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(Regex(PIECES), "isolated")]
+        [pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"), pre_tokenizers.Split(Regex(_PIECES), "isolated")]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", vocabulary.index("<bos>"))]

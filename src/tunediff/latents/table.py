@@ -46,7 +46,7 @@ def rank_sum(nu_reconstruction: NDArray, nu_error: NDArray, criterion: Criterion
     """
     ranked = criterion.bounded(nu_reconstruction, nu_error)
     result = np.full(len(ranked), np.nan)
-    from scipy.stats import rankdata  # half a second, for those who rank alone
+    from scipy.stats import rankdata  # takes half a second; only ranking needs it
 
     result[ranked] = rankdata(nu_reconstruction[ranked]) + rankdata(nu_error[ranked])
     return result

@@ -75,7 +75,7 @@ class ResidualModel:
         upper: bool = True,
         name: str = "",
     ) -> None:
-        from nnsight.modeling.transformers import TransformersModel  # seconds, for those who run a model alone
+        from nnsight.modeling.transformers import TransformersModel  # takes seconds; only who runs a model needs it
 
         self.name = name or type(model).__name__
         config = text_config(model.config)

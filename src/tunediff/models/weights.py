@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers  # loads what is named of it when it is named: half a second, not three
+import transformers  # its models load when one is named: half a second here, not three
 from torch import nn
 
 from tunediff.config.derive import PICKLED, require_safetensors

@@ -42,7 +42,7 @@ def null_rates(
     TunediffError
         Two tables, of any of the pairs, state different criteria.
     """
-    from scipy.stats import binomtest  # half a second, for those who count nulls alone
+    from scipy.stats import binomtest  # takes half a second; only nulls need it
 
     look.one_criterion(
         {f"{pair} {name}": table for pair, (tables, _) in pairs.items() for name, table in tables.items()}
